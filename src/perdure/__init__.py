@@ -1,0 +1,40 @@
+"""Perdure makes runs of AI agents and pipelines durable: kill the process, run it again, and it goes on where it stopped.
+
+Decorate functions with ``step`` and ``flow``, and execute them with ``run``; see the README for the rest.
+"""
+
+from perdure.codec import register
+from perdure.errors import PerdureError, RateLimited
+from perdure.model import Attribution, RunKey
+from perdure.retry import RetryPolicy
+from perdure.runtime.api import run
+from perdure.runtime.client import Client
+from perdure.runtime.config import CheckpointConfig
+from perdure.runtime.context import context
+from perdure.runtime.fanout import as_completed, first, gather, map
+from perdure.runtime.manager import CheckpointManager
+from perdure.runtime.steps import flow, step
+from perdure.stores import open_store
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attribution",
+    "CheckpointConfig",
+    "CheckpointManager",
+    "Client",
+    "PerdureError",
+    "RateLimited",
+    "RetryPolicy",
+    "RunKey",
+    "as_completed",
+    "context",
+    "first",
+    "flow",
+    "gather",
+    "map",
+    "open_store",
+    "register",
+    "run",
+    "step",
+]

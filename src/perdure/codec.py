@@ -1,0 +1,178 @@
+"""Values as JSON and back, types kept exactly, or an error that says where.
+
+The theory
+----------
+A step's result lives longer than the process that made it, so what comes back must be what went in: a tuple is no
+list, ``1`` is no ``1.0`` and no ``True``, a key may be an int. JSON has six types; everything else is an object with
+the reserved key ``"~"``, which names a *tag*::
+
+    [1, "a", null, {"k": 0.5}]                              itself
+    {"~": "tuple", "v": [1, 2]}                             (1, 2)
+    {"~": "datetime", "v": "2026-03-29T02:30:00", "zone": "Europe/Berlin", "fold": 1}
+    {"~": "data", "type": "crew:Review", "fields": {"score": 3}}
+    {"~": "dict", "v": [[1, "a"]]}                          a dict with a key that is no text, or with the key "~"
+    {"~": "blob", "as": "str", "sha256": "...", "size": 90000}
+
+So no dict of a user can be taken for a tag (rel:S3), and whatever is stored can be read without Perdure. There are two
+tables: codec_tags.py has the types of the standard library and numpy, codec_kinds.py the kinds of classes that a
+program may register (codec_types.py); codec_walk.py walks. Dispatch is on the exact type: a subclass of str that
+nobody registered is refused, because flattening it would lose it. Nothing is imported by a stored name (rel:S1).
+
+Refusal happens on save, before the step is marked done, and names the path in the value (W8, rel:R10, B1). On load
+there is no lenient mode (rel:S2): a form that ``dumps`` would not have written raises CodecError, never anything else.
+Depth, items and bytes are limited in both directions (rel:B4), by the same counts, so that what was saved loads.
+The depth limit is also what ends a cycle.
+
+``digest`` is the identity of a value, for the fingerprint of a step: sha256 over the same JSON in *canonical* form, in
+which the order of dict keys, the line numbers of tracebacks and the package in front of a module's name do not count.
+
+Rejected: pydantic, msgspec or orjson on untyped values (each loses tuples, sets, int keys or nan without a word);
+remembering shared references (two names for one list come back as two lists; identity is not a value); compression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from perdure.codec_kinds import Refused, error_text, printable, type_name
+from perdure.codec_tags import BLOB_THRESHOLD
+from perdure.codec_types import learn, register
+from perdure.codec_walk import ATOMS, MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Reader, Writer
+from perdure.errors import CodecError
+from perdure.model import ErrorInfo
+
+__all__ = [
+    "BLOB_THRESHOLD",
+    "CODEC_VERSION",
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "MAX_ITEMS",
+    "Payload",
+    "describe_error",
+    "digest",
+    "dumps",
+    "learn",
+    "loads",
+    "register",
+]
+
+CODEC_VERSION = 1
+_MAX_MESSAGE = 20_000
+_HEAD = 120
+_to_json = msgspec.json.Encoder().encode
+_from_json = msgspec.json.Decoder().decode
+
+
+class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a value stands inside a journal entry."""
+
+    codec: int
+    value: msgspec.Raw = msgspec.Raw(b"")
+    """tagged JSON; absent when the whole value is the blob refs[0]"""
+    refs: tuple[str, ...] = ()
+    """sha256 of every blob the value needs"""
+    whole: bool = False
+    """the JSON itself is the blob refs[0]"""
+
+
+def dumps(value: object, where: str = "value") -> tuple[Payload, dict[str, bytes]]:
+    """``value`` as a payload and the blobs it needs, by sha256.
+
+    Texts and byte strings over BLOB_THRESHOLD become blobs; what is left becomes one too if it is over four times that.
+    Raises CodecError, naming the path from ``where`` and the type, for whatever could not be read back exactly.
+    """
+    writer = Writer(canonical=False)
+    raw = _written(writer, value, where)
+    if len(raw) <= 4 * BLOB_THRESHOLD:
+        return Payload(CODEC_VERSION, msgspec.Raw(raw), tuple(writer.blobs)), writer.blobs
+    name = sha256(raw).hexdigest()
+    refs = (name, *(ref for ref in writer.blobs if ref != name))
+    return Payload(CODEC_VERSION, refs=refs, whole=True), {name: raw, **writer.blobs}
+
+
+def loads(payload: Payload, blobs: Mapping[str, bytes] = {}) -> Any:
+    """The value in ``payload``; ``blobs`` has the content of ``payload.refs`` (the store has checked each sha256).
+
+    Raises CodecError, and nothing else, if the payload is not what ``dumps`` writes, if it names a type that is not
+    registered, or if a blob is missing.
+    """
+    if payload.codec != CODEC_VERSION:
+        raise CodecError(
+            f"a stored value has codec version {payload.codec}; this Perdure reads version {CODEC_VERSION}.",
+            hint="Open it with the Perdure that wrote it; nothing was changed.",
+        )
+    reader = Reader(blobs)
+    try:
+        raw = _stored_json(payload, blobs)
+        reader.spend(len(raw))
+        stored = _from_json(raw)
+        return stored if type(stored) in ATOMS else reader.value(stored)
+    except Refused as problem:
+        raise CodecError(f"value{problem.path()}{problem}", hint=problem.hint) from problem.__cause__
+    except RecursionError as problem:
+        raise CodecError(
+            "a stored value is nested too deeply for the stack that is left.",
+            hint="Load it nearer the top of the program.",
+        ) from problem
+    except Exception as problem:  # damaged JSON, or whatever a constructor says to damaged parts
+        raise CodecError(
+            f"a stored value is damaged or of another form than this program expects ({type(problem).__name__}).",
+            hint="Nothing was changed. Rerun the step that made it, or restore the store from a copy.",
+        ) from problem
+
+
+def _stored_json(payload: Payload, blobs: Mapping[str, bytes]) -> bytes:
+    raw = bytes(payload.value)
+    if not payload.whole:
+        return raw
+    if raw or not payload.refs:
+        raise Refused(" is said to be a blob, but none or more than one form of it is stored.")
+    blob = blobs.get(payload.refs[0])
+    if blob is None:
+        raise Refused(f" is a blob that is missing: sha256 {payload.refs[0][:64]}.")
+    return blob
+
+
+def digest(value: object, where: str) -> tuple[str, str]:
+    """(32 hexadecimal digits that are equal for equal values of equal type, first 120 characters of readable JSON).
+
+    The order of dict keys and of sets does not matter. Raises CodecError as ``dumps`` does.
+    """
+    if type(value) is str and len(value) > BLOB_THRESHOLD:
+        raw = _written(Writer(canonical=True), value, where)
+        shown = _to_json(value[:_HEAD].encode("utf-8", "replace").decode("utf-8"))
+    else:
+        shown = raw = _written(Writer(canonical=True), value, where)
+    head = shown[: 4 * _HEAD].decode("utf-8", "ignore")[:_HEAD]
+    return sha256(raw).hexdigest()[:32], head
+
+
+def describe_error(error: BaseException) -> ErrorInfo:
+    """``error`` as a record: its type as "module.qualname", its message, the end of its traceback. Never raises."""
+    try:
+        message = printable(str(error), _MAX_MESSAGE)
+    except Exception as problem:  # __str__ of a foreign exception is foreign code
+        message = f"(its message could not be read: {type(problem).__name__})"
+    try:
+        return ErrorInfo(printable(type_name(type(error)), 500), message, error_text(error))
+    except Exception as problem:
+        return ErrorInfo(type(error).__name__, message, f"(no traceback: {type(problem).__name__})")
+
+
+def _written(writer: Writer, value: object, where: str) -> bytes:
+    try:
+        raw: bytes = writer.json(writer.value(value))
+        writer.spend(len(raw))
+        return raw
+    except Refused as problem:
+        raise CodecError(f"{where}{problem.path()}{problem}", hint=problem.hint) from problem.__cause__
+    except RecursionError as problem:
+        raise CodecError(
+            f"{where} is nested too deeply for the stack that is left.", hint="Store a flatter value."
+        ) from problem
+    except Exception as problem:  # changed by another thread meanwhile, a name with broken Unicode ...
+        raise CodecError(f"{where} cannot be stored ({type(problem).__name__}).") from problem

@@ -1,0 +1,331 @@
+"""The fold: the state of a run, computed from its entries and from nothing else.
+
+``State.apply`` is the only place where a run's state changes, for a live process and for a reader alike. It checks every
+entry against the tables of states.py. Outputs stay encoded; they are decoded when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from perdure import journal as j
+from perdure import states
+from perdure.codec import Payload
+from perdure.errors import CorruptStore
+from perdure.model import ArgInfo, Attribution, ErrorInfo, RunKey, RunMeta
+
+
+class Attempt(msgspec.Struct):
+    """One execution of a step's body."""
+
+    number: int
+    started: float
+    ended: float = 0.0
+    outcome: str = states.RUNNING
+    """running, completed, flagged, failed, timed_out, refused, waiting, crashed or interrupted"""
+    error: ErrorInfo | None = None
+    seconds: float = 0.0
+    progress: Payload | None = None
+    text: list[str] = []
+    """what it streamed, in order"""
+
+
+class Identity(NamedTuple):
+    """What makes a step the same step in another life of the run."""
+
+    scope: str
+    name: str
+    fingerprint: str
+    n: int
+    """ordinal among requests equal in all the rest"""
+
+
+class Step(msgspec.Struct):
+    """Everything known of one step."""
+
+    number: int
+    identity: Identity
+    args: tuple[ArgInfo, ...]
+    digest: str
+    status: str = states.RUNNING
+    attempts: list[Attempt] = []
+    output: Payload | None = None
+    flagged: str = ""
+    failures: int = 0
+    """failed attempts since the flow was last told of a failure; what the retry policy counts"""
+    until: float = 0.0
+    """when the next attempt is due"""
+    generation: int = 0
+    """how often a person asked for it to be executed again"""
+    unused: bool = False
+    """the last completed life of the run did not ask for it"""
+
+    @property
+    def name(self) -> str:
+        return self.identity.name
+
+    @property
+    def path(self) -> str:
+        """Scope and name, as shown to people."""
+        return f"{self.identity.scope}/{self.name}" if self.identity.scope else self.name
+
+    @property
+    def recorded(self) -> bool:
+        return self.status in states.STEP_RECORDED
+
+    @property
+    def error(self) -> ErrorInfo | None:
+        return self.attempts[-1].error if self.attempts else None
+
+    @property
+    def seconds(self) -> float:
+        """How long the attempt that gave the result took."""
+        return self.attempts[-1].seconds if self.attempts else 0.0
+
+    @property
+    def partial_text(self) -> str:
+        """What the latest attempt that streamed anything has streamed."""
+        return next(("".join(a.text) for a in reversed(self.attempts) if a.text), "")
+
+    @property
+    def progress(self) -> Payload | None:
+        """What was saved last."""
+        return next((a.progress for a in reversed(self.attempts) if a.progress is not None), None)
+
+
+class State:
+    """A run as its journal tells it."""
+
+    def __init__(self, key: RunKey) -> None:
+        self.key = key
+        self.seq = 0
+        self.status: str | None = None
+        self.reason = ""
+        self.run_id = ""
+        self.flow = ""
+        self.digest = ""
+        self.target = ""
+        self.durability = "strict"
+        self.inputs: Payload | None = None
+        self.args: tuple[ArgInfo, ...] = ()
+        self.attribution = Attribution()
+        self.created = 0.0
+        self.updated = 0.0
+        self.lives = 0
+        self.epoch = 0
+        self.reused = 0
+        self.saved = 0.0
+        self.stopped_by = ""
+        """the person who paused the run, if one did"""
+        self.output: Payload | None = None
+        self.error: ErrorInfo | None = None
+        self.steps: dict[int, Step] = {}
+        self.index: dict[Identity, Step] = {}
+        self.by_name: dict[tuple[str, str], list[Step]] = {}
+        """(scope, name) -> steps, in the order in which they first started"""
+        self.scopes: dict[Identity, str] = {}
+        self.taken: dict[tuple[str, str], list[str]] = {}
+        """(scope, fan) -> branches in the order in which their results were handed on"""
+        self.current = ""
+        self._running: dict[int, Step] = {}
+        self._counts: Counter[str] = Counter()
+
+    def apply(self, entry: j.Entry) -> None:
+        """Take the next entry. Raises CorruptStore if it cannot follow what came before."""
+        if entry.seq != self.seq + 1:
+            raise CorruptStore(f"run {self.key}: entry {entry.seq} follows entry {self.seq}. Nothing was changed.")
+        _APPLY[type(entry)](self, entry)
+        self.seq = entry.seq
+        self.updated = entry.at
+
+    def meta(self) -> RunMeta:
+        """The row that listings show."""
+        count = self._counts
+        return RunMeta(
+            goal=self.key.goal,
+            episode=self.key.episode,
+            status=self.status or states.RUNNING,
+            flow=self.flow,
+            reason=self.reason,
+            created=self.created,
+            updated=self.updated,
+            seq=self.seq,
+            completed=count[states.COMPLETED],
+            failed=count[states.FAILED],
+            flagged=count[states.FLAGGED],
+            running=count[states.RUNNING],
+            current=self.current,
+            tags=self.attribution.tags,
+        )
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    def _move_run(self, entry: j.Entry) -> None:
+        kind = j.kind_of(entry)
+        try:
+            self.status = states.RUN[self.status, kind]
+        except KeyError:
+            raise CorruptStore(
+                f"run {self.key}: entry {entry.seq} is {kind!r}, which cannot follow the state {self.status!r}. "
+                "Nothing was changed."
+            ) from None
+
+    def _run_began(self, entry: j.RunBegan) -> None:
+        self._move_run(entry)
+        self.run_id, self.flow, self.digest, self.target = entry.run_id, entry.flow, entry.digest, entry.target
+        self.inputs, self.args, self.attribution = entry.inputs, entry.args, entry.attribution
+        self.durability, self.created, self.epoch, self.lives = entry.durability, entry.at, entry.epoch, 1
+
+    def _run_resumed(self, entry: j.RunResumed) -> None:
+        self._end_running("step_crashed", states.CRASHED, entry.at)
+        self._move_run(entry)
+        self.lives += 1
+        self.epoch = entry.epoch
+        self.digest = entry.digest or self.digest
+        self.reason, self.error, self.stopped_by = "", None, ""
+        if entry.inputs is not None:
+            self.inputs, self.args = entry.inputs, entry.args
+
+    def _run_completed(self, entry: j.RunCompleted) -> None:
+        self._end_run(entry)
+        self.output, self.reused, self.saved = entry.output, entry.reused, entry.saved
+        unused = set(entry.unused)
+        for step in self.steps.values():
+            step.unused = step.number in unused
+
+    def _run_failed(self, entry: j.RunFailed) -> None:
+        self._end_run(entry)
+        self.error, self.reason = entry.error, str(entry.error)
+
+    def _run_paused(self, entry: j.RunPaused) -> None:
+        self._end_run(entry)
+        self.reason, self.stopped_by = entry.reason, entry.by
+
+    def _run_interrupted(self, entry: j.RunInterrupted) -> None:
+        self._end_run(entry)
+        self.reason = entry.reason
+
+    def _end_run(self, entry: j.Entry) -> None:
+        self._end_running("step_interrupted", states.INTERRUPTED, entry.at)
+        self._move_run(entry)
+
+    def _end_running(self, event: str, outcome: str, at: float) -> None:
+        for step in list(self._running.values()):
+            self._move_step(step, event)
+            _end(step.attempts[-1], outcome, at)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _move_step(self, step: Step, event: str) -> None:
+        try:
+            status = states.STEP[step.status if step.attempts else None, event]
+        except KeyError:
+            raise CorruptStore(
+                f"run {self.key}: {event!r} cannot follow the state {step.status!r} of step {step.number} "
+                f"({step.path}). Nothing was changed."
+            ) from None
+        if step.attempts:
+            self._counts[step.status] -= 1
+        self._counts[status] += 1
+        step.status = status
+        if status == states.RUNNING:
+            self._running[step.number] = step
+        else:
+            self._running.pop(step.number, None)
+
+    def _step(self, number: int) -> Step:
+        try:
+            return self.steps[number]
+        except KeyError:
+            raise CorruptStore(
+                f"run {self.key}: entry {self.seq + 1} speaks of step {number}, which never started."
+            ) from None
+
+    def _attempt(self, step: int, attempt: int) -> Attempt:
+        for found in reversed(self._step(step).attempts):
+            if found.number == attempt:
+                return found
+        raise CorruptStore(f"run {self.key}: entry {self.seq + 1} speaks of attempt {attempt} of step {step}.")
+
+    def _scope_opened(self, entry: j.ScopeOpened) -> None:
+        self.scopes[Identity(entry.parent, entry.name, entry.fingerprint, entry.n)] = entry.path
+
+    def _branch_taken(self, entry: j.BranchTaken) -> None:
+        self.taken.setdefault((entry.scope, entry.fan), []).append(entry.branch)
+
+    def _step_started(self, entry: j.StepStarted) -> None:
+        step = self.steps.get(entry.step)
+        if step is None:
+            identity = Identity(entry.scope, entry.name, entry.fingerprint, entry.n)
+            step = Step(entry.step, identity, entry.args, entry.digest)
+            self.steps[entry.step] = self.index[identity] = step
+            self.by_name.setdefault((entry.scope, entry.name), []).append(step)
+        self._move_step(step, "step_started")
+        step.digest = entry.digest or step.digest
+        step.attempts.append(Attempt(entry.attempt, entry.at))
+        step.until, step.unused = 0.0, False
+        self.current = step.path
+
+    def _step_progress(self, entry: j.StepProgress) -> None:
+        self._attempt(entry.step, entry.attempt).progress = entry.value
+
+    def _step_chunk(self, entry: j.StepChunk) -> None:
+        self._attempt(entry.step, entry.attempt).text.append(entry.text)
+
+    def _step_completed(self, entry: j.StepCompleted) -> None:
+        step = self._step(entry.step)
+        self._move_step(step, "step_flagged" if entry.flagged else "step_completed")
+        _end(step.attempts[-1], step.status, entry.at, entry.seconds)
+        step.output, step.flagged, step.failures = entry.output, entry.flagged, 0
+
+    def _step_failed(self, entry: j.StepFailed) -> None:
+        step = self._step(entry.step)
+        self._move_step(step, "step_failed" if entry.final else "step_retrying")
+        _end(step.attempts[-1], entry.outcome, entry.at, entry.seconds, entry.error)
+        step.failures = 0 if entry.final else step.failures + 1
+        step.until = entry.until
+
+    def _step_waiting(self, entry: j.StepWaiting) -> None:
+        step = self._step(entry.step)
+        self._move_step(step, "step_waiting")
+        _end(step.attempts[-1], states.WAITING, entry.at, entry.seconds, entry.error)
+        step.until = entry.until
+
+    def _step_interrupted(self, entry: j.StepInterrupted) -> None:
+        step = self._step(entry.step)
+        self._move_step(step, "step_interrupted")
+        _end(step.attempts[-1], states.INTERRUPTED, entry.at)
+
+    def _steps_invalidated(self, entry: j.StepsInvalidated) -> None:
+        for number in entry.steps:
+            step = self._step(number)
+            self._move_step(step, "step_invalidated")
+            step.generation += 1
+            step.output, step.flagged = None, ""
+
+
+def _end(attempt: Attempt, outcome: str, at: float, seconds: float = 0.0, error: ErrorInfo | None = None) -> None:
+    attempt.outcome, attempt.ended, attempt.error = outcome, at, error
+    attempt.seconds = seconds or max(at - attempt.started, 0.0)
+
+
+_APPLY: dict[type[j.Entry], Callable[[State, j.Entry], None]] = {
+    kind: getattr(State, "_" + str(kind.__struct_config__.tag).partition("/")[0]) for kind in j.KINDS
+}
+
+
+def fold(key: RunKey, lines: Iterable[bytes]) -> State:
+    """The state after all records of a journal. Raises CorruptStore or NewerFormat; never guesses."""
+    state = State(key)
+    for line in lines:
+        state.apply(j.decode(key, line, state.seq + 1))
+    return state
+
+
+def summarise(key: RunKey, lines: list[bytes]) -> RunMeta:
+    """The listing row of a journal."""
+    return fold(key, lines).meta()

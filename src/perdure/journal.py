@@ -1,0 +1,259 @@
+"""The kinds of journal entries: every fact of a run that is kept, and nothing that is not.
+
+Each kind carries its version in its tag (``step_started/1``). A changed kind gets a new tag and a reader for the old
+one; a tag this program does not know means that a newer Perdure wrote it, and is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from perdure.codec import Payload
+from perdure.errors import CorruptStore, NewerFormat
+from perdure.framing import frame, unframe
+from perdure.model import ArgInfo, Attribution, ErrorInfo, RunKey
+
+
+class Entry(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind"):
+    """Base of all kinds. ``seq`` counts from 1 without gaps; ``at`` is seconds since 1970 by the appender's clock."""
+
+    seq: int = 0
+    at: float = 0.0
+
+
+class RunBegan(Entry, tag="run_began/1"):
+    """First entry of every journal."""
+
+    run_id: str
+    """random; makes idempotency keys unique even when a goal is used again in another store"""
+    flow: str
+    epoch: int
+    pid: int
+    host: str
+    digest: str = ""
+    inputs: Payload | None = None
+    args: tuple[ArgInfo, ...] = ()
+    attribution: Attribution = Attribution()
+    durability: str = "strict"
+    target: str = ""
+    """what the command line was given; shown to people, never imported"""
+
+
+class RunResumed(Entry, tag="run_resumed/1"):
+    """Another life of the run begins. Whatever was running is now known to have crashed."""
+
+    epoch: int
+    pid: int
+    host: str
+    digest: str = ""
+    inputs: Payload | None = None
+    """only when the run goes on with inputs that differ from the recorded ones, as told to"""
+    args: tuple[ArgInfo, ...] = ()
+
+
+class RunCompleted(Entry, tag="run_completed/1"):
+    output: Payload
+    reused: int = 0
+    """steps of this life whose recorded results were used"""
+    saved: float = 0.0
+    """seconds those steps took when they were executed"""
+    unused: tuple[int, ...] = ()
+    """recorded steps that this life did not ask for: superseded by an edit or other inputs"""
+
+
+class RunFailed(Entry, tag="run_failed/1"):
+    """An error left the flow. Recovery does not try it again by itself; a person may."""
+
+    error: ErrorInfo
+
+
+class RunPaused(Entry, tag="run_paused/1"):
+    """The run cannot or must not go on by itself; ``by`` names the person who stopped it, if one did."""
+
+    reason: str
+    by: str = ""
+
+
+class RunInterrupted(Entry, tag="run_interrupted/1"):
+    """The process was told to stop, and stopped in order."""
+
+    reason: str
+
+
+class ScopeOpened(Entry, tag="scope_opened/1"):
+    """A branch, nested flow or step body got its path: the ``n``-th of this name and inputs in ``parent``."""
+
+    path: str
+    name: str
+    parent: str = ""
+    fingerprint: str = ""
+    n: int = 0
+
+
+class BranchTaken(Entry, tag="branch_taken/1"):
+    """``as_completed`` or ``first`` (``fan``: which one, in ``scope``) handed on the result of ``branch``."""
+
+    fan: str
+    branch: str
+    scope: str = ""
+
+
+class StepStarted(Entry, tag="step_started/1"):
+    """Durable before the body runs. Identity and arguments stand in the first attempt's entry only."""
+
+    step: int
+    attempt: int
+    scope: str = ""
+    name: str = ""
+    fingerprint: str = ""
+    n: int = 0
+    args: tuple[ArgInfo, ...] = ()
+    digest: str = ""
+
+
+class StepProgress(Entry, tag="step_progress/1"):
+    """What a running attempt saved for the next one."""
+
+    step: int
+    attempt: int
+    value: Payload
+
+
+class StepChunk(Entry, tag="step_chunk/1"):
+    """Text that a running attempt streamed."""
+
+    step: int
+    attempt: int
+    text: str
+
+
+class StepCompleted(Entry, tag="step_completed/1"):
+    """Durable before the caller has the result. ``flagged`` says why the output is suspect, if it is."""
+
+    step: int
+    attempt: int
+    output: Payload
+    flagged: str = ""
+    seconds: float = 0.0
+    verified: bool = False
+    """found by the step's ``verify`` after a crash; no new attempt was made"""
+
+
+class StepFailed(Entry, tag="step_failed/1"):
+    """An attempt failed. ``final`` means that the flow was told; else the next attempt is due at ``until``."""
+
+    step: int
+    attempt: int
+    outcome: str
+    """failed, timed_out or refused"""
+    error: ErrorInfo
+    final: bool = False
+    until: float = 0.0
+    seconds: float = 0.0
+
+
+class StepWaiting(Entry, tag="step_waiting/1"):
+    """A rate limit: the next attempt is due at ``until``; the retry policy is not touched."""
+
+    step: int
+    attempt: int
+    until: float
+    error: ErrorInfo
+    seconds: float = 0.0
+
+
+class StepInterrupted(Entry, tag="step_interrupted/1"):
+    """An attempt was cancelled while the run went on or was being stopped."""
+
+    step: int
+    attempt: int
+    reason: str = ""
+
+
+class StepsInvalidated(Entry, tag="steps_invalidated/1"):
+    """A person asked for these steps to be executed again."""
+
+    steps: tuple[int, ...]
+    why: str
+
+
+KINDS: tuple[type[Entry], ...] = (
+    RunBegan,
+    RunResumed,
+    RunCompleted,
+    RunFailed,
+    RunPaused,
+    RunInterrupted,
+    ScopeOpened,
+    BranchTaken,
+    StepStarted,
+    StepProgress,
+    StepChunk,
+    StepCompleted,
+    StepFailed,
+    StepWaiting,
+    StepInterrupted,
+    StepsInvalidated,
+)
+_TAGS = {str(kind.__struct_config__.tag): kind for kind in KINDS}
+_T = TypeVar("_T")
+
+
+class _Tag(msgspec.Struct):
+    kind: str = ""
+
+
+def _decoder() -> msgspec.json.Decoder[Entry]:
+    union: type = KINDS[0]
+    for kind in KINDS[1:]:
+        union = union | kind  # type: ignore[assignment]
+    return msgspec.json.Decoder(union)
+
+
+_DECODER = _decoder()
+_TAG_DECODER = msgspec.json.Decoder(_Tag)
+_ENCODER = msgspec.json.Encoder()
+
+
+def kind_of(entry: Entry) -> str:
+    """Name of the entry's kind without its version: ``step_started``."""
+    return str(entry.__struct_config__.tag).partition("/")[0]
+
+
+def encode(key: RunKey, entry: Entry) -> bytes:
+    """``entry`` as one framed record of run ``key``."""
+    return frame(key, _ENCODER.encode(entry))
+
+
+def decode(key: RunKey, line: bytes, expected_seq: int) -> Entry:
+    """The entry in a record. Raises CorruptStore (damage, a gap) or NewerFormat (a kind we do not know)."""
+    try:
+        body = unframe(key, line)
+        entry = _DECODER.decode(body)
+    except (ValueError, msgspec.MsgspecError) as problem:
+        _refuse_newer(key, line, expected_seq)
+        raise CorruptStore(
+            f"run {key}: record {expected_seq} is damaged ({problem}). Nothing was changed.",
+            hint="Restore the store from a copy; the records before this one are intact.",
+        ) from problem
+    if entry.seq != expected_seq:
+        raise CorruptStore(
+            f"run {key}: record {expected_seq} says it is number {entry.seq}; records are missing or out of order. "
+            "Nothing was changed.",
+            hint="Restore the store from a copy.",
+        )
+    return entry
+
+
+def _refuse_newer(key: RunKey, line: bytes, seq: int) -> None:
+    try:
+        tag = _TAG_DECODER.decode(unframe(key, line)).kind
+    except (ValueError, msgspec.MsgspecError):
+        return
+    if tag and tag not in _TAGS:
+        raise NewerFormat(
+            f"run {key}: record {seq} is of kind {tag!r}, which this version of Perdure does not know.",
+            hint="Open it with the newer Perdure that wrote it; nothing was changed.",
+        )

@@ -1,0 +1,140 @@
+"""Frozen records that every layer shares: what a run is called, who holds it, what a listing shows."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import msgspec
+
+from perdure.errors import ConfigError
+
+MAX_NAME = 512
+"""Longest goal, scope or step name, in characters: long enough for a title, short enough for every store's index."""
+
+
+def check_name(what: str, text: str, *, path_like: bool = False) -> str:
+    """Return ``text`` if it may name a run, a step or a tag; else raise ConfigError (rel:B6).
+
+    Any printable Unicode text of 1 to 512 characters will do. Control characters, lone surrogates, blank ends and, in
+    names that may be taken for paths, a component ``..`` are refused.
+    """
+    if not isinstance(text, str):
+        raise ConfigError(f"{what} must be text, not {type(text).__name__}.")
+    if not text.strip():
+        raise ConfigError(f"{what} is empty.", hint="Give it a name of 1 to 512 characters.")
+    shown = text if len(text) <= 40 else f"{text[:40]}..."
+    if len(text) > MAX_NAME:
+        raise ConfigError(
+            f"{what} {shown!r} has {len(text):,} characters; the limit is {MAX_NAME}.",
+            hint="Name the task briefly and pass long text as an input.",
+        )
+    if text != text.strip() or any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise ConfigError(
+            f"{what} {shown!r} has blank ends, control characters or broken Unicode.",
+            hint="Use printable characters without leading or trailing blanks.",
+        )
+    if path_like and ".." in re.split(r"[/\\]", text):
+        raise ConfigError(
+            f"{what} {shown!r} contains the path component '..'.",
+            hint="Names are not paths: choose one without '..'; nothing was written.",
+        )
+    return text
+
+
+class RunKey(msgspec.Struct, frozen=True, order=True):
+    """Which run: the task (``goal``) and which attempt at the task (``episode``, 0 for the first)."""
+
+    goal: str
+    episode: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.goal}#{self.episode}"
+
+    @classmethod
+    def of(cls, goal: str, episode: int = 0) -> RunKey:
+        """A checked key. Raises ConfigError for a goal or episode that cannot name a run."""
+        check_name("goal", goal, path_like=True)
+        if not isinstance(episode, int) or isinstance(episode, bool) or not 0 <= episode < 2**31:
+            raise ConfigError(f"episode must be a whole number from 0, not {episode!r}.")
+        return cls(goal, episode)
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to append to one run. ``epoch`` is the fencing token: every grant has a larger one."""
+
+    key: RunKey
+    epoch: int
+    owner: str
+    """random name of the store handle that holds it"""
+    pid: int
+    host: str
+    since: float
+    """when it was granted, seconds since 1970 by the store's clock"""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of a listing. Derived from the journal, kept beside it so that listings need no fold."""
+
+    goal: str
+    episode: int
+    status: str
+    """a run status of states.py"""
+    flow: str = ""
+    reason: str = ""
+    """why it failed, paused or was interrupted"""
+    created: float = 0.0
+    updated: float = 0.0
+    seq: int = 0
+    """sequence of the last record"""
+    completed: int = 0
+    failed: int = 0
+    flagged: int = 0
+    running: int = 0
+    """steps started and not ended; crashed ones if nobody holds the run"""
+    current: str = ""
+    """name of the step started last"""
+    tags: dict[str, str] = {}
+    holder: Lease | None = None
+    """whoever holds the run at the moment of listing; filled in by the store, never stored in the row"""
+
+    @property
+    def key(self) -> RunKey:
+        return RunKey(self.goal, self.episode)
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """A recorded exception: data, never an object to be revived."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class ArgInfo(msgspec.Struct, frozen=True):
+    """One argument of a step as its identity sees it: digest of the encoded value, and its first characters."""
+
+    name: str
+    digest: str
+    head: str
+
+
+class Attribution(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Who and what a run is for (B6); free text, kept with the run and shown in listings."""
+
+    agent: str = ""
+    caller: str = ""
+    channel: str = ""
+    """or tenant"""
+    prompt: str = ""
+    model: str = ""
+    """model or model tier"""
+    parent: str = ""
+    """the run that started this one, as goal#episode"""
+    tags: dict[str, str] = {}

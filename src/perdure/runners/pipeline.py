@@ -1,0 +1,250 @@
+"""Pipelines and crews: sequential stages, parallel groups, and experts whose work one step gathers.
+
+Shapes only: every stage is a step, so each is recorded, reused and resumed like any other, and nothing is stored here.
+
+How a stage's function gets its arguments, decided before anything runs:
+
+- a parameter with the name of an input of the pipeline, or of an earlier stage, gets that value;
+- one that ``given`` fixes gets that;
+- one other parameter without a default gets the output of the stage before (a crew's gather step: its experts' outputs,
+  by name). In the first stage such parameters are the pipeline's inputs.
+
+A gather step that may run on less than all (``require``) takes a parameter ``missing``: name -> why it is missing (C7).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from perdure.errors import ConfigError, FencedError, IncompleteCrew, InDoubt, StoreError
+from perdure.model import ErrorInfo
+from perdure.replay import refusal
+from perdure.runtime.fanout import gather as side_by_side
+from perdure.runtime.fanout import gather_async
+from perdure.runtime.steps import Flow, Step, step
+
+
+class Task:
+    """One stage: a step under the stage's name. ``fn`` is a function, or a step whose options are kept."""
+
+    def __init__(
+        self, fn: Callable[..., Any], *, name: str | None = None, given: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        if not callable(fn):
+            raise ConfigError(f"A stage must be a function or step, a list of them, or a Crew, not {fn!r}.")
+        if isinstance(fn, Step):
+            if options:
+                raise ConfigError(f"{fn.name} is a step already; give {', '.join(options)} to @step instead.")
+            self.step: Step[..., Any] = fn.options(name=name)
+        else:
+            self.step = step(name=name, **options)(fn)
+        self.name = self.step.name
+        self.given = dict(given or {})
+        self.parameters = [p for p in self.step.signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        unknown = self.given.keys() - {p.name for p in self.parameters}
+        if unknown and not any(p.kind is p.VAR_KEYWORD for p in self.step.signature.parameters.values()):
+            raise ConfigError(f"stage {self.name}: given names {sorted(unknown)}, which {self.step!r} does not take.")
+
+    def open(self, known: set[str]) -> list[str]:
+        """Parameters without a default that no known name and no fixed value fills."""
+        return [
+            p.name
+            for p in self.parameters
+            if p.name not in known and p.name not in self.given and p.default is inspect.Parameter.empty
+        ]
+
+    def arguments(self, values: Mapping[str, Any], previous: Any) -> dict[str, Any]:
+        """Arguments for one call; ``previous`` goes to the one open parameter."""
+        chosen = {p.name: values[p.name] for p in self.parameters if p.name in values}
+        for name in self.open(set(values)):
+            chosen[name] = previous
+        return chosen | self.given
+
+
+class quorum(msgspec.Struct, frozen=True):  # noqa: N801 - reads as a value: require=quorum(5)
+    """``require=quorum(n)``: at least ``n`` experts must deliver."""
+
+    n: int
+
+
+Require: TypeAlias = Literal["all", "any"] | quorum
+Fn: TypeAlias = Callable[..., Any] | Task
+
+
+class Crew:
+    """Experts side by side, then one step that gathers their outputs.
+
+    ``require``: "all" (default), ``quorum(n)`` or "any" experts must deliver, else IncompleteCrew is raised after every
+    expert has ended; those that delivered stay recorded. A flagged output counts as missing.
+    """
+
+    def __init__(
+        self, experts: Sequence[Fn] | Mapping[str, Fn], gather: Fn, *, require: Require = "all", name: str = "crew"
+    ) -> None:
+        pairs = experts.items() if isinstance(experts, Mapping) else [(None, fn) for fn in experts]
+        self.experts = [fn if isinstance(fn, Task) else Task(fn, name=name) for name, fn in pairs]
+        self.gather = gather if isinstance(gather, Task) else Task(gather)
+        self.name = name
+        self.need = len(self.experts) if require == "all" else 1 if require == "any" else getattr(require, "n", 0)
+        if not self.experts:
+            raise ConfigError(f"crew {name} has no experts.")
+        if not isinstance(self.need, int) or not 1 <= self.need <= len(self.experts):
+            raise ConfigError(f"crew {name}: require must be 'all', 'any' or quorum(1..{len(self.experts)}), not {require!r}.")
+        if require != "all" and "missing" not in {p.name for p in self.gather.parameters}:
+            raise ConfigError(
+                f"crew {name}: {self.gather.name} may run on incomplete data and must be told what is missing.",
+                hint="Give it a parameter 'missing' (a dict: name -> reason), or use require='all'.",
+            )
+
+    def assess(self, outcomes: Sequence[Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """(outputs by name, reasons by name). Raises IncompleteCrew when too few delivered."""
+        good: dict[str, Any] = {}
+        missing: dict[str, str] = {}
+        for expert, outcome in zip(self.experts, outcomes, strict=True):
+            if isinstance(outcome, StoreError | FencedError | InDoubt) or (
+                isinstance(outcome, BaseException) and not isinstance(outcome, Exception)
+            ):
+                raise outcome
+            if isinstance(outcome, Exception):
+                missing[expert.name] = str(ErrorInfo(type(outcome).__name__, str(outcome)))
+                continue
+            refused = refusal(expert.name, expert.step.declared.check, outcome)
+            if refused is not None:
+                missing[expert.name] = f"flagged: {refused}"
+            else:
+                good[expert.name] = outcome
+        if len(good) < self.need:
+            told = "; ".join(f"{name} ({why})" for name, why in missing.items())
+            raise IncompleteCrew(
+                f"crew {self.name}: {len(good)} of {len(self.experts)} experts delivered, {self.need} are required. "
+                f"Missing: {told}. The others' outputs are kept.",
+                missing=missing,
+                hint="Run it again to execute the failed ones; for flagged ones add --rerun flagged.",
+            )
+        return good, missing
+
+
+Stage: TypeAlias = Task | list[Task] | Crew
+Calls: TypeAlias = list[tuple[Task, dict[str, Any]]]
+
+
+class Pipeline(Flow[..., Any]):
+    """Stages one after the other; a list among them is a group that runs side by side. Run it like a flow:
+    ``perdure.run(Pipeline([load, [spell, facts], report]), goal="paper-17", path="paper.md")``; its result is the last
+    stage's output. ``inputs`` names inputs that later stages need and the first does not.
+
+    It is async if any of its functions is; sync functions in it then run in threads. Raises ConfigError listing
+    everything that is wrong with the declaration.
+    """
+
+    def __init__(
+        self, stages: Sequence[Fn | Crew | Sequence[Fn]], *, name: str = "pipeline", inputs: Sequence[str] = ()
+    ) -> None:
+        self.stages = [_stage(stage) for stage in stages]
+        tasks = [task for stage in self.stages for task in _tasks(stage)]
+        asynchronous = any(task.step.is_async for task in tasks)
+        super().__init__(self._run_async if asynchronous else self._run, name, None, ())
+        self.inputs = self._check(list(inputs))
+        parameters = [inspect.Parameter(i, inspect.Parameter.KEYWORD_ONLY) for i in self.inputs]
+        self.__dict__["signature"] = inspect.Signature(parameters)
+        plan = ";".join(f"{task.name}={task.step.digest}" for task in tasks)
+        self.__dict__["digest"] = sha256(plan.encode()).hexdigest()[:16]
+
+    def _check(self, inputs: list[str]) -> list[str]:
+        """Names of the pipeline's inputs. Raises one ConfigError for all that is wrong."""
+        problems: list[str] = [] if self.stages else ["it has no stages"]
+        known = set(inputs)
+        for place, stage in enumerate(self.stages):
+            names = [task.name for task in _tasks(stage)] + ([stage.name] if isinstance(stage, Crew) else [])
+            for task in _tasks(stage):
+                extra = {"missing"} if isinstance(stage, Crew) and task is stage.gather else set()
+                missing = task.open(known | extra)
+                if place == 0 and not (isinstance(stage, Crew) and task is stage.gather):
+                    inputs += [name for name in missing if name not in inputs]
+                elif len(missing) > 1:
+                    problems.append(f"stage {task.name}: nothing fills its parameters {', '.join(missing)}; name the inputs")
+            known |= set(inputs)
+            for taken in names:
+                if taken in known:
+                    problems.append(f"the name {taken!r} is used twice")
+                known.add(taken)
+        if problems:
+            raise ConfigError(
+                f"pipeline {self.name}: {'; '.join(problems)}.", hint="Declare inputs=[...], or name= of a Task."
+            )
+        return inputs
+
+    def _plan(self, values: dict[str, Any]) -> Generator[Calls, list[Any], Any]:
+        """The order of work: yields calls to make side by side, is sent their outcomes (errors as values)."""
+        previous: Any = None
+        for stage in self.stages:
+            if isinstance(stage, Crew):
+                outcomes = yield [(expert, expert.arguments(values, previous)) for expert in stage.experts]
+                good, missing = stage.assess(outcomes)
+                extra = {"missing": missing} if "missing" in {p.name for p in stage.gather.parameters} else {}
+                previous = _value((yield [(stage.gather, stage.gather.arguments(values | extra, good))])[0])
+                values |= good | {stage.name: good, stage.gather.name: previous}
+            elif isinstance(stage, list):
+                outcomes = yield [(task, task.arguments(values, previous)) for task in stage]
+                previous = {task.name: _value(outcome) for task, outcome in zip(stage, outcomes, strict=True)}
+                values |= previous
+            else:
+                previous = _value((yield [(stage, stage.arguments(values, previous))])[0])
+                values[stage.name] = previous
+        return previous
+
+    def _run(self, **inputs: Any) -> Any:
+        plan = self._plan(dict(inputs))
+        outcomes: list[Any] | None = None
+        while True:
+            try:
+                calls = next(plan) if outcomes is None else plan.send(outcomes)
+            except StopIteration as end:
+                return end.value
+            starts = [functools.partial(task.step, **arguments) for task, arguments in calls]
+            if len(starts) > 1:
+                outcomes = side_by_side(*starts, return_exceptions=True)
+            else:
+                try:
+                    outcomes = [starts[0]()]
+                except Exception as error:
+                    outcomes = [error]
+
+    async def _run_async(self, **inputs: Any) -> Any:
+        plan = self._plan(dict(inputs))
+        outcomes: list[Any] | None = None
+        while True:
+            try:
+                calls = next(plan) if outcomes is None else plan.send(outcomes)
+            except StopIteration as end:
+                return end.value
+            outcomes = await gather_async(
+                task.step(**arguments) if task.step.is_async else functools.partial(task.step, **arguments)
+                for task, arguments in calls
+            )
+
+
+def _stage(stage: Fn | Crew | Sequence[Fn]) -> Stage:
+    if isinstance(stage, Task | Crew):
+        return stage
+    if isinstance(stage, Sequence):
+        return [member if isinstance(member, Task) else Task(member) for member in stage]
+    return Task(stage)
+
+
+def _tasks(stage: Stage) -> list[Task]:
+    if isinstance(stage, Crew):
+        return [*stage.experts, stage.gather]
+    return stage if isinstance(stage, list) else [stage]
+
+
+def _value(outcome: Any) -> Any:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome

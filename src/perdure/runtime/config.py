@@ -1,0 +1,50 @@
+"""Settings of a manager, checked when they are made."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from perdure.errors import ConfigError
+
+DEFAULT_STORE: Final = "sqlite:.perdure/runs.db"
+Durability = Literal["strict", "pipelined", "async", "exit"]
+StoreFailure = Literal["stop", "degrade"]
+Nondeterminism = Literal["warn", "raise"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """How runs of a manager are kept. Raises ConfigError naming the field (G2).
+
+    - ``durability``: "strict" waits for the device when a step starts and when it completes; "pipelined" lets ``completed``
+      share the wait of the next thing that could observe it (a crash in between repeats one step); "async" waits for
+      nothing until the run ends; "exit" writes when the run stops.
+    - ``store_failure``: "stop" (nothing runs without its record) or "degrade" (go on without durability, with a warning).
+    - ``nondeterminism``: "warn" and execute, or "raise", when a step is asked for with inputs that no record has.
+    - ``outputs``: a folder in which every completed step's output is kept as a file of its own, with any store.
+    """
+
+    durability: Durability = "strict"
+    store_failure: StoreFailure = "stop"
+    nondeterminism: Nondeterminism = "warn"
+    outputs: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("durability", get_args(Durability)),
+            ("store_failure", get_args(StoreFailure)),
+            ("nondeterminism", get_args(Nondeterminism)),
+        ):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ConfigError(f"{field} must be one of {', '.join(map(repr, allowed))}, not {value!r}.")
+        if self.outputs is not None and not isinstance(self.outputs, str | Path):
+            raise ConfigError(f"outputs must be a folder's path, not {self.outputs!r}.")
+
+
+def default_store() -> str:
+    """``PERDURE_STORE``, or an SQLite file below the working directory."""
+    return os.environ.get("PERDURE_STORE") or DEFAULT_STORE

@@ -1,0 +1,150 @@
+"""What the code of a flow or step can know of the run around it, carried by a context variable."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Generator, Hashable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from perdure import codec
+from perdure import journal as j
+from perdure.errors import ConfigError, StepTimeout
+from perdure.model import RunKey
+from perdure.replay import Call, Cursor
+from perdure.runtime.live import Durability, LiveRun
+from perdure.runtime.writer import Ticket
+
+
+class StepContext:
+    """The attempt that is running: ``perdure.context()`` inside a step.
+
+    ``attempt`` counts from 1; ``idempotency_key`` is the same in every attempt and life; ``progress`` and
+    ``partial_text`` are what earlier attempts saved and streamed (C5).
+    """
+
+    def __init__(self, run: LiveRun | None, call: Call, name: str, is_async: bool) -> None:
+        self.name = name
+        self.attempt = call.attempt
+        self.idempotency_key = call.idempotency_key
+        self.progress = call.progress
+        self.partial_text = call.partial_text
+        self._run = run
+        self._step = call.step
+        self._is_async = is_async
+        self._over = False
+        self._buffer: list[str] = []
+        self._in_flight = False
+
+    @property
+    def run(self) -> RunKey | None:
+        """The run this step belongs to; None without a store."""
+        return self._run.key if self._run else None
+
+    @property
+    def durability(self) -> Durability:
+        """Whether records of this run are durable, or since which step not, and why (B10)."""
+        return self._run.durability if self._run else Durability(False, "", "no store was given")
+
+    def save(self, progress: object) -> Saved:
+        """Keep ``progress`` for the next attempt. In a sync step it is durable on return; in an async step, once awaited."""
+        self.progress = progress
+        if self._run is None:
+            return Saved(None, None)
+        self._check()
+        payload, blobs = codec.dumps(progress, f"progress of {self.name}()")
+        ticket = self._run.emit((j.StepProgress(step=self._step, attempt=self.attempt, value=payload),), blobs)
+        if not self._is_async:
+            self._run.wait(ticket)
+        return Saved(self._run, ticket)
+
+    def stream(self, text: str) -> None:
+        """Add to the text streamed so far. Readers see it at once; it is durable within about one write of the device.
+
+        Does not wait: while one piece is being written the following ones gather into the next.
+        """
+        if self._run is None or not text:
+            return
+        self._check()
+        with self._run.lock:
+            self._buffer.append(text)
+            if not self._in_flight:
+                self._flush()
+
+    def _flush(self) -> None:
+        assert self._run is not None
+        with self._run.lock:
+            self._in_flight = bool(self._buffer) and self._run.broken is None and not self._over
+            if self._in_flight:
+                text, self._buffer = "".join(self._buffer), []
+                self._run.emit((j.StepChunk(step=self._step, attempt=self.attempt, text=text),)).then(self._flush)
+
+    def _check(self) -> None:
+        if self._over:
+            raise StepTimeout(f"step {self.name}: attempt {self.attempt} has ended; what it saves now is not kept.")
+
+    def end(self, keep_text: bool) -> None:
+        """The attempt is over. Text not yet written is kept if the output does not replace it."""
+        if self._run is not None:
+            with self._run.lock:
+                text, self._buffer = "".join(self._buffer), []
+                if text and keep_text and not self._over and self._run.broken is None:
+                    self._run.emit((j.StepChunk(step=self._step, attempt=self.attempt, text=text),))
+        self._over = True
+
+
+class Saved:
+    """Await it in async code to know that the progress is durable."""
+
+    def __init__(self, run: LiveRun | None, ticket: Ticket | None) -> None:
+        self._run, self._ticket = run, ticket
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if self._run is not None and self._ticket is not None:
+            yield from self._run.wait_async(self._ticket).__await__()
+
+
+class Frame:
+    """Where code is running: in which run (None without a store), scope and step."""
+
+    __slots__ = ("cursor", "run", "step")
+
+    def __init__(self, run: LiveRun | None, cursor: Cursor, step: StepContext | None = None) -> None:
+        self.run, self.cursor, self.step = run, cursor, step
+
+
+_FRAME: ContextVar[Frame | None] = ContextVar("perdure_frame", default=None)
+
+
+def current() -> Frame | None:
+    """The frame of the running code; None outside of any flow or step."""
+    return _FRAME.get()
+
+
+@contextmanager
+def entered(frame: Frame) -> Generator[None]:
+    """Run the block inside ``frame``."""
+    token = _FRAME.set(frame)
+    try:
+        yield
+    finally:
+        _FRAME.reset(token)
+
+
+def context() -> StepContext:
+    """The context of the running step. Raises ConfigError outside of steps."""
+    frame = _FRAME.get()
+    if frame is None or frame.step is None:
+        raise ConfigError("perdure.context() was called outside of a step.", hint="Call it in the body of a step.")
+    return frame.step
+
+
+def requester() -> Hashable:
+    """Who asks: the running task, or the thread where there is no event loop."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return task if task is not None else threading.get_ident()

@@ -1,0 +1,179 @@
+"""The two drivers of the machine in replay.py: one blocks, one awaits. Everything else is written once.
+
+A driver performs the command that the machine yields and sends back the reply, or throws what went wrong into it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple, cast
+
+from perdure import replay
+from perdure.clock import SYSTEM
+from perdure.errors import StepTimeout
+from perdure.replay import Call, Command, Machine, Outcome
+from perdure.runtime.context import Frame, StepContext, entered
+from perdure.runtime.live import LiveRun
+
+_UNTIL_SLICE: Final = 60.0
+"""longest sleep at a stretch, seconds: a wall clock that jumps is noticed within it"""
+
+
+class Body(NamedTuple):
+    """What a Call runs."""
+
+    name: str
+    is_async: bool
+    timeout: float | None
+    run: Callable[[], object]
+    verify: Callable[[], object] | None
+
+
+def drive(machine: Machine, run: LiveRun | None, body: Body) -> Any:
+    """Run the machine to its end in this thread."""
+    reply, error = None, None
+    while True:
+        try:
+            command = machine.throw(error) if error is not None else machine.send(reply)
+        except StopIteration as end:
+            return end.value
+        try:
+            reply = _call(command, run, body) if isinstance(command, Call) else perform(command, run)
+            error = None
+        except BaseException as raised:
+            reply, error = None, raised
+
+
+async def drive_async(machine: Machine, run: LiveRun | None, body: Body) -> Any:
+    """Run the machine to its end in this task."""
+    reply, error = None, None
+    while True:
+        try:
+            command = machine.throw(error) if error is not None else machine.send(reply)
+        except StopIteration as end:
+            return end.value
+        try:
+            reply = await (
+                _call_async(command, run, body) if isinstance(command, Call) else _perform_async(command, run)
+            )
+            error = None
+        except BaseException as raised:
+            reply, error = None, raised
+
+
+def perform(command: Command, run: LiveRun | None) -> object:
+    """Do what a command other than Call asks for, blocking."""
+    clock = run.clock if run else SYSTEM
+    match command:
+        case replay.Append(entries, wait, blobs):
+            assert run is not None
+            ticket = run.emit(entries, blobs)
+            if wait:
+                run.wait(ticket)
+        case replay.Load(digests):
+            assert run is not None
+            return fetch(run, digests)
+        case replay.Now():
+            return clock.now()
+        case replay.Sleep(until):
+            while (left := until - clock.now()) > 0:
+                clock.sleep(min(left, _UNTIL_SLICE))
+    return None
+
+
+async def _perform_async(command: Command, run: LiveRun | None) -> object:
+    clock = run.clock if run else SYSTEM
+    match command:
+        case replay.Append(entries, wait, blobs):
+            assert run is not None
+            ticket = run.emit(entries, blobs)
+            if wait:
+                await run.wait_async(ticket)
+        case replay.Load(digests):
+            assert run is not None
+            return await asyncio.to_thread(fetch, run, digests)
+        case replay.Now():
+            return clock.now()
+        case replay.Sleep(until):
+            while (left := until - clock.now()) > 0:
+                await clock.sleep_async(min(left, _UNTIL_SLICE))
+    return None
+
+
+def fetch(run: LiveRun, digests: tuple[str, ...]) -> dict[str, bytes]:
+    """Blobs of a run's store. Raises CorruptStore when one is missing or damaged."""
+    store = run.writer.store
+    return run.writer.call(lambda: {d: store.blob(d) for d in digests}).result()
+
+
+def _frame(call: Call, run: LiveRun | None, body: Body) -> tuple[StepContext, Frame]:
+    context = StepContext(run, call, body.name, body.is_async)
+    return context, Frame(run, call.inner or replay.Cursor(None, ""), context)
+
+
+def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:
+    context, frame = _frame(call, run, body)
+    work = body.verify if call.what == "verify" and body.verify else body.run
+    clock = run.clock if run else SYSTEM
+    began = clock.monotonic()
+    value, error = None, None
+    try:
+        with entered(frame):
+            value = work() if body.timeout is None else _within(work, body)
+    except Exception as raised:
+        error = raised
+    finally:
+        context.end(keep_text=error is not None)
+    return Outcome(value, error, round(clock.monotonic() - began, 6))
+
+
+async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
+    context, frame = _frame(call, run, body)
+    work = body.verify if call.what == "verify" and body.verify else body.run
+    clock = run.clock if run else SYSTEM
+    began = clock.monotonic()
+    value, error = None, None
+    finished = False
+    try:
+        with entered(frame):
+            async with asyncio.timeout(body.timeout) as limit:
+                value = work()
+                if isinstance(value, Awaitable):
+                    value = await value
+        finished = True
+    except Exception as raised:
+        error = _timed_out(body) if isinstance(raised, TimeoutError) and limit.expired() else raised
+    finally:
+        context.end(keep_text=not finished)
+    return Outcome(value, error, round(clock.monotonic() - began, 6))
+
+
+def _within(work: Callable[[], object], body: Body) -> object:
+    """Run a sync body for at most its timeout. Python cannot stop a thread: a late body runs on, and is ignored."""
+    result: list[object] = []
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            result.append(contextvars_copy.run(work))
+        except BaseException as raised:
+            failure.append(raised)
+
+    contextvars_copy = contextvars.copy_context()
+    thread = threading.Thread(target=target, name=f"perdure-step-{body.name}", daemon=True)
+    thread.start()
+    thread.join(body.timeout)
+    if failure:
+        raise failure[0]
+    if not result:
+        raise _timed_out(body)
+    return result[0]
+
+
+def _timed_out(body: Body) -> StepTimeout:
+    return StepTimeout(
+        f"step {body.name}: the attempt took longer than its timeout of {cast(float, body.timeout):g} s."
+    )

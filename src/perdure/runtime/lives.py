@@ -1,0 +1,274 @@
+"""How a process takes a run up and gives it up: begin or resume, check the inputs, finalise on every exit.
+
+What a run's end becomes (B3): a returned value is COMPLETED; an exception is FAILED, which recovery leaves alone and a
+person may run again; a step in doubt that may not be repeated is PAUSED; cancellation, Ctrl-C, SIGTERM and a closing event
+loop are INTERRUPTED; a store that fails or a lost lease is never recorded as an outcome (rel:R7): the journal ends where
+it ends, and the next process goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from perdure import codec, states
+from perdure import journal as j
+from perdure.clock import Clock, process_identity
+from perdure.errors import ConfigError, InDoubt, InputMismatch, PerdureError, RunStopped, StoreError
+from perdure.fold import State, fold
+from perdure.hooks import Observer
+from perdure.model import ArgInfo, Attribution, Lease, RunKey
+from perdure.runtime.config import CheckpointConfig
+from perdure.runtime.live import LiveRun
+from perdure.runtime.outputs import Outputs
+from perdure.runtime.writer import Writer
+from perdure.stores.disk import run_folder_name
+
+T = TypeVar("T")
+log = logging.getLogger("perdure")
+
+
+class Start(NamedTuple):
+    """What somebody asks for: which run, of what, with which inputs."""
+
+    goal: str
+    episode: int | None = None
+    new: bool = False
+    rerun: tuple[str, ...] = ()
+    adopt_input: bool = False
+    resume_stopped: bool = False
+    attribution: Attribution = Attribution()
+    target: str = ""
+    flow: str = ""
+    digest: str = ""
+    args: tuple[ArgInfo, ...] = ()
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+
+class Finished(NamedTuple):
+    """A run that has ended already: there is nothing to execute."""
+
+    value: Any
+
+
+class Lives:
+    """Begins and ends lives of runs on one store. ``writer`` is None when the store could not be opened and runs may
+    execute without it (B4)."""
+
+    def __init__(
+        self, writer: Writer | None, config: CheckpointConfig, observers: tuple[Observer, ...], clock: Clock
+    ) -> None:
+        self.writer = writer
+        self.config = config
+        self.observers = observers
+        self.clock = clock
+
+    def begin(self, start: Start) -> LiveRun | Finished | None:
+        """Find or create the run and become its appender. None when there is no store and the run may degrade.
+
+        Raises LeaseHeld, InputMismatch, RunStopped, CorruptStore, NewerFormat.
+        """
+        if self.writer is None:
+            return None
+        store = self.writer.store
+        rows = self._call(lambda: store.runs(start.goal))
+        latest = max((row.episode for row in rows), default=-1)
+        episode = start.episode if start.episode is not None else latest + 1 if start.new else max(latest, 0)
+        key = RunKey.of(start.goal, episode)
+        if start.new and episode <= latest and start.episode is not None:
+            raise ConfigError(
+                f"run {key} is there already, and new=True asks for a fresh one.", hint="Leave episode out."
+            )
+        if not start.rerun and any(row.key == key and row.status == states.COMPLETED for row in rows):
+            state = fold(key, self._call(lambda: store.read(key)))
+            if not self._differs(state, start):
+                return self._finished(state)
+        lease = self._call(lambda: store.claim(key))
+        try:
+            for warning in self._call(store.warnings):
+                log.warning("%s", warning)
+            state = fold(key, self._call(lambda: store.read(key)))
+            if state.status == states.COMPLETED and not start.rerun and not self._differs(state, start):
+                self._call(lambda: store.release(lease))
+                return self._finished(state)
+            return self._enter(lease, state, start)
+        except BaseException:
+            self._call(lambda: store.release(lease))
+            raise
+
+    def _enter(self, lease: Lease, state: State, start: Start) -> LiveRun:
+        """Append the entry with which a life begins: the first of the run, or another."""
+        pid, host = process_identity()
+        if state.status == states.PAUSED and state.stopped_by and not start.resume_stopped:
+            raise RunStopped(
+                f"run {state.key} was stopped by {state.stopped_by}: {state.reason}. Nothing was executed.",
+                hint=f"Let it go on with: perdure resume {state.key}",
+            )
+        fresh = state.status is None
+        differs = [] if fresh else self._differs(state, start)
+        if differs and not start.adopt_input:
+            raise InputMismatch(
+                f"run {state.key} was begun with other inputs: {'; '.join(differs)}. Nothing was executed or changed.",
+                hint="Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go on "
+                "with these and reuse every step whose own inputs are the same.",
+            )
+        invalid = select(state, start.rerun)
+        run = self._live(lease, state, same_code=not differs and not invalid and state.digest == start.digest)
+        inputs, blobs = codec.dumps(start.inputs, "inputs") if fresh or differs else (None, {})
+        if fresh:
+            run.emit(
+                (
+                    j.RunBegan(
+                        run_id=self.clock.new_id(),
+                        flow=start.flow,
+                        digest=start.digest,
+                        inputs=inputs,
+                        args=start.args,
+                        attribution=start.attribution,
+                        durability=self.config.durability,
+                        target=start.target,
+                        epoch=lease.epoch,
+                        pid=pid,
+                        host=host,
+                    ),
+                ),
+                blobs,
+            )
+            log.info("run %s begins", state.key)
+            return run
+        resumed = j.RunResumed(
+            epoch=lease.epoch,
+            pid=pid,
+            host=host,
+            digest=start.digest,
+            inputs=inputs,
+            args=start.args if differs else (),
+        )
+        _log_resume(state, invalid)
+        entries: tuple[j.Entry, ...] = (resumed,)
+        if invalid:
+            entries += (j.StepsInvalidated(steps=invalid, why="rerun " + " ".join(start.rerun)),)
+        run.emit(entries, blobs)
+        return run
+
+    def _live(self, lease: Lease, state: State, same_code: bool) -> LiveRun:
+        assert self.writer is not None
+        root = self.config.outputs or self.writer.store.capabilities.outputs
+        folder = Path(root) / run_folder_name(state.key) if root else None
+        if folder is not None and not self.config.outputs:
+            folder = folder / "outputs"
+        return LiveRun(
+            self.writer,
+            lease,
+            state,
+            clock=self.clock,
+            durability=self.config.durability,
+            strict=self.config.nondeterminism == "raise",
+            same_code=same_code,
+            degrade=self.config.store_failure == "degrade",
+            outputs=Outputs(folder) if folder else None,
+            observers=self.observers,
+        )
+
+    def end(self, run: LiveRun) -> None:
+        """Give the run up: others may continue it, and late branches of ours are refused."""
+        run.close("this process has given the run up")
+        store = run.writer.store
+        try:
+            self._call(lambda: store.release(run.lease))
+        except PerdureError as error:
+            log.warning(
+                "run %s: its lease could not be released (%s); it is free when this process ends", run.key, error
+            )
+
+    def _finished(self, state: State) -> Finished:
+        assert state.output is not None and self.writer is not None
+        store, refs = self.writer.store, state.output.refs
+        blobs = self._call(lambda: {d: store.blob(d) for d in refs})
+        log.info("run %s had completed; its recorded result is returned and nothing is executed", state.key)
+        return Finished(codec.loads(state.output, blobs))
+
+    def _differs(self, state: State, start: Start) -> list[str]:
+        """Which inputs are not those the run was begun with."""
+        old = {a.name: a for a in state.args}
+        new = {a.name: a for a in start.args}
+        return [
+            f"{name} was {old[name].head if name in old else 'absent'}, now {new[name].head if name in new else 'absent'}"
+            for name in sorted(old.keys() | new.keys())
+            if name not in old or name not in new or old[name].digest != new[name].digest
+        ]
+
+    def _call(self, verb: Callable[[], T]) -> T:
+        assert self.writer is not None
+        return self.writer.call(verb).result()
+
+
+def select(state: State, wanted: Sequence[str]) -> tuple[int, ...]:
+    """Recorded steps that ``wanted`` names: "failed", "flagged", a step's number, name or path.
+
+    Failed steps have no result to drop; asking for them only opens the run again. Raises ConfigError for a name that no
+    step has.
+    """
+    chosen: set[int] = set()
+    for word in wanted:
+        if word == "failed":
+            continue
+        if word == "flagged":
+            chosen.update(n for n, step in state.steps.items() if step.status == states.FLAGGED)
+            continue
+        found = [s for s in state.steps.values() if word in (str(s.number), s.name, s.path)]
+        if not found:
+            names = ", ".join(dict.fromkeys(s.path for s in state.steps.values())) or "none"
+            raise ConfigError(f"run {state.key} has no step {word!r}.", hint=f"Its steps: {names}; or failed, flagged.")
+        chosen.update(s.number for s in found if s.recorded)
+    return tuple(sorted(chosen))
+
+
+def completed(run: LiveRun, value: object) -> tuple[j.RunCompleted, dict[str, bytes]]:
+    """The entry that ends a run well. Raises CodecError if its result cannot be stored."""
+    output, blobs = codec.dumps(value, f"result of {run.state.flow or 'the run'}")
+    life = run.life
+    saved = round(sum(life.reused.values()), 6)
+    if life.reused:
+        log.info("run %s completed: %d steps reused, %.1f s saved", run.key, len(life.reused), saved)
+    return j.RunCompleted(output=output, reused=len(life.reused), saved=saved, unused=life.unused()), blobs
+
+
+@contextmanager
+def finalised(run: LiveRun) -> Iterator[None]:
+    """Record how the block ends, whatever happens (B3, B8)."""
+    try:
+        yield
+    except BaseException as error:
+        if run.broken is None and not isinstance(error, StoreError):
+            _record_end(run, error)
+        raise
+
+
+def _record_end(run: LiveRun, error: BaseException) -> None:
+    entry: j.Entry
+    if isinstance(error, InDoubt):
+        entry = j.RunPaused(reason=str(error))
+    elif isinstance(error, Exception):
+        entry = j.RunFailed(error=codec.describe_error(error))
+    else:
+        entry = j.RunInterrupted(reason=type(error).__name__)
+    try:
+        run.wait(run.emit((entry,), last=True))
+        log.info("run %s: %s recorded (%s)", run.key, j.kind_of(entry), error or type(error).__name__)
+    except PerdureError as problem:
+        log.error("run %s: how it ended could not be recorded: %s", run.key, problem)
+
+
+def _log_resume(state: State, invalid: tuple[int, ...]) -> None:
+    recorded = [s for s in state.steps.values() if s.recorded and s.number not in invalid]
+    log.info(
+        "run %s goes on (it was %s): %d steps are recorded, %.1f s of work",
+        state.key,
+        "crashed" if state.status == states.RUNNING else state.status,
+        len(recorded),
+        sum(s.seconds for s in recorded),
+    )

@@ -1,0 +1,147 @@
+"""CheckpointManager: executes runs on a store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from perdure.clock import SYSTEM, Clock
+from perdure.errors import ConfigError, PerdureError, StoreError
+from perdure.hooks import Observer
+from perdure.model import Attribution, RunKey
+from perdure.replay import Cursor
+from perdure.runtime.config import CheckpointConfig, default_store
+from perdure.runtime.context import Frame, entered
+from perdure.runtime.lives import Finished, Lives, Start, completed, finalised
+from perdure.runtime.manual import ManualRun
+from perdure.runtime.steps import Function
+from perdure.runtime.writer import Writer
+from perdure.stores import open_store
+from perdure.stores.base import Store
+
+log = logging.getLogger("perdure")
+
+
+class CheckpointManager:
+    """Executes runs and keeps their checkpoints in ``store`` (a URL or an open Store). Use as a context manager, or
+    ``close()`` it. One manager serves any number of runs at a time, in threads and in event loops.
+
+    Raises StoreError or ConfigError if the store cannot be opened, unless ``config.store_failure`` is "degrade": then
+    runs execute without durability, after a warning that names the reason (B4).
+    """
+
+    def __init__(
+        self,
+        store: str | Store | None = None,
+        config: CheckpointConfig | None = None,
+        *,
+        observers: Sequence[Observer] = (),
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self.config = config or CheckpointConfig()
+        self._writer = self._open(store if store is not None else default_store())
+        self._lives = Lives(self._writer, self.config, tuple(observers), clock)
+
+    def _open(self, store: str | Store) -> Writer | None:
+        try:
+            return Writer(open_store(store))
+        except (StoreError, ConfigError, OSError) as error:
+            if self.config.store_failure != "degrade":
+                raise
+            log.warning("runs execute WITHOUT durability: the store cannot be opened: %s", error)
+            return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commit what is queued and close the store."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def begin(
+        self,
+        *,
+        goal: str,
+        episode: int | None = None,
+        new: bool = False,
+        rerun: str | Sequence[str] = (),
+        resume_stopped: bool = False,
+        attribution: Attribution | None = None,
+    ) -> ManualRun:
+        """A run for a loop of your own: ``with manager.begin(goal=...) as run``. Options as for ``perdure.run``."""
+        wanted = (rerun,) if isinstance(rerun, str) else tuple(rerun)
+        RunKey.of(goal)
+        start = Start(goal, episode, new, wanted, False, resume_stopped, attribution or Attribution(), flow="(manual)")
+        return ManualRun(self._lives, start)
+
+    async def run(self, flow: Callable[..., Any], *args: Any, goal: str, **options: Any) -> Any:
+        """Run ``flow`` inside an event loop; sync flows run in a thread. Options as for ``perdure.run``."""
+        function, start = _start(flow, args, goal, options)
+        if not function.is_async:
+            return await asyncio.to_thread(self._run_sync, function, start)
+        began = await asyncio.to_thread(self._lives.begin, start)
+        if isinstance(began, Finished):
+            return began.value
+        args, kwargs = start.inputs
+        if began is None:
+            return await function.fn(*args, **kwargs)
+        try:
+            with finalised(began):
+                with entered(Frame(began, Cursor(began.life, ""))):
+                    value = await function.fn(*args, **kwargs)
+                entry, blobs = completed(began, value)
+                await began.wait_async(began.emit((entry,), blobs, last=True))
+                return value
+        finally:
+            self._lives.end(began)
+
+    def run_sync(self, flow: Callable[..., Any], *args: Any, goal: str, **options: Any) -> Any:
+        """Run ``flow`` and block until it has ended; async flows get an event loop of their own."""
+        function, start = _start(flow, args, goal, options)
+        if function.is_async:
+            return asyncio.run(self.run(flow, *args, goal=goal, **options))
+        return self._run_sync(function, start)
+
+    def _run_sync(self, function: Function[..., Any], start: Start) -> Any:
+        began = self._lives.begin(start)
+        if isinstance(began, Finished):
+            return began.value
+        args, kwargs = start.inputs
+        if began is None:
+            return function.fn(*args, **kwargs)
+        try:
+            with finalised(began):
+                with entered(Frame(began, Cursor(began.life, ""))):
+                    value = function.fn(*args, **kwargs)
+                entry, blobs = completed(began, value)
+                began.wait(began.emit((entry,), blobs, last=True))
+                return value
+        finally:
+            self._lives.end(began)
+
+
+def _start(
+    flow: Callable[..., Any], args: tuple[Any, ...], goal: str, options: dict[str, Any]
+) -> tuple[Function[..., Any], Start]:
+    """Split options of the run from keyword arguments of the flow, and check both before anything is opened."""
+    RunKey.of(goal)
+    if not isinstance(flow, Function):
+        flow = Function(flow, getattr(flow, "__name__", "flow").replace("<lambda>", "flow"), None, ())
+    chosen = {name: options[name] for name in Start._fields[1:8] if name in options}
+    kwargs = {name: value for name, value in options.items() if name not in chosen}
+    try:
+        _, infos = flow.identify(args, kwargs)
+    except TypeError as error:
+        if isinstance(error, PerdureError):
+            raise
+        raise ConfigError(f"flow {flow.name}: {error}.", hint=f"It takes {flow.signature}.") from None
+    rerun = chosen.pop("rerun", ())
+    rerun = (rerun,) if isinstance(rerun, str) else tuple(rerun)
+    start = Start(goal, rerun=rerun, flow=flow.name, digest=flow.digest, args=infos, inputs=(args, kwargs), **chosen)
+    return flow, start

@@ -1,0 +1,74 @@
+"""The files of C4: every completed step's output in a file of its own, for people and for other programs.
+
+``03-methodology.md`` for text, ``.bin`` for bytes, ``.json`` for everything else (the codec's tagged JSON). A file is
+complete or absent: written under a temporary name, synced, renamed, the directory synced; and it is there before the
+step's record is, so that a completed step always has its file. Outputs that a later life superseded move to
+``superseded/`` when the run completes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from perdure import codec
+from perdure import journal as j
+from perdure.fold import State, Step
+from perdure.stores import disk
+
+
+class Outputs:
+    """Keeps the output files of one run in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def work(self, state: State, entry: j.Entry, blobs: Mapping[str, bytes]) -> list[Callable[[], None]]:
+        """What must happen on disk before ``entry`` is durable."""
+        if isinstance(entry, j.StepCompleted):
+            return [partial(self.keep, state.steps[entry.step], entry.output, blobs)]
+        if isinstance(entry, j.RunCompleted):
+            return [partial(self.supersede, [state.steps[n] for n in entry.unused])]
+        return []
+
+    def keep(self, step: Step, payload: codec.Payload, blobs: Mapping[str, bytes]) -> None:
+        """Write one output, complete or not at all. Raises StoreError."""
+        name, content = render(step, payload, blobs)
+        disk.make_dir(self.folder)
+        disk.replace_file(self.folder / name, content)
+
+    def find(self, step: Step) -> Path | None:
+        """The file of a step's output, if it is there."""
+        for suffix in (".md", ".bin", ".json"):
+            path = self.folder / (stem(step) + suffix)
+            if path.exists():
+                return path
+        return None
+
+    def supersede(self, steps: list[Step]) -> None:
+        for step in steps:
+            path = self.find(step)
+            if path is not None:
+                disk.make_dir(self.folder / "superseded")
+                disk.move(path, self.folder / "superseded" / path.name)
+
+
+def stem(step: Step) -> str:
+    """``03-methodology``: the step's number and as much of its path as makes a safe file name."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", step.path).strip("-.")[:80]
+    return f"{step.number:02d}-{slug or 'step'}"
+
+
+def render(step: Step, payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, bytes]:
+    """File name and content of an output. Raises CorruptStore when a blob is missing."""
+    value = codec.loads(payload, blobs)
+    if isinstance(value, str):
+        return stem(step) + ".md", value.encode("utf-8", "surrogatepass")
+    if isinstance(value, bytes):
+        return stem(step) + ".bin", value
+    text = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
+    return stem(step) + ".json", msgspec.json.format(text, indent=2) + b"\n"

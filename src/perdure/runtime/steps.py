@@ -1,0 +1,310 @@
+"""``@step`` and ``@flow``: ordinary functions, sync or async, that become durable inside a run."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Coroutine, Hashable
+from hashlib import sha256
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from weakref import WeakKeyDictionary
+
+from perdure import codec
+from perdure.errors import CodecError, ConfigError
+from perdure.model import ArgInfo, check_name
+from perdure.replay import Cursor, Request, StepOptions, execute, not_empty
+from perdure.retry import RetryPolicy
+from perdure.runtime.context import Frame, current, entered, requester
+from perdure.runtime.drive import Body, drive, drive_async
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_NO_STORE = Frame(None, Cursor(None, ""))
+
+
+class Function(Generic[P, R]):
+    """What steps and flows have in common: a function, its name, and the identity of its arguments."""
+
+    def __init__(
+        self, fn: Callable[P, R], name: str, key: str | Callable[P, str] | None, ignore: tuple[str, ...]
+    ) -> None:
+        self.fn = fn
+        self.name = check_name("step name", name)
+        if "/" in name:
+            raise ConfigError(f"The name {name!r} contains '/', which separates scopes.", hint="Choose another name=.")
+        self.key = key
+        self.ignore = ignore
+        self.is_async = inspect.iscoroutinefunction(fn)
+        functools.update_wrapper(self, fn, updated=())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.lower()} {self.name}>"
+
+    def __get__(self, obj: object, owner: type | None = None) -> Any:
+        return self if obj is None else functools.partial(self, obj)  # type: ignore[arg-type]
+
+    @functools.cached_property
+    def signature(self) -> inspect.Signature:
+        codec.learn(self.fn)
+        return inspect.signature(self.fn)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Digest of the source, comments and formatting aside; "" where there is no source."""
+        return code_digest(self.fn)
+
+    def identify(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[ArgInfo, ...]]:
+        """(fingerprint, arguments as seen). Raises CodecError for an argument that cannot be part of an identity."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        infos = []
+        for name, value in bound.arguments.items():
+            if name in self.ignore:
+                continue
+            try:
+                digest, head = codec.digest(value, name)
+            except CodecError as error:
+                if self.key is None:
+                    raise CodecError(
+                        f"step {self.name}, argument {error}",
+                        hint=f"Or leave it out of the identity: ignore=({name!r},).",
+                    ) from None
+                digest, head = "", f"<{type(value).__qualname__}>"
+            infos.append(ArgInfo(name, digest, head))
+        if self.key is not None:
+            text = self.key(*args, **kwargs) if callable(self.key) else self.key
+            return sha256(f"key:{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
+        joined = "".join(f"{info.name}={info.digest};" for info in infos)
+        return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
+
+
+class Step(Function[P, R]):
+    """A durable function. Call it as the function it wraps; make variants with ``options``."""
+
+    def __init__(
+        self,
+        fn: Callable[P, R],
+        name: str,
+        declared: StepOptions,
+        verify: Callable[P, object] | None,
+        key: str | Callable[P, str] | None,
+        ignore: tuple[str, ...],
+    ) -> None:
+        super().__init__(fn, name, key, ignore)
+        self.declared = declared
+        self.verify = verify
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        invocation = Invocation(self, args, kwargs)
+        return cast(R, invocation.start())
+
+    def options(self, *, name: str | None = None, key: str | None = None, timeout: float | None = None) -> Step[P, R]:
+        """The same step under another name, with an explicit identity ``key``, or another time limit."""
+        declared = self.declared if timeout is None else _with_timeout(self.declared, timeout)
+        return Step(self.fn, name or self.name, declared, self.verify, key or self.key, self.ignore)
+
+    def run_body(self, invocation: Invocation) -> Any:
+        frame = current() or _NO_STORE
+        by = requester()
+        request = invocation.request or self.request(frame, invocation)
+        machine = execute(frame.run.life if frame.run else None, invocation.cursor or frame.cursor, request, by)
+        body = Body(
+            self.name,
+            self.is_async,
+            self.declared.timeout,
+            functools.partial(self.fn, *invocation.args, **invocation.kwargs),
+            functools.partial(self.verify, *invocation.args, **invocation.kwargs) if self.verify else None,
+        )
+        return (drive_async if self.is_async else drive)(machine, frame.run, body)
+
+    def request(self, frame: Frame, invocation: Invocation) -> Request:
+        if frame.run is None:
+            return Request(self.name, self.declared)
+        fingerprint, infos = self.identify(invocation.args, invocation.kwargs)
+        return Request(self.name, self.declared, fingerprint, infos, self.digest)
+
+
+class Flow(Function[P, R]):
+    """A function whose steps are durable when it is run with a store; a plain function call otherwise."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        frame = current()
+        if frame is None or frame.run is None:
+            return self.fn(*args, **kwargs)
+        return cast(R, Invocation(self, args, kwargs).start())
+
+    def run_body(self, invocation: Invocation) -> Any:
+        frame = current()
+        assert frame is not None
+        cursor = invocation.cursor or self.open(frame, invocation)
+        inner = Frame(frame.run, cursor, frame.step)
+        if not self.is_async:
+            with entered(inner):
+                return self.fn(*invocation.args, **invocation.kwargs)
+        return _inside(inner, cast(Coroutine[Any, Any, Any], self.fn(*invocation.args, **invocation.kwargs)))
+
+    def open(self, frame: Frame, invocation: Invocation) -> Cursor:
+        """A scope of its own for this call, numbered now."""
+        try:
+            fingerprint, _ = self.identify(invocation.args, invocation.kwargs)
+        except CodecError:  # told apart by number alone
+            fingerprint = ""
+        return Cursor(frame.cursor.life, frame.cursor.branch(self.name, fingerprint))
+
+
+async def _inside(frame: Frame, work: Coroutine[Any, Any, R]) -> R:
+    with entered(frame):
+        return await work
+
+
+class Invocation:
+    """One call of a step or flow, not started yet: fan-outs claim its place before it runs."""
+
+    __slots__ = ("args", "cursor", "function", "kwargs", "request")
+
+    def __init__(
+        self, function: Step[..., Any] | Flow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.function, self.args, self.kwargs = function, args, kwargs
+        self.request: Request | None = None
+        self.cursor: Cursor | None = None
+
+    def start(self) -> Any:
+        """Run it (sync), or give the coroutine that will (async)."""
+        if not self.function.is_async:
+            return self.function.run_body(self)
+        coroutine = self._run()
+        pending[coroutine] = self
+        return coroutine
+
+    async def _run(self) -> Any:
+        return await self.function.run_body(self)
+
+    def claim(self, frame: Frame, by: Hashable) -> str:
+        """Take the place in the journal that this call will have, now. Returns a label that is stable over lives."""
+        if isinstance(self.function, Flow):
+            self.cursor = self.function.open(frame, self)
+            return self.cursor.scope
+        self.cursor = frame.cursor
+        self.request = self.function.request(frame, self)
+        self.request.n = frame.cursor.claim(self.request.name, self.request.fingerprint, by)
+        return f"{self.request.name}:{self.request.fingerprint}:{self.request.n}"
+
+    def release(self, by: Hashable) -> None:
+        """The claim of a step call has been used."""
+        if self.request is not None and self.cursor is not None:
+            self.cursor.done(self.request.name, self.request.fingerprint, by)
+
+
+pending: WeakKeyDictionary[Coroutine[Any, Any, Any], Invocation] = WeakKeyDictionary()
+"""coroutines of steps and flows that were made and not yet awaited, so that fan-outs can recognise them"""
+
+
+@overload
+def step(fn: Callable[P, R], /) -> Step[P, R]: ...
+@overload
+def step(
+    *,
+    name: str | None = None,
+    retries: int | RetryPolicy = 0,
+    backoff: float = 1.0,
+    timeout: float | None = None,
+    check: Callable[[Any], object] | Literal[False] | None = None,
+    on_refused: Literal["fail", "flag"] = "fail",
+    on_crash: Literal["rerun", "verify", "fail"] = "rerun",
+    verify: Callable[..., object] | None = None,
+    key: str | Callable[..., str] | None = None,
+    ignore: tuple[str, ...] = (),
+) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+def step(
+    fn: Callable[P, R] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    retries: int | RetryPolicy = 0,
+    backoff: float = 1.0,
+    timeout: float | None = None,
+    check: Callable[[Any], object] | Literal[False] | None = None,
+    on_refused: Literal["fail", "flag"] = "fail",
+    on_crash: Literal["rerun", "verify", "fail"] = "rerun",
+    verify: Callable[..., object] | None = None,
+    key: str | Callable[..., str] | None = None,
+    ignore: tuple[str, ...] = (),
+) -> Step[P, R] | Callable[[Callable[P, R]], Step[P, R]]:
+    """Make a function a step: a named unit of work whose result is kept.
+
+    - ``retries``: attempts after the first (or a RetryPolicy); waits grow from ``backoff`` seconds.
+    - ``timeout``: seconds an attempt may take. A sync body that is late runs on in its thread and is ignored.
+    - ``check``: called with the output; False, a reason (str) or OutputRefused refuses it. Default: an empty output is
+      refused, unless the function is annotated ``-> None``; ``check=False`` accepts anything.
+    - ``on_refused``: after the last retry, ``"fail"`` the step, or ``"flag"`` it: completed, but suspect.
+    - ``on_crash``: what to do when an attempt was started and never ended: ``"rerun"`` (same idempotency key),
+      ``"verify"`` (``verify`` gets the same arguments and returns the result, or None if nothing happened), ``"fail"``.
+    - ``key``: identity instead of the arguments, text or a function of them. ``ignore``: arguments outside of it.
+
+    Raises ConfigError for a wrong declaration.
+    """
+    if on_refused not in ("fail", "flag"):
+        raise ConfigError(f"on_refused must be 'fail' or 'flag', not {on_refused!r}.")
+    if on_crash not in ("rerun", "verify", "fail"):
+        raise ConfigError(f"on_crash must be 'rerun', 'verify' or 'fail', not {on_crash!r}.")
+    if (on_crash == "verify") != (verify is not None):
+        raise ConfigError("on_crash='verify' and verify=FUNCTION go together.")
+    if timeout is not None and not timeout > 0:
+        raise ConfigError(f"timeout must be a number of seconds above 0, not {timeout!r}.")
+    policy = retries if isinstance(retries, RetryPolicy) else RetryPolicy(retries=retries, backoff=backoff)
+
+    def decorate(fn: Callable[P, R]) -> Step[P, R]:
+        if not callable(fn) or inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+            raise ConfigError(f"A step must be a function or a coroutine function, not {fn!r}.")
+        returns_nothing = getattr(fn, "__annotations__", {}).get("return", ...) in (None, "None")
+        checked = check if check is not None else (None if returns_nothing else not_empty)
+        declared = StepOptions(
+            retry=policy, timeout=timeout, check=checked or None, on_refused=on_refused, on_crash=on_crash
+        )
+        return Step(fn, name or getattr(fn, "__name__", "step"), declared, verify, key, tuple(ignore))
+
+    return decorate(fn) if fn is not None else decorate
+
+
+@overload
+def flow(fn: Callable[P, R], /) -> Flow[P, R]: ...
+@overload
+def flow(*, name: str | None = None) -> Callable[[Callable[P, R]], Flow[P, R]]: ...
+def flow(
+    fn: Callable[P, R] | None = None, /, *, name: str | None = None
+) -> Flow[P, R] | Callable[[Callable[P, R]], Flow[P, R]]:
+    """Make a function a flow: what ``perdure.run`` executes. Called inside another run it gets a scope of its own."""
+
+    def decorate(fn: Callable[P, R]) -> Flow[P, R]:
+        if not callable(fn):
+            raise ConfigError(f"A flow must be a function, not {fn!r}.")
+        return Flow(fn, name or getattr(fn, "__name__", "flow"), None, ())
+
+    return decorate(fn) if fn is not None else decorate
+
+
+def _with_timeout(declared: StepOptions, timeout: float) -> StepOptions:
+    return StepOptions(
+        retry=declared.retry,
+        timeout=timeout,
+        check=declared.check,
+        on_refused=declared.on_refused,
+        on_crash=declared.on_crash,
+    )
+
+
+def code_digest(fn: Callable[..., object]) -> str:
+    """Digest of a function's syntax tree: comments, formatting and docstring do not count."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(fn))))
+    except (OSError, TypeError, SyntaxError):
+        return ""
+    top = tree.body[0]
+    if isinstance(top, ast.FunctionDef | ast.AsyncFunctionDef):
+        top.decorator_list = []
+        if ast.get_docstring(top) is not None:
+            top.body = top.body[1:]
+    return sha256(ast.dump(tree).encode()).hexdigest()[:16]

@@ -1,0 +1,219 @@
+"""Group commit: one thread owns the store, takes whatever all runs have queued, and commits it as one batch.
+
+A caller queues records and gets a ``Ticket``; it waits on the ticket, blocking or awaiting, when it needs the records to
+be durable. While the device is busy with one batch the next one gathers, so the cost of a record falls as load grows
+(X8), and a lone caller never waits for company. After the store fails once nothing is tried again: every ticket, now and
+later, carries the error (rel:D4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from perdure.errors import Bug, ConfigError, PerdureError, StoreError
+from perdure.model import Lease, RunMeta
+from perdure.stores.base import Append, Store
+
+_T = TypeVar("_T")
+log = logging.getLogger("perdure")
+
+
+class Ticket:
+    """The promise that queued records become durable. ``wait()`` in threads, ``await`` in event loops."""
+
+    __slots__ = ("_waiters", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.error: PerdureError | None = None
+        self._waiters: list[threading.Lock | asyncio.Future[None] | Callable[[], None]] = []
+
+    def wait(self) -> None:
+        """Block until durable. Raises the store's error if it is not going to be."""
+        if not self.done:
+            gate = threading.Lock()
+            gate.acquire()
+            self._waiters.append(gate)
+            if not self.done:  # the writer sets done before it looks for waiters, so none is missed
+                gate.acquire()
+        if self.error is not None:
+            raise self.error
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if not self.done:
+            future = asyncio.get_running_loop().create_future()
+            self._waiters.append(future)
+            if not self.done:
+                yield from future
+        if self.error is not None:
+            raise self.error
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Call back on the writer's thread when durable or failed; at once if it is already."""
+        self._waiters.append(callback)
+        if self.done and self._waiters.count(callback):
+            self._waiters.remove(callback)
+            callback()
+
+
+class Item:
+    """Records of one run on their way to the store."""
+
+    __slots__ = ("before", "blobs", "lease", "meta", "records", "seq", "ticket")
+
+    def __init__(
+        self,
+        lease: Lease,
+        seq: int,
+        records: tuple[bytes, ...],
+        meta: RunMeta,
+        blobs: dict[str, bytes],
+        before: tuple[Callable[[], None], ...],
+    ) -> None:
+        self.lease, self.seq, self.records, self.meta, self.blobs = lease, seq, records, meta, blobs
+        self.before = before
+        """work that must be done before these records are durable: the files of C4"""
+        self.ticket = Ticket()
+
+
+class Writer:
+    """The one thread that uses a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._queue: queue.SimpleQueue[Item | tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._error: PerdureError | None = None
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._work, name="perdure-writer", daemon=True)
+        self._thread.start()
+        self._closed = False
+
+    def submit(self, item: Item) -> Ticket:
+        """Queue records. Never blocks."""
+        self._check()
+        self._queue.put(item)
+        return item.ticket
+
+    def call(self, verb: Callable[[], _T]) -> Future[_T]:
+        """Run any other verb of the store on the writer's thread, in order with the appends."""
+        self._check()
+        future: Future[_T] = Future()
+        self._queue.put((verb, future))
+        return future
+
+    def close(self) -> None:
+        """Commit what is queued, close the store, end the thread."""
+        if not self._closed and os.getpid() == self._pid:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ConfigError("This CheckpointManager is closed.", hint="Make a new one.")
+        if os.getpid() != self._pid:
+            raise ConfigError(
+                "This process was forked from one that has a store open, and must not use that store.",
+                hint="Open a CheckpointManager of its own in the child, or start children with 'spawn'.",
+            )
+
+    def _work(self) -> None:
+        while True:
+            taken = [self._queue.get()]
+            while True:
+                try:
+                    taken.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            batch: list[Item] = []
+            for item in taken:
+                if isinstance(item, Item):
+                    batch.append(item)
+                    continue
+                self._commit(batch)
+                batch = []
+                if item is None:
+                    self.store.close()
+                    return
+                self._answer(*item)
+            self._commit(batch)
+
+    def _answer(self, verb: Callable[[], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(verb())
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _commit(self, batch: list[Item]) -> None:
+        if not batch:
+            return
+        runs: dict[int, list[Item]] = {}
+        for item in batch:
+            runs.setdefault(id(item.lease), []).append(item)
+        groups = list(runs.values())
+        errors: list[PerdureError | None]
+        try:
+            if self._error is not None:
+                raise self._error
+            for item in batch:
+                for work in item.before:
+                    work()
+            errors = self.store.append([_merge(group) for group in groups])
+        except PerdureError as error:
+            self._error = error if isinstance(error, StoreError) else self._error
+            errors = [error] * len(groups)
+        except BaseException as error:
+            self._error = Bug(f"the store raised {type(error).__name__}: {error}")
+            self._error.__cause__ = error
+            errors = [self._error] * len(groups)
+        _resolve([(item.ticket, error) for group, error in zip(groups, errors, strict=True) for item in group])
+
+
+def _merge(group: list[Item]) -> Append:
+    if len(group) == 1:
+        item = group[0]
+        return Append(item.lease, item.seq, item.records, item.meta, item.blobs)
+    blobs: dict[str, bytes] = {}
+    for item in group:
+        blobs.update(item.blobs)
+    records = tuple(record for item in group for record in item.records)
+    return Append(group[0].lease, group[0].seq, records, group[-1].meta, blobs)
+
+
+def _resolve(results: list[tuple[Ticket, PerdureError | None]]) -> None:
+    """Wake everybody who waits; one call into each event loop, however many of its tasks wait."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for ticket, error in results:
+        ticket.error = error
+        ticket.done = True
+        while ticket._waiters:
+            waiter = ticket._waiters.pop(0)
+            if isinstance(waiter, asyncio.Future):
+                loops.setdefault(waiter.get_loop(), []).append(waiter)
+            elif callable(waiter):
+                try:
+                    waiter()
+                except Exception:
+                    log.exception("an observer of durable records failed; the run is not affected")
+            else:
+                waiter.release()
+    for loop, futures in loops.items():
+        try:
+            loop.call_soon_threadsafe(_wake, futures)
+        except RuntimeError:  # the loop was closed while its task waited: nobody is left to tell
+            continue
+
+
+def _wake(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

@@ -1,0 +1,72 @@
+"""Every state of a run and of a step, and what may follow what, as two tables.
+
+Keys are (state, kind of journal entry); the value is the next state. The fold refuses whatever is not here, so an
+impossible history is told as damage instead of being interpreted. ``None`` is the state before the first entry.
+
+Two states are never stored, because a dead process cannot write: a run that is *running* while no live process holds
+it is shown as ``crashed``, and so are its running steps. ``run_resumed`` makes that a fact of the journal.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+RUNNING: Final = "running"
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"
+PAUSED: Final = "paused"
+INTERRUPTED: Final = "interrupted"
+CRASHED: Final = "crashed"
+FLAGGED: Final = "flagged"
+RETRYING: Final = "retrying"
+WAITING: Final = "waiting"
+INVALIDATED: Final = "invalidated"
+
+RUN: Final[dict[tuple[str | None, str], str]] = {
+    (None, "run_began"): RUNNING,
+    (RUNNING, "run_completed"): COMPLETED,
+    (RUNNING, "run_failed"): FAILED,
+    (RUNNING, "run_paused"): PAUSED,
+    (RUNNING, "run_interrupted"): INTERRUPTED,
+    (RUNNING, "run_resumed"): RUNNING,
+    (COMPLETED, "run_resumed"): RUNNING,
+    (FAILED, "run_resumed"): RUNNING,
+    (PAUSED, "run_resumed"): RUNNING,
+    (INTERRUPTED, "run_resumed"): RUNNING,
+    (FAILED, "run_paused"): PAUSED,
+    (INTERRUPTED, "run_paused"): PAUSED,
+}
+
+STEP: Final[dict[tuple[str | None, str], str]] = {
+    (None, "step_started"): RUNNING,
+    (RUNNING, "step_completed"): COMPLETED,
+    (RUNNING, "step_flagged"): FLAGGED,
+    (RUNNING, "step_failed"): FAILED,
+    (RUNNING, "step_retrying"): RETRYING,
+    (RUNNING, "step_waiting"): WAITING,
+    (RUNNING, "step_interrupted"): INTERRUPTED,
+    (RUNNING, "step_crashed"): CRASHED,
+    (FAILED, "step_started"): RUNNING,
+    (RETRYING, "step_started"): RUNNING,
+    (WAITING, "step_started"): RUNNING,
+    (INTERRUPTED, "step_started"): RUNNING,
+    (CRASHED, "step_started"): RUNNING,
+    (INVALIDATED, "step_started"): RUNNING,
+    # found by verify= to have had its effect before the crash
+    (CRASHED, "step_completed"): COMPLETED,
+    (CRASHED, "step_flagged"): FLAGGED,
+    (INTERRUPTED, "step_completed"): COMPLETED,
+    (INTERRUPTED, "step_flagged"): FLAGGED,
+    # a person asked for it to be executed again
+    (COMPLETED, "step_invalidated"): INVALIDATED,
+    (FLAGGED, "step_invalidated"): INVALIDATED,
+}
+
+STEP_RECORDED: Final = frozenset({COMPLETED, FLAGGED})
+"""states in which a step's result is reused"""
+
+STEP_IN_DOUBT: Final = frozenset({CRASHED, INTERRUPTED})
+"""states in which a step's body ran and nobody knows how far"""
+
+RUN_UNFINISHED: Final = frozenset({RUNNING, INTERRUPTED, CRASHED})
+"""states of a run that was in flight and did not finish cleanly (B2); what recovery goes on with by itself"""

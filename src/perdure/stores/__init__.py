@@ -1,0 +1,83 @@
+"""Places for journals, chosen by URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from perdure.errors import ConfigError
+from perdure.stores.base import Store
+from perdure.stores.memory import MemoryStore
+
+_KINDS = "memory:, file:DIR, sqlite:PATH"
+_LATER = ("postgresql", "postgres", "redis", "rediss", "valkey", "valkeys")
+
+
+def open_store(url: str | Store, *, create: bool = True) -> Store:
+    """Open the store that ``url`` names; a store that is open already is returned as it is.
+
+    - ``memory:`` keeps everything in this process;
+    - ``file:DIR`` (or ``file:///DIR``, absolute) keeps plain files;
+    - ``sqlite:PATH`` keeps one database file. ``sqlite:///PATH`` is the same, and as elsewhere relative with three
+      slashes, absolute with four.
+
+    Folders that are missing are made; with ``create=False`` nothing is, and ConfigError says that there is no store.
+    Raises ConfigError for a URL that names no store, or a place that cannot be used; CorruptStore; NewerFormat; StoreBusy.
+    """
+    if not isinstance(url, str):
+        return url
+    scheme, colon, rest = url.partition(":")
+    scheme = scheme.lower()
+    if not colon or "\0" in url:
+        raise ConfigError(
+            f"{url[:80]!r} is not the URL of a store.", hint=f"Use one of {_KINDS}."
+        )
+    if scheme == "memory":
+        if rest.strip("/"):
+            raise ConfigError(
+                f"The store memory: takes no name, and has {rest[:80]!r}.",
+                hint="Write 'memory:'.",
+            )
+        return MemoryStore()
+    if scheme == "file":
+        return _open_file(
+            _path(url, rest[2:] if rest.startswith("///") else rest), create
+        )
+    if scheme == "sqlite":
+        return _open_sqlite(_path(url, rest.removeprefix("///")), create)
+    # the rest of the URL may hold a password and is not shown
+    if scheme in _LATER:
+        raise ConfigError(
+            f"This version of Perdure has no store for {scheme}: yet.",
+            hint=f"Use one of {_KINDS}.",
+        )
+    raise ConfigError(
+        f"There is no store of the kind {scheme[:40]!r}.", hint=f"Use one of {_KINDS}."
+    )
+
+
+def _path(url: str, rest: str) -> Path:
+    if not rest or rest == ":memory:" or rest.startswith("//"):
+        hint = (
+            "Use 'memory:' for a store in memory."
+            if "memory" in rest
+            else f"Use one of {_KINDS}."
+        )
+        raise ConfigError(
+            f"The store URL {url[:80]!r} names no path on this machine.", hint=hint
+        )
+    return Path(rest)
+
+
+# Imported here and not above: the drivers and the fold are loaded only by who uses them.
+
+
+def _open_file(path: Path, create: bool) -> Store:
+    from perdure.stores.file import FileStore
+
+    return FileStore(path, create=create)
+
+
+def _open_sqlite(path: Path, create: bool) -> Store:
+    from perdure.stores.sqlite import SqliteStore
+
+    return SqliteStore(path, create=create)

@@ -1,0 +1,448 @@
+"""The store made of plain files: one folder a run, readable with nothing but a pager.
+
+    DIR/format.json            version of this layout
+    DIR/runs/<name>/           one run: see folder.py
+    DIR/blobs/ab/<sha256>      large values, each stored once
+    DIR/owners/<name>.lock     open handles: see owners.py
+    DIR/floor                  largest epoch of any deleted run
+    DIR/tmp/<owner>-<n>        files and folders that have no name yet, or none any more; a dead owner's are removed
+
+Records are in the order in which they were acknowledged, and an append is one write and one sync. Nothing is ever
+changed in place but ``floor`` and the copy of a lease, which nobody reads without the lock or without another copy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from perdure import states
+from perdure.clock import SYSTEM, Clock
+from perdure.errors import (
+    ConfigError,
+    CorruptStore,
+    NewerFormat,
+    PerdureError,
+    StoreBusy,
+    StoreError,
+)
+from perdure.fold import summarise as fold_summary
+from perdure.model import Lease, RunKey, RunMeta
+from perdure.stores import disk
+from perdure.stores.base import Append, Capabilities
+from perdure.stores.folder import Gone, Grant, RunFolder, epoch_floor
+from perdure.stores.handle import (
+    Handle,
+    checked_digest,
+    held,
+    lost,
+    nothing_there,
+    sound_blob,
+    wrong_seq,
+)
+from perdure.stores.owners import Owner
+
+VERSION: Final = 1
+_AT_ONCE = 64
+"""journals of a batch that are open at a time: few enough for the usual limit of 1,024 descriptors"""
+
+Summarise = Callable[[RunKey, list[bytes]], RunMeta]
+
+
+class _Format(msgspec.Struct):
+    store: str
+    version: int
+
+
+class _Held(msgspec.Struct):
+    """A run that this handle claimed."""
+
+    lease: Lease
+    folder: RunFolder
+    seq: int
+    size: int
+    meta: RunMeta | None = None
+    cached: bool = False
+    """meta.json says what ``meta`` says"""
+
+
+class FileStore(Handle):
+    """A Store in a folder. See base.Store for what the verbs promise.
+
+    ``wait``: seconds to wait for the lock of a run before StoreBusy. ``summarise`` computes the listing row of a run that
+    was interrupted or is being written. ``create=False`` raises ConfigError when there is no store, and makes nothing.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        create: bool = True,
+        wait: float = 10.0,
+        clock: Clock = SYSTEM,
+        summarise: Summarise = fold_summary,
+    ) -> None:
+        self.root = Path(root).expanduser().resolve()
+        super().__init__(f"file:{self.root}", clock)
+        self.capabilities = Capabilities(
+            durable=True, shared=True, outputs=self.root / "runs"
+        )
+        self._runs, self._blobs, self._tmp = (
+            self.root / "runs",
+            self.root / "blobs",
+            self.root / "tmp",
+        )
+        self._wait, self._summarise = wait, summarise
+        self._held: dict[RunKey, _Held] = {}
+        self._known_blobs: set[str] = set()
+        """blobs whose name this handle has made durable"""
+        self._temps = 0
+        try:
+            self._prepare(create)
+        except StoreError as error:
+            if isinstance(error.__cause__, OSError) and not disk.full(error):
+                raise ConfigError(
+                    error.args[0],
+                    hint="Choose another place, or change its permissions.",
+                ) from error
+            raise
+
+    # -- the verbs -------------------------------------------------------------------------------------------------
+
+    def claim(self, key: RunKey) -> Lease:
+        self._check()
+        with self._guard():
+            while True:
+                folder = self._folder(key)
+                try:
+                    with folder.locked(self._wait, self._clock):
+                        return self._claim_locked(folder)
+                except Gone:  # deleted by its holder in this very moment: make it again
+                    continue
+
+    def release(self, lease: Lease) -> None:
+        self._check()
+        run = self._held.get(lease.key)
+        if run is None or run.lease != lease:
+            return
+        with self._guard(), self._current(run) as current:
+            if current:
+                self._save_meta(run)
+                run.folder.write_grant(Grant(lease.epoch))
+        self._held.pop(lease.key, None)
+
+    def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
+        self._check()
+        results: list[PerdureError | None] = []
+        with self._guard():
+            for first in range(0, len(batch), _AT_ONCE):
+                results += self._append_some(batch[first : first + _AT_ONCE])
+        return results
+
+    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
+        self._check()
+        folder = RunFolder.at(self._path(key))
+        return folder.scan()[0].lines[after:] if folder else []
+
+    def runs(self, goal: str | None = None) -> list[RunMeta]:
+        self._check()
+        prefix = (
+            None
+            if goal is None
+            else disk.run_folder_name(RunKey(goal)).rpartition(".")[0]
+        )
+        alive: dict[str, bool] = {"": False}
+        found = []
+        for name in disk.list_dir(self._runs):
+            if prefix is None or name.rpartition(".")[0] == prefix:
+                row = self._row(self._runs / name, alive)
+                if row is not None:
+                    found.append(row)
+        return sorted(found, key=lambda meta: meta.key)
+
+    def delete(self, lease: Lease) -> None:
+        self._check()
+        run = self._held.get(lease.key)
+        if run is None or run.lease != lease:
+            raise lost(lease)
+        trash = self._temp()
+        with self._guard():
+            with self._current(run) as current:
+                if not current:
+                    raise lost(lease)
+                self._floor(lease.epoch)
+                disk.move(run.folder.path, trash)
+            del self._held[lease.key]
+            disk.remove(trash)
+
+    def blob(self, digest: str) -> bytes:
+        self._check()
+        path = self._blob_path(checked_digest(digest))
+        return sound_blob(digest, disk.read_file(path), str(path))
+
+    def close(self) -> None:
+        if self._closed or self._foreign:
+            return
+        self._closed = True
+        try:
+            if self._broken is None:
+                for run in [run for run in self._held.values() if not run.cached]:
+                    with self._current(run) as current:
+                        if current:
+                            self._save_meta(run)
+        finally:
+            self._owner.close()
+
+    def abandon(self) -> None:
+        """For tests: leave everything as the death of the process would."""
+        self._closed = True
+        self._owner.abandon()
+
+    # -- claims ----------------------------------------------------------------------------------------------------
+
+    def _folder(self, key: RunKey) -> RunFolder:
+        """The run's folder, made if there is none."""
+        path = self._path(key)
+        if not disk.exists(path / "run.json"):
+            RunFolder.make(path, key, self._temp())
+        folder = RunFolder.at(path)
+        if folder is None:
+            return self._folder(key)
+        if folder.key != key:
+            raise CorruptStore(
+                f"{path} belongs to run {folder.key}, not to {key}. Nothing was changed."
+            )
+        return folder
+
+    def _claim_locked(self, folder: RunFolder) -> Lease:
+        key = folder.key
+        last = folder.grant() or Grant(self._floor())
+        if self._owner.alive(last.owner):
+            raise held(last.lease(key))
+        seq, size, warning = folder.mend()
+        if warning:
+            self._warnings.append(warning)
+        owner = self._owner
+        lease = Lease(
+            key, last.epoch + 1, owner.id, owner.pid, owner.host, self._clock.now()
+        )
+        folder.write_grant(Grant.of(lease))
+        meta, cached = folder.cached_meta()
+        self._held[key] = _Held(
+            lease, folder, seq, size, meta if cached else None, cached
+        )
+        return lease
+
+    @contextmanager
+    def _current(self, run: _Held) -> Iterator[bool]:
+        """Hold the run's lock; True if the lease is current as long as we do. Forgets the run if it is not."""
+        try:
+            with run.folder.locked(self._wait, self._clock):
+                grant = run.folder.grant()
+                current = grant is not None and (grant.epoch, grant.owner) == (
+                    run.lease.epoch,
+                    self._owner.id,
+                )
+                if not current:
+                    self._held.pop(run.lease.key, None)
+                yield current
+                return
+        except Gone:
+            self._held.pop(run.lease.key, None)
+        yield False
+
+    # -- appending -------------------------------------------------------------------------------------------------
+
+    def _append_some(self, batch: Sequence[Append]) -> list[PerdureError | None]:
+        """Write all, then wait for the device: the first sync often takes the others' bytes along."""
+        results: list[PerdureError | None] = []
+        written: list[tuple[int, Path]] = []
+        try:
+            for item in batch:
+                results.append(self._append_one(item, written))
+            for fd, path in written:
+                disk.sync(fd, path)
+        finally:
+            for fd, _ in written:
+                os.close(fd)
+        return results
+
+    def _append_one(
+        self, item: Append, written: list[tuple[int, Path]]
+    ) -> PerdureError | None:
+        run = self._held.get(item.lease.key)
+        if run is None or run.lease != item.lease:
+            return lost(item.lease)
+        try:
+            with self._current(run) as current:
+                if not current:
+                    return lost(item.lease)
+                if item.seq != run.seq:
+                    return wrong_seq(item, run.seq)
+                for digest, content in item.blobs.items():
+                    self._keep_blob(checked_digest(digest), content)
+                if item.records:
+                    self._write(run, item, written)
+                self._note_meta(run, item.meta)
+        except (
+            StoreBusy,
+            CorruptStore,
+        ) as error:  # this run's trouble; nothing of it was written, the others go on
+            return error
+        return None
+
+    def _write(self, run: _Held, item: Append, written: list[tuple[int, Path]]) -> None:
+        data = b"".join(item.records)
+        written.append((run.folder.write(data, run.size), run.folder.journal))
+        run.size += len(data)
+        run.seq += len(item.records)
+
+    def _note_meta(self, run: _Held, meta: RunMeta) -> None:
+        """Take the new row; write it when the status changes. In between, and after a crash, listings fold the journal:
+        a file more for each append would cost more than it saves."""
+        changed = run.meta is None or run.meta.status != meta.status
+        run.meta, run.cached = meta, False
+        if changed:
+            self._save_meta(run)
+
+    def _save_meta(self, run: _Held) -> None:
+        if run.meta is not None and run.seq and not run.cached:
+            run.folder.cache_meta(run.meta, run.size)
+            run.cached = True
+
+    def _keep_blob(self, digest: str, content: bytes) -> None:
+        if digest in self._known_blobs:
+            return
+        path = self._blob_path(digest)
+        disk.make_dir(path.parent)
+        if disk.exists(path):
+            disk.sync_dir(
+                path.parent
+            )  # another process may have renamed it and not have got further
+        else:
+            disk.replace_file(path, content, temp=self._temp())
+        self._known_blobs.add(digest)
+
+    # -- listing ---------------------------------------------------------------------------------------------------
+
+    def _row(self, path: Path, alive: dict[str, bool]) -> RunMeta | None:
+        """A run's row; None for a run without records. What is damaged is told as a warning, so that the rest shows."""
+        try:
+            folder = RunFolder.at(path)
+            if folder is None:
+                return None
+            meta, fits = folder.cached_meta()
+            if not fits:
+                meta = self._fold(folder, meta)
+            return (
+                msgspec.structs.replace(meta, holder=self._holder(folder, alive))
+                if meta
+                else None
+            )
+        except CorruptStore as error:
+            self._warnings.append(str(error))
+            return None
+
+    def _fold(self, folder: RunFolder, old: RunMeta | None) -> RunMeta | None:
+        try:
+            lines = folder.scan()[0].lines
+            return self._summarise(folder.key, lines) if lines else None
+        except (CorruptStore, NewerFormat) as error:
+            self._warnings.append(str(error))
+            row = old or RunMeta(
+                goal=folder.key.goal, episode=folder.key.episode, status=states.FAILED
+            )
+            return msgspec.structs.replace(row, reason=error.args[0])
+
+    def _holder(self, folder: RunFolder, alive: dict[str, bool]) -> Lease | None:
+        grant = folder.grant()
+        if grant is None:
+            return None
+        if grant.owner not in alive:
+            alive[grant.owner] = self._owner.alive(grant.owner)
+        return grant.lease(folder.key) if alive[grant.owner] else None
+
+    # -- places ----------------------------------------------------------------------------------------------------
+
+    def _path(self, key: RunKey) -> Path:
+        return self._runs / disk.run_folder_name(key)
+
+    def _blob_path(self, digest: str) -> Path:
+        return self._blobs / digest[:2] / digest
+
+    def _temp(self) -> Path:
+        self._temps += 1
+        return self._tmp / f"{self._owner.id}-{self._temps}"
+
+    def _floor(self, least: int = 0) -> int:
+        return epoch_floor(self.root / "floor", least, self._wait, self._clock)
+
+    # -- opening and failing ---------------------------------------------------------------------------------------
+
+    def _prepare(self, create: bool) -> None:
+        """Make the folders, in an order that tells a crash in between from a folder of somebody else."""
+        path = self.root / "format.json"
+        settled = disk.exists(
+            self._runs
+        )  # looked at first: it appears after format.json
+        text = disk.read_file(path)
+        if text is None and settled:
+            raise CorruptStore(
+                f"{self.root} has a folder 'runs' and no format.json: it is not a Perdure store, or a damaged one. "
+                "Nothing was changed.",
+                hint="Choose another folder, or restore format.json from a copy.",
+            )
+        if text is None and not create:
+            raise nothing_there(self.url)
+        if text is not None:
+            _check_format(path, text)
+        disk.make_dir(self._tmp)
+        self._owner = Owner(self.root / "owners", self._clock)
+        if text is None:
+            content = msgspec.json.encode(_Format("perdure", VERSION)) + b"\n"
+            disk.replace_file(path, content, temp=self._temp())
+        disk.make_dir(self._blobs)
+        disk.make_dir(self._runs)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        self._owner.sweep()
+        alive: dict[str, bool] = {}
+        for name in disk.list_dir(self._tmp):
+            owner = name.partition("-")[0]
+            if not alive.setdefault(owner, self._owner.alive(owner)):
+                disk.remove(self._tmp / name)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """After a failed write or sync the handle is of no use: nobody knows what the device has (rel:D4)."""
+        try:
+            yield
+        except CorruptStore:  # one run is damaged, or a blob; nothing was written
+            raise
+        except StoreError as error:
+            self._broken = error
+            raise
+
+
+def _check_format(path: Path, text: bytes) -> None:
+    try:
+        found = msgspec.json.decode(text, type=_Format)
+    except msgspec.DecodeError as error:
+        found, problem = None, str(error)
+    if found is None or found.store != "perdure" or found.version < 1:
+        problem = problem if found is None else "it is another program's"
+        raise CorruptStore(
+            f"{path} is damaged or does not belong to Perdure ({problem}). Nothing was changed.",
+            hint="Restore it from a copy, or choose another folder.",
+        )
+    if found.version > VERSION:
+        raise NewerFormat(
+            f"{path} has format {found.version}; this Perdure knows formats up to {VERSION}. Nothing was changed.",
+            hint="Use the newer Perdure, or another folder.",
+        )

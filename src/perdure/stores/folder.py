@@ -1,0 +1,269 @@
+"""The folder of one run in a file store.
+
+- ``run.json``: whose folder it is. Written once, before the folder gets its name.
+- ``journal.jsonl``: the records. Only ever appended to; a torn tail is moved to ``journal.torn-<n>`` by a claim.
+- ``lease.json``: the last grant, replaced as a whole. ``lock`` holds a copy, so that one damaged file does not make the
+  epoch start again, and its ``flock`` is held while a grant is checked together with the write that depends on it.
+- ``meta.json``: the run's row in listings and the size of the journal it belongs to. A cache, never synced.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from perdure.clock import Clock
+from perdure.errors import CorruptStore
+from perdure.framing import Scan, scan
+from perdure.model import Lease, RunKey, RunMeta
+from perdure.stores import disk
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A lease as stored: the run is known from the folder. ``owner`` is empty when nobody holds the run."""
+
+    epoch: int = 0
+    owner: str = ""
+    pid: int = 0
+    host: str = ""
+    since: float = 0.0
+
+    def lease(self, key: RunKey) -> Lease:
+        return Lease(key, self.epoch, self.owner, self.pid, self.host, self.since)
+
+    @classmethod
+    def of(cls, lease: Lease) -> Grant:
+        return cls(lease.epoch, lease.owner, lease.pid, lease.host, lease.since)
+
+
+class _Cache(msgspec.Struct, frozen=True):
+    size: int
+    meta: RunMeta
+
+
+class Gone(Exception):
+    """The folder was deleted between finding it and locking it."""
+
+
+class RunFolder:
+    """The files of the run ``key`` in ``path``."""
+
+    def __init__(self, path: Path, key: RunKey) -> None:
+        self.path = path
+        self.key = key
+        self.journal = path / "journal.jsonl"
+        self._lease = path / "lease.json"
+        self._lock = path / "lock"
+        self._meta = path / "meta.json"
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder | None:
+        """The run in an existing folder, None if there is no folder. Raises CorruptStore if it does not say whose."""
+        text = disk.read_file(path / "run.json")
+        if text is None:
+            if disk.exists(path):
+                raise CorruptStore(
+                    f"{path} is no folder of a run: it has no run.json. Nothing was changed.",
+                    hint="Move it out of the store, or restore it from a copy.",
+                )
+            return None
+        try:
+            key = msgspec.json.decode(text, type=RunKey)
+        except msgspec.DecodeError as error:
+            raise CorruptStore(
+                f"{path / 'run.json'} is damaged ({error}). Nothing was changed.",
+                hint='Write {"goal": ..., "episode": ...} into it again, or restore it from a copy.',
+            ) from None
+        if path.name != disk.run_folder_name(key):
+            raise CorruptStore(
+                f"{path} says that it is the folder of run {key}, which has another name."
+            )
+        return cls(path, key)
+
+    @classmethod
+    def make(cls, path: Path, key: RunKey, temp: Path) -> None:
+        """Create the folder of an empty run, whole or not at all. Does nothing if somebody else was faster."""
+        disk.make_dir(temp)
+        disk.write_file(temp / "run.json", msgspec.json.encode(key) + b"\n")
+        for name in ("journal.jsonl", "lock"):
+            os.close(disk.create(temp / name, os.O_WRONLY))
+        disk.sync_dir(temp)
+        if disk.exists(path):
+            disk.remove(temp)
+        else:
+            disk.move_new(temp, path)
+
+    # -- the lease -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self, wait: float, clock: Clock) -> Iterator[None]:
+        """Hold the run's lock. Raises Gone when the run was deleted, StoreBusy after ``wait`` seconds."""
+        try:
+            fd = disk.open_existing(self._lock, os.O_RDWR)
+        except FileNotFoundError:
+            raise Gone from None
+        try:
+            with disk.locked(fd, self._lock, wait, clock):
+                if not _same_file(fd, self._lock):
+                    raise Gone
+                yield
+        finally:
+            os.close(fd)
+
+    def grant(self) -> Grant | None:
+        """The last grant; None if the run was never granted. Raises CorruptStore when both copies are damaged."""
+        texts = [disk.read_file(self._lease), disk.read_file(self._lock)]
+        grants = [
+            grant for text in texts if text and (grant := _decode(text)) is not None
+        ]
+        if grants:
+            return max(
+                grants, key=lambda grant: grant.epoch
+            )  # of equals the first: lease.json is the synced one
+        if texts[0] is None and not texts[1]:
+            return None
+        raise CorruptStore(
+            f"Run {self.key}: {self._lease} and its copy in {self._lock.name} are both damaged. Nothing was changed.",
+            hint="If no process executes the run, remove lease.json and empty the file lock; the journal is not affected.",
+        )
+
+    def write_grant(self, grant: Grant) -> None:
+        """Replace the grant, durably. Only while holding the lock."""
+        text = msgspec.json.encode(grant) + b"\n"
+        disk.write_file(self._lock, text, durable=False)
+        disk.replace_file(self._lease, text)
+
+    # -- the journal -------------------------------------------------------------------------------------------------
+
+    def scan(self) -> tuple[Scan, bytes]:
+        """The records and all bytes of the journal. Raises CorruptStore with the path for damage in the middle."""
+        data = disk.read_file(self.journal) or b""
+        try:
+            return scan(self.key, data), data
+        except CorruptStore as error:
+            raise CorruptStore(
+                f"{self.journal}: {error.args[0]}", hint=error.hint
+            ) from None
+
+    def mend(self) -> tuple[int, int, str]:
+        """Cut a torn tail and make everything before it durable. Returns the number of records, their size, and a
+        warning if something was cut. Only while holding the lock.
+
+        What the reader finds here may never have been synced by the process that wrote it, and is built upon now.
+        """
+        found, data = self.scan()
+        warning = ""
+        if found.good < len(data):
+            kept = self._keep(data[found.good :])
+            warning = (
+                f"Run {self.key}: the last {len(data) - found.good} bytes of {self.journal} were a record that a crash "
+                f"cut short ({found.torn}); they were moved to {kept.name}. The {len(found.lines)} records before are "
+                "intact."
+            )
+        if data:
+            fd = disk.open_existing(self.journal, os.O_WRONLY)
+            try:
+                if warning:
+                    disk.truncate(fd, found.good, self.journal)
+                disk.sync(fd, self.journal)
+            finally:
+                os.close(fd)
+        return len(found.lines), found.good, warning
+
+    def write(self, records: bytes, size: int) -> int:
+        """Append to a journal of ``size`` bytes, without waiting for the device. Returns the descriptor to be synced."""
+        try:
+            fd = disk.open_existing(self.journal, os.O_WRONLY | os.O_APPEND)
+        except FileNotFoundError:
+            raise CorruptStore(
+                f"{self.journal} is missing while the run is being executed."
+            ) from None
+        try:
+            found = os.fstat(fd).st_size
+            if found != size:
+                raise CorruptStore(
+                    f"{self.journal} has {found} bytes where {size} were written: another program changed it. "
+                    "Nothing was written.",
+                    hint="Find out what writes to this folder; then run again.",
+                )
+            disk.write_all(fd, records, self.journal)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _keep(self, torn: bytes) -> Path:
+        taken = disk.list_dir(self.path)
+        number = next(
+            n for n in range(1, len(taken) + 2) if f"journal.torn-{n}" not in taken
+        )
+        path = self.path / f"journal.torn-{number}"
+        disk.replace_file(path, torn)
+        return path
+
+    # -- the row in listings -----------------------------------------------------------------------------------------
+
+    def cache_meta(self, meta: RunMeta, size: int) -> None:
+        """Remember the row that belongs to a journal of ``size`` bytes."""
+        disk.write_file(
+            self._meta, msgspec.json.encode(_Cache(size, meta)) + b"\n", durable=False
+        )
+
+    def cached_meta(self) -> tuple[RunMeta | None, bool]:
+        """The remembered row, if there is one, and whether it belongs to the journal as it is now."""
+        text = disk.read_file(self._meta)
+        try:
+            cache = msgspec.json.decode(text or b"", type=_Cache)
+        except (
+            msgspec.DecodeError
+        ):  # a cache that was never synced may be anything after a power cut
+            return None, False
+        if cache.meta.key != self.key:
+            return None, False
+        return cache.meta, cache.size == self.size()
+
+    def size(self) -> int:
+        try:
+            return os.stat(self.journal).st_size
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise disk.failure("look at", self.journal, error) from error
+
+
+def epoch_floor(path: Path, least: int, wait: float, clock: Clock) -> int:
+    """The largest epoch of any deleted run, after raising it durably to ``least``: a run made again starts above it."""
+    fd = disk.create(path, os.O_RDWR)
+    try:
+        with disk.locked(fd, path, wait, clock):
+            text = os.pread(fd, 20, 0)
+            if text.strip(b"0123456789"):
+                raise CorruptStore(
+                    f"{path} is damaged. Nothing was changed.",
+                    hint="Restore it from a copy.",
+                )
+            floor = int(text or b"0")
+            if least > floor:
+                disk.write_all(fd, b"%020d" % least, path)
+                disk.sync(fd, path)
+            return max(floor, least)
+    finally:
+        os.close(fd)
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _decode(text: bytes) -> Grant | None:
+    try:
+        return msgspec.json.decode(text, type=Grant)
+    except msgspec.DecodeError:
+        return None

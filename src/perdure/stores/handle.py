@@ -1,0 +1,117 @@
+"""What all stores have in common: when a handle may be used, and how they say the same things."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from datetime import UTC, datetime
+
+from perdure.clock import SYSTEM, Clock
+from perdure.errors import (
+    Bug,
+    ConfigError,
+    CorruptStore,
+    LeaseHeld,
+    LeaseLost,
+    StoreError,
+)
+from perdure.model import Lease, RunKey
+from perdure.stores.base import Append
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Handle:
+    """An open store. It belongs to the process that opened it, and is of no use after the store failed once."""
+
+    def __init__(self, url: str, clock: Clock = SYSTEM) -> None:
+        self.url = url
+        self._clock = clock
+        self._pid = os.getpid()
+        self._closed = False
+        self._broken: StoreError | None = None
+        self._warnings: list[str] = []
+
+    def warnings(self) -> list[str]:
+        """See Store.warnings."""
+        found, self._warnings = self._warnings, []
+        return found
+
+    def _check(self) -> None:
+        """Raise unless this handle may be used: at the beginning of every verb."""
+        if self._foreign:
+            raise ConfigError(
+                f"The store {self.url} was opened by process {self._pid}, and this is its forked child {os.getpid()}, "
+                "which must not use it.",
+                hint="Open the store in the child, or start children with 'spawn'.",
+            )
+        if self._broken is not None:
+            raise StoreError(
+                f"The store {self.url} was closed after it failed: {self._broken.args[0]}",
+                hint="Open it again; what was acknowledged is kept.",
+            ) from self._broken
+        if self._closed:
+            raise ConfigError(f"The store {self.url} is closed.", hint="Open it again.")
+
+    @property
+    def _foreign(self) -> bool:
+        return os.getpid() != self._pid
+
+
+def nothing_there(url: str) -> ConfigError:
+    return ConfigError(
+        f"There is no store at {url}.",
+        hint="Check the path, or run something with it first.",
+    )
+
+
+def held(lease: Lease) -> LeaseHeld:
+    since = datetime.fromtimestamp(lease.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return LeaseHeld(
+        f"Run {lease.key} is being executed by {lease} since {since}. Nothing was changed.",
+        hint="Wait for it to end, or stop that process; the run is free as soon as it is gone.",
+    )
+
+
+def lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(
+        f"Run {lease.key} is no longer held under lease {lease.epoch}: it was released, deleted or taken over. "
+        "Nothing was written.",
+        hint="Look at the run: another process may be executing it.",
+    )
+
+
+def wrong_seq(item: Append, last: int) -> Bug:
+    return Bug(
+        f"Run {item.lease.key} has {last} records and was to be continued after record {item.seq}."
+    )
+
+
+def missing_records(where: str, key: RunKey, found: int, expected: int) -> CorruptStore:
+    return CorruptStore(
+        f"{where}: run {key} should have record {expected} and has {found} instead. Nothing was changed.",
+        hint="Restore the store from a copy.",
+    )
+
+
+def checked_digest(digest: str) -> str:
+    """A name for a blob. Raises Bug for anything else: digests become file names."""
+    if not _DIGEST.fullmatch(digest):
+        raise Bug(f"{digest[:80]!r} is not a sha256.")
+    return digest
+
+
+def sound_blob(digest: str, content: bytes | None, where: str) -> bytes:
+    """``content`` if it is that of the blob. Raises CorruptStore."""
+    if content is not None and hashlib.sha256(content).hexdigest() == digest:
+        return content
+    wrong = (
+        "is missing"
+        if content is None
+        else "does not have the content it was stored with"
+    )
+    raise CorruptStore(
+        f"{where}: blob {digest[:80]} {wrong}. Nothing was changed.",
+        hint="Restore it from a copy; steps that do not use it are intact.",
+    )

@@ -1,0 +1,142 @@
+"""The store without a disk: for tests, and for flows whose runs need not outlive the process.
+
+Handles that are to see the same runs share a ``MemoryBackend``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+from perdure.clock import SYSTEM, Clock, process_identity
+from perdure.errors import PerdureError
+from perdure.model import Lease, RunKey, RunMeta
+from perdure.stores.base import Append, Capabilities
+from perdure.stores.handle import (
+    Handle,
+    checked_digest,
+    held,
+    lost,
+    sound_blob,
+    wrong_seq,
+)
+
+
+class _Run(msgspec.Struct):
+    lease: Lease | None = None
+    records: list[bytes] = []
+    meta: RunMeta | None = None
+
+
+class MemoryBackend:
+    """What handles share: the runs, the blobs, and which handles are alive."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.runs: dict[RunKey, _Run] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.owners: set[str] = set()
+        self.epoch = 0
+        """largest epoch ever granted; one counter for all runs is the simplest that never repeats"""
+
+
+class MemoryStore(Handle):
+    """A Store in dictionaries. See base.Store for what the verbs promise."""
+
+    def __init__(
+        self, backend: MemoryBackend | None = None, *, clock: Clock = SYSTEM
+    ) -> None:
+        super().__init__("memory:", clock)
+        self.capabilities = Capabilities(durable=False, shared=False)
+        self._backend = backend or MemoryBackend()
+        self._owner = clock.new_id()
+        self._backend.owners.add(self._owner)
+
+    def claim(self, key: RunKey) -> Lease:
+        self._check()
+        with self._backend.lock:
+            run = self._backend.runs.setdefault(key, _Run())
+            if run.lease is not None and run.lease.owner in self._backend.owners:
+                raise held(run.lease)
+            self._backend.epoch += 1
+            pid, host = process_identity()
+            run.lease = Lease(
+                key, self._backend.epoch, self._owner, pid, host, self._clock.now()
+            )
+            return run.lease
+
+    def release(self, lease: Lease) -> None:
+        self._check()
+        with self._backend.lock:
+            run = self._current(lease)
+            if run is not None:
+                run.lease = None
+
+    def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
+        self._check()
+        with self._backend.lock:
+            return [self._append_one(item) for item in batch]
+
+    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
+        self._check()
+        with self._backend.lock:
+            run = self._backend.runs.get(key)
+            return run.records[after:] if run else []
+
+    def runs(self, goal: str | None = None) -> list[RunMeta]:
+        self._check()
+        with self._backend.lock:
+            found = [
+                msgspec.structs.replace(run.meta, holder=self._holder(run))
+                for key, run in self._backend.runs.items()
+                if run.meta is not None and goal in (None, key.goal)
+            ]
+        return sorted(found, key=lambda meta: meta.key)
+
+    def delete(self, lease: Lease) -> None:
+        self._check()
+        with self._backend.lock:
+            if self._current(lease) is None:
+                raise lost(lease)
+            del self._backend.runs[lease.key]
+
+    def blob(self, digest: str) -> bytes:
+        self._check()
+        return sound_blob(digest, self._backend.blobs.get(digest), self.url)
+
+    def close(self) -> None:
+        self._closed = True
+        self._backend.owners.discard(self._owner)
+
+    def abandon(self) -> None:
+        """For tests: leave everything as the death of the process would."""
+        self.close()
+
+    def _current(self, lease: Lease) -> _Run | None:
+        run = self._backend.runs.get(lease.key)
+        return (
+            run
+            if run is not None and run.lease == lease and lease.owner == self._owner
+            else None
+        )
+
+    def _append_one(self, item: Append) -> PerdureError | None:
+        run = self._current(item.lease)
+        if run is None:
+            return lost(item.lease)
+        if item.seq != len(run.records):
+            return wrong_seq(item, len(run.records))
+        for digest, content in item.blobs.items():
+            self._backend.blobs.setdefault(checked_digest(digest), content)
+        run.records.extend(item.records)
+        run.meta = item.meta if run.records else None
+        return None
+
+    def _holder(self, run: _Run) -> Lease | None:
+        return (
+            run.lease
+            if run.lease is not None and run.lease.owner in self._backend.owners
+            else None
+        )

@@ -1,0 +1,463 @@
+"""The default store: one SQLite file, beside whatever tables the user has in it.
+
+Write-ahead log with synchronous=FULL, both read back: SQLite's stock setting loses the last acknowledged commit in a power
+cut. Where the log is refused (some network and container file systems), rollback journal with synchronous=EXTRA, which is
+as safe and slower. Every change is one transaction that begins with the write lock, so that a check and the write that
+depends on it are one thing. A batch of appends is one transaction, hence one wait for the device for any number of runs.
+
+Do not open the file with the ``sqlite3`` module in the same process: closing it there drops our locks (POSIX).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from perdure.clock import SYSTEM, Clock
+from perdure.errors import (
+    ConfigError,
+    CorruptStore,
+    NewerFormat,
+    PerdureError,
+    StoreError,
+)
+from perdure.model import Lease, RunKey, RunMeta
+from perdure.stores import disk
+from perdure.stores.base import Append, Capabilities
+from perdure.stores.handle import (
+    Handle,
+    checked_digest,
+    held,
+    lost,
+    missing_records,
+    nothing_there,
+    sound_blob,
+    wrong_seq,
+)
+from perdure.stores.owners import Owner
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations" / "sqlite"
+_BROKEN = (apsw.NotADBError, apsw.CorruptError, apsw.FormatError)
+_REFUSED = (
+    apsw.CantOpenError,
+    apsw.ReadOnlyError,
+    apsw.PermissionsError,
+    apsw.AuthError,
+)
+_FIRST_SAFE = (
+    3,
+    51,
+    3,
+)  # earlier versions can corrupt the file when two processes write: the WAL-reset bug
+
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_leaked: list[apsw.Connection] = []
+"""Connections that this process has from the one that forked it: closing them here would touch the parent's files."""
+
+
+class SqliteStore(Handle):
+    """A Store in one SQLite file. See base.Store for what the verbs promise.
+
+    ``busy_timeout``: seconds to wait while others write before StoreBusy. ``create=False`` raises ConfigError when there
+    is no store at ``path``, and makes nothing.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        create: bool = True,
+        busy_timeout: float = 10.0,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self.path = Path(path).expanduser().resolve()
+        super().__init__(f"sqlite:{self.path}", clock)
+        self.capabilities = Capabilities(durable=True, shared=True)
+        self._wait = busy_timeout
+        self._rows: dict[RunKey, int] = {}
+        """rows of the runs that this handle claimed"""
+        try:
+            self._db = self._connect(create)
+            with self._guard("open"):
+                self._migrate(create)
+                self._make_durable()
+            self._owner = Owner(Path(f"{self.path}-owners"), clock)
+            self._owner.sweep()
+            _stores.add(self)
+        except StoreError as error:
+            self._disconnect()
+            if isinstance(error.__cause__, (*_REFUSED, OSError)) and not disk.full(
+                error
+            ):
+                raise ConfigError(
+                    error.args[0],
+                    hint="Choose another place, or change its permissions.",
+                ) from error
+            raise
+        except PerdureError:
+            self._disconnect()
+            raise
+
+    # -- the verbs -------------------------------------------------------------------------------------------------
+
+    def claim(self, key: RunKey) -> Lease:
+        self._check()
+        with self._transaction("claim a run in"):
+            found = self._select(
+                "SELECT run, epoch, owner, pid, host, since FROM perdure_runs WHERE goal = ? AND episode = ?",
+                (key.goal, key.episode),
+            )
+            if found:
+                row, epoch, *holder = found[0]
+                if self._owner.alive(holder[0]):
+                    raise held(Lease(key, epoch, *holder))
+            else:
+                row, epoch = None, self._select("SELECT epoch FROM perdure_floor")[0][0]
+            lease = Lease(
+                key,
+                epoch + 1,
+                self._owner.id,
+                self._owner.pid,
+                self._owner.host,
+                self._clock.now(),
+            )
+            self._rows[key] = self._grant(row, lease)
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        self._check()
+        row = self._rows.get(lease.key)
+        if row is None:
+            return
+        with self._transaction("release a run in"):
+            self._db.execute(
+                "UPDATE perdure_runs SET owner = '' WHERE run = ? AND epoch = ? AND owner = ?",
+                (row, lease.epoch, self._owner.id),
+            )
+            if self._db.changes():
+                del self._rows[lease.key]
+
+    def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
+        self._check()
+        results: list[PerdureError | None] = []
+        records: list[tuple[int, int, bytes]] = []
+        with self._transaction("append to"):
+            for item in batch:
+                row = self._rows.get(item.lease.key, -1)
+                problem = self._advance(row, item)
+                results.append(problem)
+                if problem is None:
+                    records += [
+                        (row, seq, record)
+                        for seq, record in enumerate(item.records, item.seq + 1)
+                    ]
+                    if item.blobs:
+                        self._db.executemany(
+                            "INSERT OR IGNORE INTO perdure_blobs VALUES (?, ?)",
+                            [
+                                (checked_digest(digest), content)
+                                for digest, content in item.blobs.items()
+                            ],
+                        )
+            self._db.executemany(
+                "INSERT INTO perdure_journal VALUES (?, ?, ?)", records
+            )
+        return results
+
+    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
+        self._check()
+        with self._guard("read"):
+            found = self._select(
+                "SELECT r.seq, j.seq, j.record FROM perdure_runs r LEFT JOIN perdure_journal j "
+                "ON j.run = r.run AND j.seq > ? WHERE r.goal = ? AND r.episode = ? ORDER BY j.seq",
+                (after, key.goal, key.episode),
+            )
+        lines: list[bytes] = []
+        for _, seq, record in found:
+            if seq is None:
+                break
+            if seq != after + len(lines) + 1:
+                raise missing_records(str(self.path), key, seq, after + len(lines) + 1)
+            lines.append(record)
+        if found and found[0][0] > after + len(lines):
+            raise missing_records(str(self.path), key, after + len(lines), found[0][0])
+        return lines
+
+    def runs(self, goal: str | None = None) -> list[RunMeta]:
+        self._check()
+        with self._guard("read"):
+            found = self._select(
+                "SELECT goal, episode, meta, epoch, owner, pid, host, since FROM perdure_runs "
+                "WHERE meta <> '' AND goal = coalesce(?, goal) ORDER BY goal, episode",
+                (goal,),
+            )
+        alive = {owner: self._owner.alive(owner) for owner in {row[4] for row in found}}
+        return [
+            self._meta(RunKey(*row[:2]), row[2], row[3:] if alive[row[4]] else None)
+            for row in found
+        ]
+
+    def delete(self, lease: Lease) -> None:
+        self._check()
+        row = self._rows.get(lease.key, -1)
+        with self._transaction("delete a run from"):
+            self._db.execute(
+                "DELETE FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?",
+                (row, lease.epoch, self._owner.id),
+            )
+            if not self._db.changes():
+                raise lost(lease)
+            self._db.execute("DELETE FROM perdure_journal WHERE run = ?", (row,))
+            self._db.execute(
+                "UPDATE perdure_floor SET epoch = max(epoch, ?)", (lease.epoch,)
+            )
+        del self._rows[lease.key]
+
+    def blob(self, digest: str) -> bytes:
+        self._check()
+        with self._guard("read"):
+            found = self._select(
+                "SELECT content FROM perdure_blobs WHERE digest = ?", (digest,)
+            )
+        return sound_blob(digest, found[0][0] if found else None, str(self.path))
+
+    def close(self) -> None:
+        if self._closed or self._foreign:
+            return
+        self._closed = True
+        self._disconnect()
+        self._owner.close()
+
+    def abandon(self) -> None:
+        """For tests: leave everything as the death of the process would, the write-ahead log included."""
+        self._closed = True
+        self._disconnect(checkpoint=False)
+        self._owner.abandon()
+
+    # -- statements ------------------------------------------------------------------------------------------------
+
+    def _grant(self, row: int | None, lease: Lease) -> int:
+        """Write a lease into a run's row, making the row if there is none. Returns the row."""
+        grant = (lease.epoch, lease.owner, lease.pid, lease.host, lease.since)
+        if row is not None:
+            self._db.execute(
+                "UPDATE perdure_runs SET epoch = ?, owner = ?, pid = ?, host = ?, since = ? WHERE run = ?",
+                (*grant, row),
+            )
+            return row
+        self._db.execute(
+            "INSERT INTO perdure_runs (goal, episode, epoch, owner, pid, host, since) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (lease.key.goal, lease.key.episode, *grant),
+        )
+        return self._db.last_insert_rowid()
+
+    def _advance(self, row: int, item: Append) -> PerdureError | None:
+        """Move the run's row on by an item if its lease is current: the check that fences every write."""
+        if item.lease.owner != self._owner.id:
+            return lost(item.lease)
+        last = item.seq + len(item.records)
+        self._db.execute(
+            "UPDATE perdure_runs SET seq = ?, status = ?, meta = ? "
+            "WHERE run = ? AND epoch = ? AND owner = ? AND seq = ?",
+            (
+                last,
+                item.meta.status,
+                msgspec.json.encode(item.meta).decode() if last else "",
+                row,
+                item.lease.epoch,
+                self._owner.id,
+                item.seq,
+            ),
+        )
+        if self._db.changes():
+            return None
+        found = self._select(
+            "SELECT seq FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?",
+            (row, item.lease.epoch, self._owner.id),
+        )
+        return wrong_seq(item, found[0][0]) if found else lost(item.lease)
+
+    def _meta(self, key: RunKey, text: str, lease: tuple[Any, ...] | None) -> RunMeta:
+        try:
+            meta = msgspec.json.decode(text, type=RunMeta)
+        except msgspec.DecodeError as error:
+            raise CorruptStore(
+                f"{self.path}: the row of run {key} is damaged: {error}. Nothing was changed."
+            ) from None
+        return msgspec.structs.replace(
+            meta, holder=Lease(key, *lease) if lease else None
+        )
+
+    def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        return self._db.execute(sql, values).fetchall()
+
+    # -- transactions and failures -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self, doing: str) -> Iterator[None]:
+        with self._guard(doing):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _guard(self, doing: str) -> Iterator[None]:
+        """Turn SQLite's errors into ours. After any but a busy database the handle is of no use (rel:D4)."""
+        try:
+            yield
+        except apsw.BusyError as error:
+            raise disk.busy(self.path, self._wait) from error
+        except apsw.Error as error:
+            failure = self._describe(doing, error)
+            self._broken = failure
+            self._disconnect(checkpoint=False)
+            raise failure from error
+
+    def _describe(self, doing: str, error: apsw.Error) -> StoreError:
+        if isinstance(error, _BROKEN):
+            return CorruptStore(
+                f"{self.path} is damaged or not an SQLite database: {error}. Nothing was changed.",
+                hint="Restore it from a copy, or choose another path.",
+            )
+        code = (
+            self._db.system_errno
+            if isinstance(error, (apsw.IOError, apsw.CantOpenError))
+            else 0
+        )
+        reason = f"{error}, {os.strerror(code)}" if code else str(error)
+        hint = (
+            "Nothing that was acknowledged is lost. Remove the cause, then run again."
+        )
+        if isinstance(error, apsw.FullError):
+            reason, hint = (
+                f"{error} (ENOSPC)",
+                "Nothing that was acknowledged is lost. Free some space, then run again.",
+            )
+        return StoreError(f"Cannot {doing} {self.path}: {reason}.", hint=hint)
+
+    # -- opening and closing -----------------------------------------------------------------------------------------
+
+    def _connect(self, create: bool) -> apsw.Connection:
+        if not disk.exists(self.path):
+            if not create:
+                raise nothing_there(self.url)
+            disk.make_dir(self.path.parent)
+            try:  # SQLite gives the log and its index the mode of this file
+                os.close(disk.create(self.path, os.O_RDWR | os.O_EXCL))
+            except StoreError as error:
+                if not isinstance(error.__cause__, FileExistsError):
+                    raise
+            disk.sync_dir(self.path.parent)
+        try:
+            db = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+        except apsw.Error as error:
+            raise StoreError(f"Cannot open {self.path}: {error}.") from error
+        db.set_busy_timeout(int(self._wait * 1000))
+        return db
+
+    def _migrate(self, create: bool) -> None:
+        """Bring the tables to this program's version, all steps in one transaction."""
+        steps = sorted(_MIGRATIONS.glob("*.sql"))
+        if self._version(create, len(steps)) == len(steps):
+            return
+        with self._transaction("prepare"):
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS perdure_schema "
+                "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied REAL NOT NULL) STRICT"
+            )
+            for version in range(self._version(True, len(steps)) + 1, len(steps) + 1):
+                step = steps[version - 1]
+                self._db.execute(step.read_text("utf-8"))
+                self._db.execute(
+                    "INSERT INTO perdure_schema VALUES (?, ?, ?)",
+                    (version, step.stem, self._clock.now()),
+                )
+
+    def _version(self, create: bool, newest: int) -> int:
+        """The schema's version, 0 for none. Raises NewerFormat; without ``create`` ConfigError for none."""
+        known = self._select(
+            "SELECT 1 FROM sqlite_schema WHERE name = 'perdure_schema' AND type = 'table'"
+        )
+        version: int = (
+            self._select("SELECT coalesce(max(version), 0) FROM perdure_schema")[0][0]
+            if known
+            else 0
+        )
+        if version > newest:
+            raise NewerFormat(
+                f"{self.path} has schema {version}; this Perdure knows schemas up to {newest}. Nothing was changed.",
+                hint="Use the newer Perdure, or another path.",
+            )
+        if version == 0 and not create:
+            raise nothing_there(self.url)
+        return version
+
+    def _make_durable(self) -> None:
+        """Set what makes a commit durable, and read back whether it was taken (rel:D3)."""
+        if sys.platform == "darwin":
+            self._db.execute("PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON")
+        wal = self._journal_mode("wal") == "wal"
+        if not wal:
+            self._journal_mode("delete")
+            self._warnings.append(
+                f"{self.path}: SQLite refuses its write-ahead log here; commits are slower."
+            )
+        level, mode = (2, "wal") if wal else (3, "delete")
+        self._db.execute(f"PRAGMA synchronous = {level}")
+        got = (
+            self._select("PRAGMA synchronous")[0][0],
+            self._select("PRAGMA journal_mode")[0][0],
+        )
+        if got != (level, mode):
+            raise StoreError(
+                f"{self.path}: SQLite does not take the settings that make commits durable: {got}."
+            )
+        if (
+            tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+            < _FIRST_SAFE
+        ):
+            self._warnings.append(
+                f"SQLite {apsw.sqlite_lib_version()} can damage a file that two processes write. Upgrade apsw."
+            )
+
+    def _journal_mode(self, mode: str) -> str:
+        """Ask for a journal mode and return what we got. SQLite does not wait for other processes here; we do."""
+        deadline = self._clock.monotonic() + self._wait
+        while True:
+            try:
+                return str(self._select(f"PRAGMA journal_mode = {mode}")[0][0])
+            except apsw.BusyError:
+                if self._clock.monotonic() >= deadline:
+                    raise
+            self._clock.sleep(0.01)
+
+    def _disconnect(self, checkpoint: bool = True) -> None:
+        """Close the connection. After a failed sync the log is left alone: the next to open it checks its frames."""
+        if not hasattr(self, "_db"):
+            return
+        try:
+            if not checkpoint:
+                self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            self._db.close(True)
+        except apsw.Error:  # it may be broken or closed already; the locks go with it
+            pass
+
+
+def _leak_in_child() -> None:
+    _leaked.extend(store._db for store in _stores)
+
+
+os.register_at_fork(after_in_child=_leak_in_child)

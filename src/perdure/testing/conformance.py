@@ -1,0 +1,493 @@
+"""The suite that holds every store to ``perdure.stores.base``. A new store's test file is this long::
+
+    from pathlib import Path
+    from perdure.stores.base import Store
+    from perdure.testing.conformance import SharedStoreConformance
+
+    class TestMyStore(SharedStoreConformance):
+        def open(self, place: Path) -> Store:
+            return MyStore(place / "store")
+
+        def abandon(self, store: Store) -> None:
+            store.abandon()
+
+``StoreConformance`` is for stores of one process; ``SharedStoreConformance`` adds what several processes must see, and
+kills some. ``random_store.py`` beside this file is the stateful part: random histories against a model. Records made
+here are framed as real ones are, but their entries are plain; ``summarise`` gives their listing row, for stores that
+compute it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from perdure.errors import (
+    Bug,
+    ConfigError,
+    CorruptStore,
+    LeaseHeld,
+    LeaseLost,
+    PerdureError,
+)
+from perdure.framing import frame, unframe
+from perdure.model import Lease, RunKey, RunMeta
+from perdure.stores.base import Append, Store
+from perdure.testing.processes import Child
+
+HOSTILE_GOALS: Sequence[str] = (
+    "paper-17",
+    "Paper-17",  # case twins and Unicode twins are different runs (rel:S5)
+    "caf\u00e9",
+    "cafe\u0301",
+    "\u212a",  # the Kelvin sign, which lower-cases to k
+    "k",
+    "../../etc/passwd",
+    "..\\..\\windows",
+    "/etc/passwd",
+    "%2e%2e%2f",
+    "%252e%252e%252f",
+    "a/b",
+    "a.0",
+    "a~0123456789abcdef",
+    ".",
+    "..",
+    "~",
+    "con",
+    "'; DROP TABLE perdure_runs; --",
+    '" OR 1=1 --',
+    "goal\" WHERE '%' LIKE '%",
+    "* [a-z] ? _ %",
+    "x" * 300,
+    "x" * 301,
+    "\u202egnp.exe",
+    "\U0001f9ea" * 60,
+    "\u65e5\u672c\u8a9e\u306e\u8ad6\u6587",
+    "new\u2028line",
+    "$(reboot) `reboot` ${HOME} {0} %s",
+)
+"""Names that have broken out of some store's quoting or folder, and pairs that some store has taken for one."""
+
+
+def records(
+    key: RunKey, after: int, count: int, status: str = "running", pad: str = ""
+) -> tuple[bytes, ...]:
+    """``count`` framed records that continue a run after ``after``."""
+    entries = (
+        {"seq": seq, "status": status, "pad": pad}
+        for seq in range(after + 1, after + count + 1)
+    )
+    return tuple(frame(key, msgspec.json.encode(entry)) for entry in entries)
+
+
+def meta(key: RunKey, seq: int, status: str = "running") -> RunMeta:
+    """The listing row that goes with the records of this suite."""
+    return RunMeta(
+        goal=key.goal,
+        episode=key.episode,
+        status=status,
+        seq=seq,
+        tags={"seq": str(seq)},
+    )
+
+
+def summarise(key: RunKey, lines: list[bytes]) -> RunMeta:
+    """The row of a journal made of ``records``."""
+    entry = msgspec.json.decode(unframe(key, lines[-1]), type=dict[str, str | int])
+    return meta(key, len(lines), str(entry["status"]))
+
+
+def item(
+    lease: Lease, seq: int, count: int = 1, status: str = "running", **blobs: bytes
+) -> Append:
+    """Append ``count`` records and the blobs given as any_name=content."""
+    named = {hashlib.sha256(content).hexdigest(): content for content in blobs.values()}
+    return Append(
+        lease,
+        seq,
+        records(lease.key, seq, count, status),
+        meta(lease.key, seq + count, status),
+        blobs=named,
+    )
+
+
+def _tell(children: Sequence[Child], text: str) -> None:
+    for child in children:
+        child.say(f"{text}\n")
+
+
+class StoreConformance:
+    """Tests of one store. Subclasses say how to open it."""
+
+    def open(self, place: Path) -> Store:
+        """A new handle on the store that belongs to the folder ``place``; a second call opens the same store again."""
+        raise NotImplementedError
+
+    def abandon(self, store: Store) -> None:
+        """Leave a handle as the sudden death of its process would: nothing flushed, nothing released."""
+        raise NotImplementedError
+
+    # -- journals --------------------------------------------------------------------------------------------------
+
+    def test_records_come_back_byte_for_byte_in_order(self, tmp_path: Path) -> None:
+        store, key = self.open(tmp_path), RunKey("paper")
+        lease = store.claim(key)
+        assert store.read(key) == []
+        assert store.append([item(lease, 0, 3)]) == [None]
+        assert store.append([item(lease, 3, 1), item(lease, 4, 2)]) == [None, None]
+        assert store.read(key) == list(records(key, 0, 6))
+        assert store.read(key, after=4) == list(records(key, 4, 2))
+        assert store.read(key, after=6) == []
+        assert store.read(RunKey("another")) == []
+        assert store.read(RunKey("paper", 1)) == []
+        store.close()
+
+    def test_acknowledged_records_outlive_the_handle(
+        self, tmp_path: Path
+    ) -> None:  # rel:D1
+        key = RunKey("paper")
+        for end in (self.abandon, lambda store: store.close()):
+            store = self.open(tmp_path)
+            lease = store.claim(key)
+            before = len(store.read(key))
+            assert store.append([item(lease, before, 2, blob=b"large")]) == [None]
+            end(store)
+        store = self.open(tmp_path)
+        assert store.read(key) == list(records(key, 0, 4))
+        assert store.blob(hashlib.sha256(b"large").hexdigest()) == b"large"
+        store.close()
+
+    def test_an_append_that_does_not_continue_the_run_is_refused_alone(
+        self, tmp_path: Path
+    ) -> None:
+        store, one, two = self.open(tmp_path), RunKey("one"), RunKey("two")
+        first, second = store.claim(one), store.claim(two)
+        assert store.append([item(first, 0, 2)]) == [None]
+        for wrong in (0, 1, 3):
+            problem, fine = store.append(
+                [item(first, wrong), item(second, len(store.read(two)))]
+            )
+            assert isinstance(problem, Bug) and fine is None
+        assert store.read(one) == list(records(one, 0, 2))
+        assert store.read(two) == list(records(two, 0, 3))
+        store.close()
+
+    def test_a_batch_for_many_runs_is_kept_whole(self, tmp_path: Path) -> None:  # X8
+        store = self.open(tmp_path)
+        keys = [RunKey(f"run-{n}", n % 3) for n in range(70)]
+        leases = [store.claim(key) for key in keys]
+        assert store.append([item(lease, 0, 2) for lease in leases]) == [None] * 70
+        assert all(store.read(key) == list(records(key, 0, 2)) for key in keys)
+        store.close()
+
+    def test_a_large_record_and_an_empty_batch(self, tmp_path: Path) -> None:
+        store, key = self.open(tmp_path), RunKey("paper")
+        lease = store.claim(key)
+        assert store.append([]) == []
+        large = records(key, 0, 1, pad="x" * 3_000_000)
+        assert store.append([Append(lease, 0, large, meta(key, 1))]) == [None]
+        assert store.read(key) == list(large)
+        store.close()
+
+    # -- leases ----------------------------------------------------------------------------------------------------
+
+    def test_a_run_has_one_holder(self, tmp_path: Path) -> None:  # rel:C1
+        store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
+        lease = store.claim(key)
+        for handle in (other, store):
+            with pytest.raises(
+                LeaseHeld, match=rf"process {lease.pid} on .+ since \d{{4}}-"
+            ):
+                handle.claim(key)
+        assert other.claim(RunKey("paper", 1)).epoch > 0
+        store.release(lease)
+        assert other.claim(key).epoch > lease.epoch
+        store.close()
+        other.close()
+
+    def test_a_dead_holders_run_is_free_at_once_and_the_dead_is_fenced(
+        self, tmp_path: Path
+    ) -> None:  # rel:C10
+        dead, store, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
+        old = dead.claim(key)
+        assert dead.append([item(old, 0)]) == [None]
+        self.abandon(dead)
+        lease = store.claim(key)
+        assert lease.epoch > old.epoch
+        assert store.append([item(old, 1)])[0].__class__ is LeaseLost
+        assert store.append([item(lease, 1)]) == [None]
+        store.close()
+
+    def test_closing_releases_everything(self, tmp_path: Path) -> None:
+        store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
+        store.claim(key)
+        store.close()
+        store.close()
+        other.claim(key)
+        with pytest.raises(ConfigError, match="closed"):
+            store.read(key)
+        other.close()
+
+    def test_a_stale_lease_writes_nothing_and_disturbs_nobody(
+        self, tmp_path: Path
+    ) -> None:  # rel:C1, rel:C2
+        store, other, key, healthy = (
+            self.open(tmp_path),
+            self.open(tmp_path),
+            RunKey("paper"),
+            RunKey("healthy"),
+        )
+        stale = store.claim(key)
+        store.append([item(stale, 0)])
+        store.release(stale)
+        store.release(stale)
+        taken = other.claim(key)
+        good = store.claim(healthy)
+        problem, fine = store.append(
+            [item(stale, 1, 5, secret=b"never kept"), item(good, 0)]
+        )
+        assert isinstance(problem, LeaseLost) and fine is None
+        assert isinstance(store.append([item(taken, 1)])[0], LeaseLost), (
+            "a lease is good in its own handle only"
+        )
+        with pytest.raises(LeaseLost):
+            store.delete(stale)
+        store.release(stale)
+        assert other.append([item(taken, 1)]) == [None]
+        assert store.read(key) == list(records(key, 0, 2))
+        with pytest.raises(CorruptStore):
+            store.blob(hashlib.sha256(b"never kept").hexdigest())
+        store.close()
+        other.close()
+
+    def test_epochs_grow_for_ever(self, tmp_path: Path) -> None:  # rel:C1
+        key, epochs = RunKey("paper"), [0]
+        for way in (
+            "release",
+            "close",
+            "abandon",
+            "delete",
+            "release",
+            "delete",
+            "close",
+        ):
+            store = self.open(tmp_path)
+            lease = store.claim(key)
+            epochs.append(lease.epoch)
+            if way == "release":
+                store.release(lease)
+            elif way == "delete":
+                store.delete(lease)
+            if way == "abandon":
+                self.abandon(store)
+            else:
+                store.close()
+        assert epochs == sorted(set(epochs))
+
+    # -- listing, deleting, blobs ------------------------------------------------------------------------------------
+
+    def test_listing_shows_each_run_once_in_order_with_its_holder(
+        self, tmp_path: Path
+    ) -> None:  # K1
+        store, other = self.open(tmp_path), self.open(tmp_path)
+        for goal, episode in (
+            ("b", 0),
+            ("a", 10),
+            ("a", 2),
+            ("a-b", 0),
+            ("A", 0),
+            ("\u00e9", 0),
+        ):
+            lease = store.claim(RunKey(goal, episode))
+            assert store.append([item(lease, 0, 2, "completed")]) == [None]
+            if goal == "b":
+                store.release(lease)
+        store.claim(RunKey("empty"))
+        for handle in (store, other):
+            rows = handle.runs()
+            assert [row.key for row in rows] == sorted(row.key for row in rows)
+            assert len(rows) == 6
+            assert [row.holder is None for row in rows] == [
+                row.goal == "b" for row in rows
+            ]
+            for row in rows:
+                assert msgspec.structs.replace(row, holder=None) == meta(
+                    row.key, 2, "completed"
+                )
+                assert row.holder is None or row.holder.key == row.key
+            assert [row.episode for row in handle.runs("a")] == [2, 10]
+            assert handle.runs("nothing") == []
+        self.abandon(store)
+        assert all(row.holder is None for row in other.runs())
+        other.close()
+
+    def test_listing_follows_the_journal_whoever_asks(self, tmp_path: Path) -> None:
+        store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
+        lease = store.claim(key)
+        for seq, status in enumerate(
+            ["running", "running", "paused", "running", "completed", "completed"]
+        ):
+            assert store.append([item(lease, seq, 1, status)]) == [None]
+            for handle in (store, other):
+                assert [
+                    msgspec.structs.replace(row, holder=None) for row in handle.runs()
+                ] == [meta(key, seq + 1, status)]
+        self.abandon(store)
+        assert other.runs() == [meta(key, 6, "completed")]
+        other.close()
+
+    def test_a_deleted_run_is_gone_and_can_be_made_again(self, tmp_path: Path) -> None:
+        store, key, other = self.open(tmp_path), RunKey("paper"), RunKey("other")
+        lease, kept = store.claim(key), store.claim(other)
+        store.append([item(lease, 0, 3), item(kept, 0, 1)])
+        store.delete(lease)
+        assert store.read(key) == [] and [row.key for row in store.runs()] == [other]
+        assert isinstance(store.append([item(lease, 3)])[0], LeaseLost)
+        with pytest.raises(LeaseLost):
+            store.delete(lease)
+        again = store.claim(key)
+        assert store.append([item(again, 0), item(kept, 1)]) == [None, None]
+        assert store.read(key) == list(records(key, 0, 1))
+        store.close()
+
+    def test_blobs_are_stored_once_and_shared(self, tmp_path: Path) -> None:
+        store, content = self.open(tmp_path), b"\x00\xff" * 100_000
+        digest = hashlib.sha256(content).hexdigest()
+        for goal in ("one", "two"):
+            lease = store.claim(RunKey(goal))
+            assert store.append([item(lease, 0, blob=content, empty=b"")]) == [None]
+        assert store.blob(digest) == content
+        assert store.blob(hashlib.sha256(b"").hexdigest()) == b""
+        with pytest.raises(CorruptStore, match="missing"):
+            store.blob("0" * 64)
+        for path in ("../format.json", "", "0" * 63, "/etc/passwd"):
+            with pytest.raises(PerdureError):
+                store.blob(path)
+        store.close()
+
+    def test_hostile_names_are_names_and_nothing_else(
+        self, tmp_path: Path
+    ) -> None:  # rel:S4, rel:S5
+        place = tmp_path / "deep" / "down"
+        store = self.open(place)
+        for goal in HOSTILE_GOALS:
+            lease = store.claim(RunKey(goal))
+            assert store.append([item(lease, 0, 1)]) == [None]
+        store.close()
+        store = self.open(place)
+        assert [row.goal for row in store.runs()] == sorted(HOSTILE_GOALS)
+        for goal in HOSTILE_GOALS:
+            assert store.read(RunKey(goal)) == list(records(RunKey(goal), 0, 1))
+            assert [row.goal for row in store.runs(goal)] == [goal]
+        assert store.warnings() == []
+        store.close()
+        outside = [
+            path
+            for path in tmp_path.rglob("*")
+            if place not in (path, *path.parents) and path.is_file()
+        ]
+        assert outside == []
+
+    def test_any_history_agrees_with_the_model(self, tmp_path: Path) -> None:
+        from perdure.testing.random_store import (
+            check_random_histories,  # hypothesis is needed here only
+        )
+
+        check_random_histories(self.open, self.abandon, tmp_path)
+
+
+class SharedStoreConformance(StoreConformance):
+    """What several processes must see in a store that they share. Processes are real, and killed."""
+
+    def test_a_killed_process_loses_nothing_acknowledged_and_frees_its_run(
+        self, tmp_path: Path
+    ) -> None:  # rel:D1, R1
+        key = RunKey("paper")
+
+        def work(say: Callable[[str], None], _hear: Callable[[], str]) -> None:
+            store = self.open(tmp_path)
+            lease = store.claim(key)
+            seq = len(store.read(key))
+            while True:
+                assert store.append([item(lease, seq)]) == [None]
+                seq += 1
+                say(f"{seq}\n")
+
+        for lives in (1, 2, 3):
+            child = Child(work)
+            acknowledged = 0
+            while acknowledged < lives * 15:
+                acknowledged = int(child.hear())
+            with pytest.raises(LeaseHeld):
+                self._claim_once(tmp_path, key)
+            child.kill()
+            store = self.open(tmp_path)
+            store.release(store.claim(key))
+            found = store.read(key)
+            assert len(found) >= acknowledged
+            assert found == list(records(key, 0, len(found)))
+            store.close()
+
+    def test_of_processes_that_race_for_a_run_one_gets_it(
+        self, tmp_path: Path
+    ) -> None:  # rel:C3
+        def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+            store = self.open(
+                tmp_path / hear()
+            )  # the store itself is made by all of them at once
+            while goal := hear():
+                try:
+                    say(f"{store.claim(RunKey(goal)).epoch}\n")
+                except LeaseHeld:
+                    say("held\n")
+
+        for place in ("one", "two", "three"):
+            children = [Child(work) for _ in range(4)]
+            _tell(children, place)
+            for goal, winners in (("a", 1), ("b", 1), ("c", 1), ("b", 0)):
+                _tell(children, goal)
+                assert [child.hear() for child in children].count(
+                    "held"
+                ) == 4 - winners, goal
+            for child in children:
+                child.kill()
+
+    def test_a_forked_child_must_not_use_the_handle_nor_keeps_it_alive(
+        self, tmp_path: Path
+    ) -> None:  # rel:C8
+        store, key = self.open(tmp_path), RunKey("paper")
+        lease = store.claim(key)
+
+        def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+            for verb in (
+                store.runs,
+                lambda: store.append([item(lease, 0)]),
+                lambda: store.release(lease),
+            ):
+                try:
+                    verb()
+                except ConfigError as error:
+                    say(f"{'forked child' in str(error)}\n")
+            store.close()
+            say("closed\n")
+            hear()
+
+        child = Child(work)
+        assert [child.hear() for _ in range(4)] == ["True", "True", "True", "closed"]
+        with pytest.raises(LeaseHeld):
+            self._claim_once(tmp_path, key)
+        assert store.append([item(lease, 0)]) == [None]
+        self.abandon(store)
+        self._claim_once(tmp_path, key)
+        child.kill()
+
+    def _claim_once(self, place: Path, key: RunKey) -> None:
+        store = self.open(place)
+        try:
+            store.claim(key)
+        finally:
+            store.close()

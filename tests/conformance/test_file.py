@@ -1,0 +1,16 @@
+"""The file store keeps the protocol."""
+
+from pathlib import Path
+
+from perdure.stores.base import Store
+from perdure.stores.file import FileStore
+from perdure.testing.conformance import SharedStoreConformance, summarise
+
+
+class TestFileStore(SharedStoreConformance):
+    def open(self, place: Path) -> Store:
+        return FileStore(place / "store", summarise=summarise)
+
+    def abandon(self, store: Store) -> None:
+        assert isinstance(store, FileStore)
+        store.abandon()
