@@ -158,7 +158,7 @@ def _read_deque(reader: Reader, stored: dict[str, Any]) -> deque[Any]:
     return made
 
 
-# ---- dates and times. A zone is kept by its key, a fixed offset in the text, the name of an offset beside it.
+# ---- dates and times: a zone stands by its key; an offset in the text, or whole if it has a name or splits a second
 
 _ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
 
@@ -182,31 +182,32 @@ def _offset_name(zone: timezone) -> dict[str, object]:
 
 def _write_moment(writer: Writer, value: datetime | time) -> dict[str, object]:
     zone = value.tzinfo
-    beside: dict[str, object] = {"fold": 1} if value.fold else {}
-    if type(zone) is ZoneInfo:
-        return {"v": value.replace(tzinfo=None).isoformat(), "zone": _zone_key(zone), **beside}
+    fold: dict[str, object] = {"fold": 1} if value.fold else {}
     if zone is None:
-        return {"v": value.isoformat(), **beside}
-    if type(zone) is timezone:
-        return {"v": value.isoformat(), **_offset_name(zone), **beside}
-    raise Refused(
-        f".tzinfo: {type(zone).__module__}.{type(zone).__qualname__} cannot be stored.",
-        "Use zoneinfo.ZoneInfo or datetime.timezone.",
-    )
+        return {"v": value.isoformat(), **fold}
+    if type(zone) is ZoneInfo:
+        return {"v": value.replace(tzinfo=None).isoformat(), "zone": _zone_key(zone), **fold}
+    if type(zone) is not timezone:
+        raise Refused(
+            f".tzinfo: {type(zone).__module__}.{type(zone).__qualname__} cannot be stored.",
+            "Use zoneinfo.ZoneInfo or datetime.timezone.",
+        )
+    if zone.utcoffset(None).microseconds or _offset_name(zone):  # fromisoformat reads a negative microsecond as zero
+        return {"v": value.replace(tzinfo=None).isoformat(), "zone": writer.value(zone), **fold}
+    return {"v": value.isoformat(), **fold}
 
 
-def _read_moment(parsed: Any, stored: dict[str, Any]) -> Any:
+def _read_moment(reader: Reader, parsed: Any, stored: dict[str, Any]) -> Any:
     zone: tzinfo | None = parsed.tzinfo
-    if ("zone" in stored and ("name" in stored or zone)) or ("name" in stored and not zone):
-        raise Refused(" is stored with a time zone that contradicts itself.")
     if "zone" in stored:
-        zone = _zone(stored["zone"])
-    elif "name" in stored:
-        zone = timezone(parsed.utcoffset(), stored["name"])
+        beside = stored["zone"]
+        zone = _zone(beside) if type(beside) is str else reader.value(beside)
+        if parsed.tzinfo is not None or type(zone) not in (ZoneInfo, timezone):
+            raise Refused(" is stored with a time zone that contradicts its text, or with something else in its place.")
     return parsed.replace(tzinfo=zone, fold=stored.get("fold", 0))
 
 
-_MOMENT = {"v": str, "zone?": str, "name?": str, "fold?": int}
+_MOMENT = {"v": str, "zone?": object, "fold?": int}
 
 
 def _write_delta(writer: Writer, value: timedelta) -> dict[str, object]:
@@ -260,7 +261,9 @@ def write_numpy(writer: Writer, value: Any) -> dict[str, object] | None:
     if not array and not isinstance(value, numpy.generic):
         return None
     form = _dtype_form(numpy, value.dtype)
-    data = writer.value(value.tobytes())
+    if value.size > 1 and not value.dtype.itemsize:
+        raise Refused(": a numpy array whose items have no size cannot be stored.", "Give it a dtype with a length.")
+    data = writer.value(value.tobytes() if value.dtype.itemsize else b"")  # numpy pads an empty text
     if array:
         return {"~": "ndarray", "dtype": form, "shape": list(value.shape), "data": data}
     return {"~": "numpy", "dtype": form, "data": data}
@@ -321,15 +324,13 @@ _STANDARD = (
     Tag("bytearray", bytearray, {"b64": str}, _write_bytes, lambda r, d: bytearray(_from_base64(d["b64"]))),
     Tag("tuple", tuple, {"v": list}, lambda w, v: {"v": w.items(v)}, lambda r, d: tuple(r.items(d["v"]))),
     Tag("set", set, {"v": list}, lambda w, v: {"v": w.unordered(v)}, _read_set),
-    Tag(
-        "frozenset", frozenset, {"v": list}, lambda w, v: {"v": w.unordered(v)}, lambda r, d: frozenset(_read_set(r, d))
-    ),
+    Tag("frozenset", frozenset, {"v": list}, lambda w, v: {"v": w.unordered(v)}, _read_frozenset),
     Tag("deque", deque, {"v": list, "maxlen?": int}, _write_deque, _read_deque),
     Tag("complex", complex, {"v": list}, lambda w, v: {"v": w.items((v.real, v.imag))}, _read_complex),
     Tag("fraction", Fraction, {"v": list}, _write_fraction, _read_fraction),
     Tag("decimal", Decimal, {"v": str}, lambda w, v: {"v": str(v)}, lambda r, d: Decimal(d["v"])),
-    Tag("datetime", datetime, _MOMENT, _write_moment, lambda r, d: _read_moment(datetime.fromisoformat(d["v"]), d)),
-    Tag("time", time, _MOMENT, _write_moment, lambda r, d: _read_moment(time.fromisoformat(d["v"]), d)),
+    Tag("datetime", datetime, _MOMENT, _write_moment, lambda r, d: _read_moment(r, datetime.fromisoformat(d["v"]), d)),
+    Tag("time", time, _MOMENT, _write_moment, lambda r, d: _read_moment(r, time.fromisoformat(d["v"]), d)),
     Tag("date", date, {"v": str}, lambda w, v: {"v": v.isoformat()}, lambda r, d: date.fromisoformat(d["v"])),
     Tag("timedelta", timedelta, {"v": list}, _write_delta, _read_delta),
     Tag("timezone", timezone, {"offset": list, "name?": str}, _write_timezone, _read_timezone),

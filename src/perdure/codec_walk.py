@@ -10,7 +10,7 @@ import msgspec
 
 from perdure.codec_kinds import PLAIN, Refused, type_name
 from perdure.codec_tags import BLOB_THRESHOLD, READ, WRITE, to_base64, write_numpy
-from perdure.codec_types import Known, find, known
+from perdure.codec_types import Known, find, known, learnable
 
 MAX_DEPTH = 100
 """Containers and objects inside one another; far below the depth at which Python itself gives up."""
@@ -140,7 +140,7 @@ class Writer(_Budget):
         return done
 
     def _pairs(self, value: dict[Any, Any]) -> list[object]:
-        pairs: list[list[object]] = []
+        pairs: list[Any] = []
         place = ""
         try:
             for key, item in value.items():
@@ -150,7 +150,9 @@ class Writer(_Budget):
                 pairs.append([stored, self.value(item)])
         except Refused as problem:
             raise problem.at(place)  # noqa: B904
-        return list(sorted(pairs, key=lambda pair: self.json(pair[0])) if self.canonical else pairs)
+        if self.canonical:
+            pairs.sort(key=lambda pair: self.json(pair[0]))
+        return pairs
 
     def _tagged(self, kind: type, value: Any) -> object:
         tag = WRITE.get(kind)
@@ -208,11 +210,12 @@ def _not_registered(cls: type) -> Refused:
             f": {type_name(cls)} cannot be stored: it is a {base.__name__} of another type.",
             f"Convert it to a plain {base.__name__}, or call perdure.register({cls.__name__}, encode=..., decode=...).",
         )
-    return Refused(
-        f": {type_name(cls)} cannot be stored, because this program has not registered it.",
-        "Annotate the step's return type with the class or call perdure.register (with encode= and decode= for a class "
-        "that is no dataclass, enum, NamedTuple, exception or model); or return plain data instead.",
-    )
+    if learnable(cls):
+        inside = " (annotations cannot name a class made inside a function)" if "<locals>" in cls.__qualname__ else ""
+        hint = f"Annotate the step's return type with the class, or call perdure.register on it{inside}."
+    else:
+        hint = "Call perdure.register with encode= and decode= for this class, or return plain data instead."
+    return Refused(f": {type_name(cls)} cannot be stored, because this program has not registered it.", hint)
 
 
 ATOMS = frozenset((str, int, float, bool, type(None)))

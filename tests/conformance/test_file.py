@@ -4,7 +4,8 @@ from pathlib import Path
 
 from perdure.stores.base import Store
 from perdure.stores.file import FileStore
-from perdure.testing.conformance import SharedStoreConformance, summarise
+from perdure.testing.conformance import SharedStoreConformance
+from perdure.testing.samples import summarise
 
 
 class TestFileStore(SharedStoreConformance):

@@ -45,8 +45,8 @@ class Branch:
         if self.invocation is not None:
             self.label = self.invocation.claim(frame, fan)
         else:
-            name = getattr(item, "__name__", None) or getattr(getattr(item, "func", None), "__name__", "branch")
-            name = name.replace("<lambda>", "branch").replace("/", "-")
+            named = item.func if isinstance(item, functools.partial) else item
+            name = str(getattr(named, "__name__", "branch")).replace("<lambda>", "branch").replace("/", "-")
             cursor = Cursor(frame.cursor.life, frame.cursor.branch(name, ""))
             self.label = cursor.scope
             inner = Frame(frame.run, cursor, frame.step)
@@ -209,7 +209,7 @@ def _run_threads(made: Sequence[Branch], limit: int | None) -> Iterator[tuple[in
 
 
 @overload
-def map(
+def map(  # type: ignore[overload-overlap]
     fn: Callable[[A], Coroutine[Any, Any, T]], items: Iterable[A], *, limit: int | None = None
 ) -> Awaitable[list[T]]: ...
 @overload

@@ -131,17 +131,23 @@ def _start(
 ) -> tuple[Function[..., Any], Start]:
     """Split options of the run from keyword arguments of the flow, and check both before anything is opened."""
     RunKey.of(goal)
-    if not isinstance(flow, Function):
-        flow = Function(flow, getattr(flow, "__name__", "flow").replace("<lambda>", "flow"), None, ())
+    function = flow if isinstance(flow, Function) else _plain(flow)
     chosen = {name: options[name] for name in Start._fields[1:8] if name in options}
     kwargs = {name: value for name, value in options.items() if name not in chosen}
     try:
-        _, infos = flow.identify(args, kwargs)
+        _, infos = function.identify(args, kwargs)
     except TypeError as error:
         if isinstance(error, PerdureError):
             raise
-        raise ConfigError(f"flow {flow.name}: {error}.", hint=f"It takes {flow.signature}.") from None
+        raise ConfigError(f"flow {function.name}: {error}.", hint=f"It takes {function.signature}.") from None
     rerun = chosen.pop("rerun", ())
     rerun = (rerun,) if isinstance(rerun, str) else tuple(rerun)
-    start = Start(goal, rerun=rerun, flow=flow.name, digest=flow.digest, args=infos, inputs=(args, kwargs), **chosen)
-    return flow, start
+    start = Start(goal, rerun=rerun, flow=function.name, digest=function.digest, args=infos, inputs=(args, kwargs), **chosen)
+    return function, start
+
+
+def _plain(flow: Callable[..., Any]) -> Function[..., Any]:
+    """An undecorated function as a flow."""
+    if not callable(flow):
+        raise ConfigError(f"A flow must be a function, not {flow!r}.")
+    return Function(flow, str(getattr(flow, "__name__", "flow")).replace("<lambda>", "flow"), None, ())

@@ -37,13 +37,16 @@ class Function(Generic[P, R]):
         self.key = key
         self.ignore = ignore
         self.is_async = inspect.iscoroutinefunction(fn)
-        functools.update_wrapper(self, fn, updated=())
+        functools.update_wrapper(cast(Any, self), fn, updated=())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()} {self.name}>"
 
     def __get__(self, obj: object, owner: type | None = None) -> Any:
-        return self if obj is None else functools.partial(self, obj)  # type: ignore[arg-type]
+        return self if obj is None else functools.partial(cast(Callable[..., Any], self), obj)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.fn(*args, **kwargs)
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
@@ -264,7 +267,7 @@ def step(
         declared = StepOptions(
             retry=policy, timeout=timeout, check=checked or None, on_refused=on_refused, on_crash=on_crash
         )
-        return Step(fn, name or getattr(fn, "__name__", "step"), declared, verify, key, tuple(ignore))
+        return Step(fn, name or str(getattr(fn, "__name__", "step")), declared, verify, key, tuple(ignore))
 
     return decorate(fn) if fn is not None else decorate
 
@@ -281,7 +284,7 @@ def flow(
     def decorate(fn: Callable[P, R]) -> Flow[P, R]:
         if not callable(fn):
             raise ConfigError(f"A flow must be a function, not {fn!r}.")
-        return Flow(fn, name or getattr(fn, "__name__", "flow"), None, ())
+        return Flow(fn, name or str(getattr(fn, "__name__", "flow")), None, ())
 
     return decorate(fn) if fn is not None else decorate
 

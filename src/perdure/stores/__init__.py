@@ -28,43 +28,25 @@ def open_store(url: str | Store, *, create: bool = True) -> Store:
     scheme, colon, rest = url.partition(":")
     scheme = scheme.lower()
     if not colon or "\0" in url:
-        raise ConfigError(
-            f"{url[:80]!r} is not the URL of a store.", hint=f"Use one of {_KINDS}."
-        )
+        raise ConfigError(f"{url[:80]!r} is not the URL of a store.", hint=f"Use one of {_KINDS}.")
     if scheme == "memory":
         if rest.strip("/"):
-            raise ConfigError(
-                f"The store memory: takes no name, and has {rest[:80]!r}.",
-                hint="Write 'memory:'.",
-            )
+            raise ConfigError(f"The store memory: takes no name, and has {rest[:80]!r}.", hint="Write 'memory:'.")
         return MemoryStore()
     if scheme == "file":
-        return _open_file(
-            _path(url, rest[2:] if rest.startswith("///") else rest), create
-        )
+        return _open_file(_path(url, rest[2:] if rest.startswith("///") else rest), create)
     if scheme == "sqlite":
         return _open_sqlite(_path(url, rest.removeprefix("///")), create)
     # the rest of the URL may hold a password and is not shown
     if scheme in _LATER:
-        raise ConfigError(
-            f"This version of Perdure has no store for {scheme}: yet.",
-            hint=f"Use one of {_KINDS}.",
-        )
-    raise ConfigError(
-        f"There is no store of the kind {scheme[:40]!r}.", hint=f"Use one of {_KINDS}."
-    )
+        raise ConfigError(f"This version of Perdure has no store for {scheme}: yet.", hint=f"Use one of {_KINDS}.")
+    raise ConfigError(f"There is no store of the kind {scheme[:40]!r}.", hint=f"Use one of {_KINDS}.")
 
 
 def _path(url: str, rest: str) -> Path:
     if not rest or rest == ":memory:" or rest.startswith("//"):
-        hint = (
-            "Use 'memory:' for a store in memory."
-            if "memory" in rest
-            else f"Use one of {_KINDS}."
-        )
-        raise ConfigError(
-            f"The store URL {url[:80]!r} names no path on this machine.", hint=hint
-        )
+        hint = "Use 'memory:' for a store in memory." if "memory" in rest else f"Use one of {_KINDS}."
+        raise ConfigError(f"The store URL {url[:80]!r} names no path on this machine.", hint=hint)
     return Path(rest)
 
 

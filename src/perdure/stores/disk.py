@@ -43,9 +43,7 @@ def run_folder_name(key: RunKey) -> str:
     """
     if _PLAIN.fullmatch(key.goal):
         return f"{key.goal}.{key.episode}"
-    slug = (
-        re.sub(r"[^a-z0-9]+", "-", key.goal.lower()).strip("-")[:40].strip("-") or "run"
-    )
+    slug = re.sub(r"[^a-z0-9]+", "-", key.goal.lower()).strip("-")[:40].strip("-") or "run"
     digest = hashlib.sha256(key.goal.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{slug}~{digest}.{key.episode}"
 
@@ -147,9 +145,7 @@ def sync(fd: int, path: Path) -> None:
     """Return when the file's content is on stable storage."""
     with _act("sync", path):
         if sys.platform == "darwin":
-            fcntl.fcntl(
-                fd, fcntl.F_FULLFSYNC
-            )  # fsync leaves the data in the drive's cache there (rel:D7)
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync leaves the data in the drive's cache there (rel:D7)
         else:
             os.fdatasync(fd)
 
@@ -166,9 +162,7 @@ def sync_dir(path: Path) -> None:
         try:
             os.fsync(fd)
         except OSError as error:
-            if (
-                error.errno != errno.EINVAL
-            ):  # this file system cannot sync folders, and has no need to
+            if error.errno != errno.EINVAL:  # this file system cannot sync folders, and has no need to
                 raise
         finally:
             os.close(fd)
@@ -283,10 +277,4 @@ def busy(path: Path, wait: float) -> StoreBusy:
 
 def full(error: BaseException) -> bool:
     """Whether a StoreError says that the device is full or failing, not that somebody has to choose another place."""
-    return cause(error) in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENFILE,
-    )
+    return cause(error) in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)

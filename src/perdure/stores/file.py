@@ -23,28 +23,13 @@ import msgspec
 
 from perdure import states
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import (
-    ConfigError,
-    CorruptStore,
-    NewerFormat,
-    PerdureError,
-    StoreBusy,
-    StoreError,
-)
+from perdure.errors import ConfigError, CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
 from perdure.fold import summarise as fold_summary
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import Append, Capabilities
 from perdure.stores.folder import Gone, Grant, RunFolder, epoch_floor
-from perdure.stores.handle import (
-    Handle,
-    checked_digest,
-    held,
-    lost,
-    nothing_there,
-    sound_blob,
-    wrong_seq,
-)
+from perdure.stores.handle import Handle, checked_digest, held, lost, nothing_there, sound_blob, wrong_seq
 from perdure.stores.owners import Owner
 
 VERSION: Final = 1
@@ -89,14 +74,8 @@ class FileStore(Handle):
     ) -> None:
         self.root = Path(root).expanduser().resolve()
         super().__init__(f"file:{self.root}", clock)
-        self.capabilities = Capabilities(
-            durable=True, shared=True, outputs=self.root / "runs"
-        )
-        self._runs, self._blobs, self._tmp = (
-            self.root / "runs",
-            self.root / "blobs",
-            self.root / "tmp",
-        )
+        self.capabilities = Capabilities(durable=True, shared=True, outputs=self.root / "runs")
+        self._runs, self._blobs, self._tmp = (self.root / "runs", self.root / "blobs", self.root / "tmp")
         self._wait, self._summarise = wait, summarise
         self._held: dict[RunKey, _Held] = {}
         self._known_blobs: set[str] = set()
@@ -106,10 +85,7 @@ class FileStore(Handle):
             self._prepare(create)
         except StoreError as error:
             if isinstance(error.__cause__, OSError) and not disk.full(error):
-                raise ConfigError(
-                    error.args[0],
-                    hint="Choose another place, or change its permissions.",
-                ) from error
+                raise ConfigError(error.args[0], hint="Choose another place, or change its permissions.") from error
             raise
 
     # -- the verbs -------------------------------------------------------------------------------------------------
@@ -151,11 +127,7 @@ class FileStore(Handle):
 
     def runs(self, goal: str | None = None) -> list[RunMeta]:
         self._check()
-        prefix = (
-            None
-            if goal is None
-            else disk.run_folder_name(RunKey(goal)).rpartition(".")[0]
-        )
+        prefix = None if goal is None else disk.run_folder_name(RunKey(goal)).rpartition(".")[0]
         alive: dict[str, bool] = {"": False}
         found = []
         for name in disk.list_dir(self._runs):
@@ -214,9 +186,7 @@ class FileStore(Handle):
         if folder is None:
             return self._folder(key)
         if folder.key != key:
-            raise CorruptStore(
-                f"{path} belongs to run {folder.key}, not to {key}. Nothing was changed."
-            )
+            raise CorruptStore(f"{path} belongs to run {folder.key}, not to {key}. Nothing was changed.")
         return folder
 
     def _claim_locked(self, folder: RunFolder) -> Lease:
@@ -228,14 +198,10 @@ class FileStore(Handle):
         if warning:
             self._warnings.append(warning)
         owner = self._owner
-        lease = Lease(
-            key, last.epoch + 1, owner.id, owner.pid, owner.host, self._clock.now()
-        )
+        lease = Lease(key, last.epoch + 1, owner.id, owner.pid, owner.host, self._clock.now())
         folder.write_grant(Grant.of(lease))
         meta, cached = folder.cached_meta()
-        self._held[key] = _Held(
-            lease, folder, seq, size, meta if cached else None, cached
-        )
+        self._held[key] = _Held(lease, folder, seq, size, meta if cached else None, cached)
         return lease
 
     @contextmanager
@@ -244,10 +210,7 @@ class FileStore(Handle):
         try:
             with run.folder.locked(self._wait, self._clock):
                 grant = run.folder.grant()
-                current = grant is not None and (grant.epoch, grant.owner) == (
-                    run.lease.epoch,
-                    self._owner.id,
-                )
+                current = grant is not None and (grant.epoch, grant.owner) == (run.lease.epoch, self._owner.id)
                 if not current:
                     self._held.pop(run.lease.key, None)
                 yield current
@@ -272,9 +235,7 @@ class FileStore(Handle):
                 os.close(fd)
         return results
 
-    def _append_one(
-        self, item: Append, written: list[tuple[int, Path]]
-    ) -> PerdureError | None:
+    def _append_one(self, item: Append, written: list[tuple[int, Path]]) -> PerdureError | None:
         run = self._held.get(item.lease.key)
         if run is None or run.lease != item.lease:
             return lost(item.lease)
@@ -289,10 +250,7 @@ class FileStore(Handle):
                 if item.records:
                     self._write(run, item, written)
                 self._note_meta(run, item.meta)
-        except (
-            StoreBusy,
-            CorruptStore,
-        ) as error:  # this run's trouble; nothing of it was written, the others go on
+        except (StoreBusy, CorruptStore) as error:  # this run's trouble; nothing of it was written, the others go on
             return error
         return None
 
@@ -321,9 +279,7 @@ class FileStore(Handle):
         path = self._blob_path(digest)
         disk.make_dir(path.parent)
         if disk.exists(path):
-            disk.sync_dir(
-                path.parent
-            )  # another process may have renamed it and not have got further
+            disk.sync_dir(path.parent)  # another process may have renamed it and not have got further
         else:
             disk.replace_file(path, content, temp=self._temp())
         self._known_blobs.add(digest)
@@ -339,11 +295,7 @@ class FileStore(Handle):
             meta, fits = folder.cached_meta()
             if not fits:
                 meta = self._fold(folder, meta)
-            return (
-                msgspec.structs.replace(meta, holder=self._holder(folder, alive))
-                if meta
-                else None
-            )
+            return msgspec.structs.replace(meta, holder=self._holder(folder, alive)) if meta else None
         except CorruptStore as error:
             self._warnings.append(str(error))
             return None
@@ -354,9 +306,7 @@ class FileStore(Handle):
             return self._summarise(folder.key, lines) if lines else None
         except (CorruptStore, NewerFormat) as error:
             self._warnings.append(str(error))
-            row = old or RunMeta(
-                goal=folder.key.goal, episode=folder.key.episode, status=states.FAILED
-            )
+            row = old or RunMeta(goal=folder.key.goal, episode=folder.key.episode, status=states.FAILED)
             return msgspec.structs.replace(row, reason=error.args[0])
 
     def _holder(self, folder: RunFolder, alive: dict[str, bool]) -> Lease | None:
@@ -387,9 +337,7 @@ class FileStore(Handle):
     def _prepare(self, create: bool) -> None:
         """Make the folders, in an order that tells a crash in between from a folder of somebody else."""
         path = self.root / "format.json"
-        settled = disk.exists(
-            self._runs
-        )  # looked at first: it appears after format.json
+        settled = disk.exists(self._runs)  # looked at first: it appears after format.json
         text = disk.read_file(path)
         if text is None and settled:
             raise CorruptStore(

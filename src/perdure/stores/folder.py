@@ -79,9 +79,7 @@ class RunFolder:
                 hint='Write {"goal": ..., "episode": ...} into it again, or restore it from a copy.',
             ) from None
         if path.name != disk.run_folder_name(key):
-            raise CorruptStore(
-                f"{path} says that it is the folder of run {key}, which has another name."
-            )
+            raise CorruptStore(f"{path} says that it is the folder of run {key}, which has another name.")
         return cls(path, key)
 
     @classmethod
@@ -117,13 +115,9 @@ class RunFolder:
     def grant(self) -> Grant | None:
         """The last grant; None if the run was never granted. Raises CorruptStore when both copies are damaged."""
         texts = [disk.read_file(self._lease), disk.read_file(self._lock)]
-        grants = [
-            grant for text in texts if text and (grant := _decode(text)) is not None
-        ]
+        grants = [grant for text in texts if text and (grant := _decode(text)) is not None]
         if grants:
-            return max(
-                grants, key=lambda grant: grant.epoch
-            )  # of equals the first: lease.json is the synced one
+            return max(grants, key=lambda grant: grant.epoch)  # of equals the first: lease.json is the synced one
         if texts[0] is None and not texts[1]:
             return None
         raise CorruptStore(
@@ -145,9 +139,7 @@ class RunFolder:
         try:
             return scan(self.key, data), data
         except CorruptStore as error:
-            raise CorruptStore(
-                f"{self.journal}: {error.args[0]}", hint=error.hint
-            ) from None
+            raise CorruptStore(f"{self.journal}: {error.args[0]}", hint=error.hint) from None
 
     def mend(self) -> tuple[int, int, str]:
         """Cut a torn tail and make everything before it durable. Returns the number of records, their size, and a
@@ -179,9 +171,7 @@ class RunFolder:
         try:
             fd = disk.open_existing(self.journal, os.O_WRONLY | os.O_APPEND)
         except FileNotFoundError:
-            raise CorruptStore(
-                f"{self.journal} is missing while the run is being executed."
-            ) from None
+            raise CorruptStore(f"{self.journal} is missing while the run is being executed.") from None
         try:
             found = os.fstat(fd).st_size
             if found != size:
@@ -198,9 +188,7 @@ class RunFolder:
 
     def _keep(self, torn: bytes) -> Path:
         taken = disk.list_dir(self.path)
-        number = next(
-            n for n in range(1, len(taken) + 2) if f"journal.torn-{n}" not in taken
-        )
+        number = next(n for n in range(1, len(taken) + 2) if f"journal.torn-{n}" not in taken)
         path = self.path / f"journal.torn-{number}"
         disk.replace_file(path, torn)
         return path
@@ -209,18 +197,14 @@ class RunFolder:
 
     def cache_meta(self, meta: RunMeta, size: int) -> None:
         """Remember the row that belongs to a journal of ``size`` bytes."""
-        disk.write_file(
-            self._meta, msgspec.json.encode(_Cache(size, meta)) + b"\n", durable=False
-        )
+        disk.write_file(self._meta, msgspec.json.encode(_Cache(size, meta)) + b"\n", durable=False)
 
     def cached_meta(self) -> tuple[RunMeta | None, bool]:
         """The remembered row, if there is one, and whether it belongs to the journal as it is now."""
         text = disk.read_file(self._meta)
         try:
             cache = msgspec.json.decode(text or b"", type=_Cache)
-        except (
-            msgspec.DecodeError
-        ):  # a cache that was never synced may be anything after a power cut
+        except msgspec.DecodeError:  # a cache that was never synced may be anything after a power cut
             return None, False
         if cache.meta.key != self.key:
             return None, False
@@ -242,10 +226,7 @@ def epoch_floor(path: Path, least: int, wait: float, clock: Clock) -> int:
         with disk.locked(fd, path, wait, clock):
             text = os.pread(fd, 20, 0)
             if text.strip(b"0123456789"):
-                raise CorruptStore(
-                    f"{path} is damaged. Nothing was changed.",
-                    hint="Restore it from a copy.",
-                )
+                raise CorruptStore(f"{path} is damaged. Nothing was changed.", hint="Restore it from a copy.")
             floor = int(text or b"0")
             if least > floor:
                 disk.write_all(fd, b"%020d" % least, path)

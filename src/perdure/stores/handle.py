@@ -8,14 +8,7 @@ import re
 from datetime import UTC, datetime
 
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import (
-    Bug,
-    ConfigError,
-    CorruptStore,
-    LeaseHeld,
-    LeaseLost,
-    StoreError,
-)
+from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, StoreError
 from perdure.model import Lease, RunKey
 from perdure.stores.base import Append
 
@@ -60,10 +53,7 @@ class Handle:
 
 
 def nothing_there(url: str) -> ConfigError:
-    return ConfigError(
-        f"There is no store at {url}.",
-        hint="Check the path, or run something with it first.",
-    )
+    return ConfigError(f"There is no store at {url}.", hint="Check the path, or run something with it first.")
 
 
 def held(lease: Lease) -> LeaseHeld:
@@ -83,9 +73,7 @@ def lost(lease: Lease) -> LeaseLost:
 
 
 def wrong_seq(item: Append, last: int) -> Bug:
-    return Bug(
-        f"Run {item.lease.key} has {last} records and was to be continued after record {item.seq}."
-    )
+    return Bug(f"Run {item.lease.key} has {last} records and was to be continued after record {item.seq}.")
 
 
 def missing_records(where: str, key: RunKey, found: int, expected: int) -> CorruptStore:
@@ -106,11 +94,7 @@ def sound_blob(digest: str, content: bytes | None, where: str) -> bytes:
     """``content`` if it is that of the blob. Raises CorruptStore."""
     if content is not None and hashlib.sha256(content).hexdigest() == digest:
         return content
-    wrong = (
-        "is missing"
-        if content is None
-        else "does not have the content it was stored with"
-    )
+    wrong = "is missing" if content is None else "does not have the content it was stored with"
     raise CorruptStore(
         f"{where}: blob {digest[:80]} {wrong}. Nothing was changed.",
         hint="Restore it from a copy; steps that do not use it are intact.",

@@ -14,14 +14,7 @@ from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores.base import Append, Capabilities
-from perdure.stores.handle import (
-    Handle,
-    checked_digest,
-    held,
-    lost,
-    sound_blob,
-    wrong_seq,
-)
+from perdure.stores.handle import Handle, checked_digest, held, lost, sound_blob, wrong_seq
 
 
 class _Run(msgspec.Struct):
@@ -45,9 +38,7 @@ class MemoryBackend:
 class MemoryStore(Handle):
     """A Store in dictionaries. See base.Store for what the verbs promise."""
 
-    def __init__(
-        self, backend: MemoryBackend | None = None, *, clock: Clock = SYSTEM
-    ) -> None:
+    def __init__(self, backend: MemoryBackend | None = None, *, clock: Clock = SYSTEM) -> None:
         super().__init__("memory:", clock)
         self.capabilities = Capabilities(durable=False, shared=False)
         self._backend = backend or MemoryBackend()
@@ -62,9 +53,7 @@ class MemoryStore(Handle):
                 raise held(run.lease)
             self._backend.epoch += 1
             pid, host = process_identity()
-            run.lease = Lease(
-                key, self._backend.epoch, self._owner, pid, host, self._clock.now()
-            )
+            run.lease = Lease(key, self._backend.epoch, self._owner, pid, host, self._clock.now())
             return run.lease
 
     def release(self, lease: Lease) -> None:
@@ -116,11 +105,7 @@ class MemoryStore(Handle):
 
     def _current(self, lease: Lease) -> _Run | None:
         run = self._backend.runs.get(lease.key)
-        return (
-            run
-            if run is not None and run.lease == lease and lease.owner == self._owner
-            else None
-        )
+        return run if run is not None and run.lease == lease and lease.owner == self._owner else None
 
     def _append_one(self, item: Append) -> PerdureError | None:
         run = self._current(item.lease)
@@ -135,8 +120,4 @@ class MemoryStore(Handle):
         return None
 
     def _holder(self, run: _Run) -> Lease | None:
-        return (
-            run.lease
-            if run.lease is not None and run.lease.owner in self._backend.owners
-            else None
-        )
+        return run.lease if run.lease is not None and run.lease.owner in self._backend.owners else None

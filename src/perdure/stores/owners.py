@@ -76,9 +76,7 @@ class Owner:
         fd = disk.create(temp, os.O_RDWR | os.O_EXCL)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            disk.write_all(
-                fd, msgspec.json.encode({"pid": self.pid, "host": self.host}), temp
-            )
+            disk.write_all(fd, msgspec.json.encode({"pid": self.pid, "host": self.host}), temp)
             disk.rename(temp, self._path)
         except BlockingIOError:
             os.close(fd)

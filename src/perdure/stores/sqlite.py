@@ -22,13 +22,7 @@ import apsw
 import msgspec
 
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import (
-    ConfigError,
-    CorruptStore,
-    NewerFormat,
-    PerdureError,
-    StoreError,
-)
+from perdure.errors import ConfigError, CorruptStore, NewerFormat, PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import Append, Capabilities
@@ -46,17 +40,8 @@ from perdure.stores.owners import Owner
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations" / "sqlite"
 _BROKEN = (apsw.NotADBError, apsw.CorruptError, apsw.FormatError)
-_REFUSED = (
-    apsw.CantOpenError,
-    apsw.ReadOnlyError,
-    apsw.PermissionsError,
-    apsw.AuthError,
-)
-_FIRST_SAFE = (
-    3,
-    51,
-    3,
-)  # earlier versions can corrupt the file when two processes write: the WAL-reset bug
+_REFUSED = (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError)
+_FIRST_SAFE = (3, 51, 3)  # earlier versions can corrupt the file when two processes write: the WAL-reset bug
 
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
 _leaked: list[apsw.Connection] = []
@@ -71,12 +56,7 @@ class SqliteStore(Handle):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        create: bool = True,
-        busy_timeout: float = 10.0,
-        clock: Clock = SYSTEM,
+        self, path: str | Path, *, create: bool = True, busy_timeout: float = 10.0, clock: Clock = SYSTEM
     ) -> None:
         self.path = Path(path).expanduser().resolve()
         super().__init__(f"sqlite:{self.path}", clock)
@@ -94,13 +74,8 @@ class SqliteStore(Handle):
             _stores.add(self)
         except StoreError as error:
             self._disconnect()
-            if isinstance(error.__cause__, (*_REFUSED, OSError)) and not disk.full(
-                error
-            ):
-                raise ConfigError(
-                    error.args[0],
-                    hint="Choose another place, or change its permissions.",
-                ) from error
+            if isinstance(error.__cause__, (*_REFUSED, OSError)) and not disk.full(error):
+                raise ConfigError(error.args[0], hint="Choose another place, or change its permissions.") from error
             raise
         except PerdureError:
             self._disconnect()
@@ -121,14 +96,7 @@ class SqliteStore(Handle):
                     raise held(Lease(key, epoch, *holder))
             else:
                 row, epoch = None, self._select("SELECT epoch FROM perdure_floor")[0][0]
-            lease = Lease(
-                key,
-                epoch + 1,
-                self._owner.id,
-                self._owner.pid,
-                self._owner.host,
-                self._clock.now(),
-            )
+            lease = Lease(key, epoch + 1, self._owner.id, self._owner.pid, self._owner.host, self._clock.now())
             self._rows[key] = self._grant(row, lease)
         return lease
 
@@ -155,21 +123,13 @@ class SqliteStore(Handle):
                 problem = self._advance(row, item)
                 results.append(problem)
                 if problem is None:
-                    records += [
-                        (row, seq, record)
-                        for seq, record in enumerate(item.records, item.seq + 1)
-                    ]
+                    records += [(row, seq, record) for seq, record in enumerate(item.records, item.seq + 1)]
                     if item.blobs:
                         self._db.executemany(
                             "INSERT OR IGNORE INTO perdure_blobs VALUES (?, ?)",
-                            [
-                                (checked_digest(digest), content)
-                                for digest, content in item.blobs.items()
-                            ],
+                            [(checked_digest(digest), content) for digest, content in item.blobs.items()],
                         )
-            self._db.executemany(
-                "INSERT INTO perdure_journal VALUES (?, ?, ?)", records
-            )
+            self._db.executemany("INSERT INTO perdure_journal VALUES (?, ?, ?)", records)
         return results
 
     def read(self, key: RunKey, after: int = 0) -> list[bytes]:
@@ -200,33 +160,25 @@ class SqliteStore(Handle):
                 (goal,),
             )
         alive = {owner: self._owner.alive(owner) for owner in {row[4] for row in found}}
-        return [
-            self._meta(RunKey(*row[:2]), row[2], row[3:] if alive[row[4]] else None)
-            for row in found
-        ]
+        return [self._meta(RunKey(*row[:2]), row[2], row[3:] if alive[row[4]] else None) for row in found]
 
     def delete(self, lease: Lease) -> None:
         self._check()
         row = self._rows.get(lease.key, -1)
         with self._transaction("delete a run from"):
             self._db.execute(
-                "DELETE FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?",
-                (row, lease.epoch, self._owner.id),
+                "DELETE FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?", (row, lease.epoch, self._owner.id)
             )
             if not self._db.changes():
                 raise lost(lease)
             self._db.execute("DELETE FROM perdure_journal WHERE run = ?", (row,))
-            self._db.execute(
-                "UPDATE perdure_floor SET epoch = max(epoch, ?)", (lease.epoch,)
-            )
+            self._db.execute("UPDATE perdure_floor SET epoch = max(epoch, ?)", (lease.epoch,))
         del self._rows[lease.key]
 
     def blob(self, digest: str) -> bytes:
         self._check()
         with self._guard("read"):
-            found = self._select(
-                "SELECT content FROM perdure_blobs WHERE digest = ?", (digest,)
-            )
+            found = self._select("SELECT content FROM perdure_blobs WHERE digest = ?", (digest,))
         return sound_blob(digest, found[0][0] if found else None, str(self.path))
 
     def close(self) -> None:
@@ -289,12 +241,8 @@ class SqliteStore(Handle):
         try:
             meta = msgspec.json.decode(text, type=RunMeta)
         except msgspec.DecodeError as error:
-            raise CorruptStore(
-                f"{self.path}: the row of run {key} is damaged: {error}. Nothing was changed."
-            ) from None
-        return msgspec.structs.replace(
-            meta, holder=Lease(key, *lease) if lease else None
-        )
+            raise CorruptStore(f"{self.path}: the row of run {key} is damaged: {error}. Nothing was changed.") from None
+        return msgspec.structs.replace(meta, holder=Lease(key, *lease) if lease else None)
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return self._db.execute(sql, values).fetchall()
@@ -332,15 +280,9 @@ class SqliteStore(Handle):
                 f"{self.path} is damaged or not an SQLite database: {error}. Nothing was changed.",
                 hint="Restore it from a copy, or choose another path.",
             )
-        code = (
-            self._db.system_errno
-            if isinstance(error, (apsw.IOError, apsw.CantOpenError))
-            else 0
-        )
+        code = self._db.system_errno if isinstance(error, (apsw.IOError, apsw.CantOpenError)) else 0
         reason = f"{error}, {os.strerror(code)}" if code else str(error)
-        hint = (
-            "Nothing that was acknowledged is lost. Remove the cause, then run again."
-        )
+        hint = "Nothing that was acknowledged is lost. Remove the cause, then run again."
         if isinstance(error, apsw.FullError):
             reason, hint = (
                 f"{error} (ENOSPC)",
@@ -381,21 +323,12 @@ class SqliteStore(Handle):
             for version in range(self._version(True, len(steps)) + 1, len(steps) + 1):
                 step = steps[version - 1]
                 self._db.execute(step.read_text("utf-8"))
-                self._db.execute(
-                    "INSERT INTO perdure_schema VALUES (?, ?, ?)",
-                    (version, step.stem, self._clock.now()),
-                )
+                self._db.execute("INSERT INTO perdure_schema VALUES (?, ?, ?)", (version, step.stem, self._clock.now()))
 
     def _version(self, create: bool, newest: int) -> int:
         """The schema's version, 0 for none. Raises NewerFormat; without ``create`` ConfigError for none."""
-        known = self._select(
-            "SELECT 1 FROM sqlite_schema WHERE name = 'perdure_schema' AND type = 'table'"
-        )
-        version: int = (
-            self._select("SELECT coalesce(max(version), 0) FROM perdure_schema")[0][0]
-            if known
-            else 0
-        )
+        known = self._select("SELECT 1 FROM sqlite_schema WHERE name = 'perdure_schema' AND type = 'table'")
+        version: int = self._select("SELECT coalesce(max(version), 0) FROM perdure_schema")[0][0] if known else 0
         if version > newest:
             raise NewerFormat(
                 f"{self.path} has schema {version}; this Perdure knows schemas up to {newest}. Nothing was changed.",
@@ -408,27 +341,18 @@ class SqliteStore(Handle):
     def _make_durable(self) -> None:
         """Set what makes a commit durable, and read back whether it was taken (rel:D3)."""
         if sys.platform == "darwin":
-            self._db.execute("PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON")
+            self._select("PRAGMA fullfsync = ON")
+            self._select("PRAGMA checkpoint_fullfsync = ON")
         wal = self._journal_mode("wal") == "wal"
         if not wal:
             self._journal_mode("delete")
-            self._warnings.append(
-                f"{self.path}: SQLite refuses its write-ahead log here; commits are slower."
-            )
+            self._warnings.append(f"{self.path}: SQLite refuses its write-ahead log here; commits are slower.")
         level, mode = (2, "wal") if wal else (3, "delete")
         self._db.execute(f"PRAGMA synchronous = {level}")
-        got = (
-            self._select("PRAGMA synchronous")[0][0],
-            self._select("PRAGMA journal_mode")[0][0],
-        )
+        got = (self._select("PRAGMA synchronous")[0][0], self._select("PRAGMA journal_mode")[0][0])
         if got != (level, mode):
-            raise StoreError(
-                f"{self.path}: SQLite does not take the settings that make commits durable: {got}."
-            )
-        if (
-            tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
-            < _FIRST_SAFE
-        ):
+            raise StoreError(f"{self.path}: SQLite does not take the settings that make commits durable: {got}.")
+        if tuple(int(part) for part in apsw.sqlite_lib_version().split(".")) < _FIRST_SAFE:
             self._warnings.append(
                 f"SQLite {apsw.sqlite_lib_version()} can damage a file that two processes write. Upgrade apsw."
             )

@@ -12,9 +12,8 @@
             store.abandon()
 
 ``StoreConformance`` is for stores of one process; ``SharedStoreConformance`` adds what several processes must see, and
-kills some. ``random_store.py`` beside this file is the stateful part: random histories against a model. Records made
-here are framed as real ones are, but their entries are plain; ``summarise`` gives their listing row, for stores that
-compute it.
+kills some. ``random_store.py`` beside this file is the stateful part: random histories against a model. The records are
+those of ``samples.py``; a store that computes listing rows from records is given ``samples.summarise``.
 """
 
 from __future__ import annotations
@@ -26,93 +25,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from perdure.errors import (
-    Bug,
-    ConfigError,
-    CorruptStore,
-    LeaseHeld,
-    LeaseLost,
-    PerdureError,
-)
-from perdure.framing import frame, unframe
-from perdure.model import Lease, RunKey, RunMeta
+from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, PerdureError
+from perdure.model import RunKey
 from perdure.stores.base import Append, Store
 from perdure.testing.processes import Child
-
-HOSTILE_GOALS: Sequence[str] = (
-    "paper-17",
-    "Paper-17",  # case twins and Unicode twins are different runs (rel:S5)
-    "caf\u00e9",
-    "cafe\u0301",
-    "\u212a",  # the Kelvin sign, which lower-cases to k
-    "k",
-    "../../etc/passwd",
-    "..\\..\\windows",
-    "/etc/passwd",
-    "%2e%2e%2f",
-    "%252e%252e%252f",
-    "a/b",
-    "a.0",
-    "a~0123456789abcdef",
-    ".",
-    "..",
-    "~",
-    "con",
-    "'; DROP TABLE perdure_runs; --",
-    '" OR 1=1 --',
-    "goal\" WHERE '%' LIKE '%",
-    "* [a-z] ? _ %",
-    "x" * 300,
-    "x" * 301,
-    "\u202egnp.exe",
-    "\U0001f9ea" * 60,
-    "\u65e5\u672c\u8a9e\u306e\u8ad6\u6587",
-    "new\u2028line",
-    "$(reboot) `reboot` ${HOME} {0} %s",
-)
-"""Names that have broken out of some store's quoting or folder, and pairs that some store has taken for one."""
-
-
-def records(
-    key: RunKey, after: int, count: int, status: str = "running", pad: str = ""
-) -> tuple[bytes, ...]:
-    """``count`` framed records that continue a run after ``after``."""
-    entries = (
-        {"seq": seq, "status": status, "pad": pad}
-        for seq in range(after + 1, after + count + 1)
-    )
-    return tuple(frame(key, msgspec.json.encode(entry)) for entry in entries)
-
-
-def meta(key: RunKey, seq: int, status: str = "running") -> RunMeta:
-    """The listing row that goes with the records of this suite."""
-    return RunMeta(
-        goal=key.goal,
-        episode=key.episode,
-        status=status,
-        seq=seq,
-        tags={"seq": str(seq)},
-    )
-
-
-def summarise(key: RunKey, lines: list[bytes]) -> RunMeta:
-    """The row of a journal made of ``records``."""
-    entry = msgspec.json.decode(unframe(key, lines[-1]), type=dict[str, str | int])
-    return meta(key, len(lines), str(entry["status"]))
-
-
-def item(
-    lease: Lease, seq: int, count: int = 1, status: str = "running", **blobs: bytes
-) -> Append:
-    """Append ``count`` records and the blobs given as any_name=content."""
-    named = {hashlib.sha256(content).hexdigest(): content for content in blobs.values()}
-    return Append(
-        lease,
-        seq,
-        records(lease.key, seq, count, status),
-        meta(lease.key, seq + count, status),
-        blobs=named,
-    )
+from perdure.testing.random_store import check_random_histories
+from perdure.testing.samples import HOSTILE_GOALS, item, meta, records
 
 
 def _tell(children: Sequence[Child], text: str) -> None:
@@ -146,9 +64,7 @@ class StoreConformance:
         assert store.read(RunKey("paper", 1)) == []
         store.close()
 
-    def test_acknowledged_records_outlive_the_handle(
-        self, tmp_path: Path
-    ) -> None:  # rel:D1
+    def test_acknowledged_records_outlive_the_handle(self, tmp_path: Path) -> None:  # rel:D1
         key = RunKey("paper")
         for end in (self.abandon, lambda store: store.close()):
             store = self.open(tmp_path)
@@ -161,16 +77,12 @@ class StoreConformance:
         assert store.blob(hashlib.sha256(b"large").hexdigest()) == b"large"
         store.close()
 
-    def test_an_append_that_does_not_continue_the_run_is_refused_alone(
-        self, tmp_path: Path
-    ) -> None:
+    def test_an_append_that_does_not_continue_the_run_is_refused_alone(self, tmp_path: Path) -> None:
         store, one, two = self.open(tmp_path), RunKey("one"), RunKey("two")
         first, second = store.claim(one), store.claim(two)
         assert store.append([item(first, 0, 2)]) == [None]
         for wrong in (0, 1, 3):
-            problem, fine = store.append(
-                [item(first, wrong), item(second, len(store.read(two)))]
-            )
+            problem, fine = store.append([item(first, wrong), item(second, len(store.read(two)))])
             assert isinstance(problem, Bug) and fine is None
         assert store.read(one) == list(records(one, 0, 2))
         assert store.read(two) == list(records(two, 0, 3))
@@ -199,9 +111,7 @@ class StoreConformance:
         store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
         lease = store.claim(key)
         for handle in (other, store):
-            with pytest.raises(
-                LeaseHeld, match=rf"process {lease.pid} on .+ since \d{{4}}-"
-            ):
+            with pytest.raises(LeaseHeld, match=rf"process {lease.pid} on .+ since \d{{4}}-"):
                 handle.claim(key)
         assert other.claim(RunKey("paper", 1)).epoch > 0
         store.release(lease)
@@ -209,9 +119,7 @@ class StoreConformance:
         store.close()
         other.close()
 
-    def test_a_dead_holders_run_is_free_at_once_and_the_dead_is_fenced(
-        self, tmp_path: Path
-    ) -> None:  # rel:C10
+    def test_a_dead_holders_run_is_free_at_once_and_the_dead_is_fenced(self, tmp_path: Path) -> None:  # rel:C10
         dead, store, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
         old = dead.claim(key)
         assert dead.append([item(old, 0)]) == [None]
@@ -232,28 +140,17 @@ class StoreConformance:
             store.read(key)
         other.close()
 
-    def test_a_stale_lease_writes_nothing_and_disturbs_nobody(
-        self, tmp_path: Path
-    ) -> None:  # rel:C1, rel:C2
-        store, other, key, healthy = (
-            self.open(tmp_path),
-            self.open(tmp_path),
-            RunKey("paper"),
-            RunKey("healthy"),
-        )
+    def test_a_stale_lease_writes_nothing_and_disturbs_nobody(self, tmp_path: Path) -> None:  # rel:C1, rel:C2
+        store, other, key, healthy = (self.open(tmp_path), self.open(tmp_path), RunKey("paper"), RunKey("healthy"))
         stale = store.claim(key)
         store.append([item(stale, 0)])
         store.release(stale)
         store.release(stale)
         taken = other.claim(key)
         good = store.claim(healthy)
-        problem, fine = store.append(
-            [item(stale, 1, 5, secret=b"never kept"), item(good, 0)]
-        )
+        problem, fine = store.append([item(stale, 1, 5, secret=b"never kept"), item(good, 0)])
         assert isinstance(problem, LeaseLost) and fine is None
-        assert isinstance(store.append([item(taken, 1)])[0], LeaseLost), (
-            "a lease is good in its own handle only"
-        )
+        assert isinstance(store.append([item(taken, 1)])[0], LeaseLost), "a lease is good in its own handle only"
         with pytest.raises(LeaseLost):
             store.delete(stale)
         store.release(stale)
@@ -266,15 +163,7 @@ class StoreConformance:
 
     def test_epochs_grow_for_ever(self, tmp_path: Path) -> None:  # rel:C1
         key, epochs = RunKey("paper"), [0]
-        for way in (
-            "release",
-            "close",
-            "abandon",
-            "delete",
-            "release",
-            "delete",
-            "close",
-        ):
+        for way in ("release", "close", "abandon", "delete", "release", "delete", "close"):
             store = self.open(tmp_path)
             lease = store.claim(key)
             epochs.append(lease.epoch)
@@ -290,18 +179,9 @@ class StoreConformance:
 
     # -- listing, deleting, blobs ------------------------------------------------------------------------------------
 
-    def test_listing_shows_each_run_once_in_order_with_its_holder(
-        self, tmp_path: Path
-    ) -> None:  # K1
+    def test_listing_shows_each_run_once_in_order_with_its_holder(self, tmp_path: Path) -> None:  # K1
         store, other = self.open(tmp_path), self.open(tmp_path)
-        for goal, episode in (
-            ("b", 0),
-            ("a", 10),
-            ("a", 2),
-            ("a-b", 0),
-            ("A", 0),
-            ("\u00e9", 0),
-        ):
+        for goal, episode in (("b", 0), ("a", 10), ("a", 2), ("a-b", 0), ("A", 0), ("\u00e9", 0)):
             lease = store.claim(RunKey(goal, episode))
             assert store.append([item(lease, 0, 2, "completed")]) == [None]
             if goal == "b":
@@ -311,13 +191,9 @@ class StoreConformance:
             rows = handle.runs()
             assert [row.key for row in rows] == sorted(row.key for row in rows)
             assert len(rows) == 6
-            assert [row.holder is None for row in rows] == [
-                row.goal == "b" for row in rows
-            ]
+            assert [row.holder is None for row in rows] == [row.goal == "b" for row in rows]
             for row in rows:
-                assert msgspec.structs.replace(row, holder=None) == meta(
-                    row.key, 2, "completed"
-                )
+                assert msgspec.structs.replace(row, holder=None) == meta(row.key, 2, "completed")
                 assert row.holder is None or row.holder.key == row.key
             assert [row.episode for row in handle.runs("a")] == [2, 10]
             assert handle.runs("nothing") == []
@@ -328,14 +204,12 @@ class StoreConformance:
     def test_listing_follows_the_journal_whoever_asks(self, tmp_path: Path) -> None:
         store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
         lease = store.claim(key)
-        for seq, status in enumerate(
-            ["running", "running", "paused", "running", "completed", "completed"]
-        ):
+        for seq, status in enumerate(["running", "running", "paused", "running", "completed", "completed"]):
             assert store.append([item(lease, seq, 1, status)]) == [None]
             for handle in (store, other):
-                assert [
-                    msgspec.structs.replace(row, holder=None) for row in handle.runs()
-                ] == [meta(key, seq + 1, status)]
+                assert [msgspec.structs.replace(row, holder=None) for row in handle.runs()] == [
+                    meta(key, seq + 1, status)
+                ]
         self.abandon(store)
         assert other.runs() == [meta(key, 6, "completed")]
         other.close()
@@ -369,9 +243,7 @@ class StoreConformance:
                 store.blob(path)
         store.close()
 
-    def test_hostile_names_are_names_and_nothing_else(
-        self, tmp_path: Path
-    ) -> None:  # rel:S4, rel:S5
+    def test_hostile_names_are_names_and_nothing_else(self, tmp_path: Path) -> None:  # rel:S4, rel:S5
         place = tmp_path / "deep" / "down"
         store = self.open(place)
         for goal in HOSTILE_GOALS:
@@ -385,27 +257,17 @@ class StoreConformance:
             assert [row.goal for row in store.runs(goal)] == [goal]
         assert store.warnings() == []
         store.close()
-        outside = [
-            path
-            for path in tmp_path.rglob("*")
-            if place not in (path, *path.parents) and path.is_file()
-        ]
+        outside = [path for path in tmp_path.rglob("*") if place not in (path, *path.parents) and path.is_file()]
         assert outside == []
 
     def test_any_history_agrees_with_the_model(self, tmp_path: Path) -> None:
-        from perdure.testing.random_store import (
-            check_random_histories,  # hypothesis is needed here only
-        )
-
         check_random_histories(self.open, self.abandon, tmp_path)
 
 
 class SharedStoreConformance(StoreConformance):
     """What several processes must see in a store that they share. Processes are real, and killed."""
 
-    def test_a_killed_process_loses_nothing_acknowledged_and_frees_its_run(
-        self, tmp_path: Path
-    ) -> None:  # rel:D1, R1
+    def test_a_killed_process_loses_nothing_acknowledged_and_frees_its_run(self, tmp_path: Path) -> None:  # rel:D1, R1
         key = RunKey("paper")
 
         def work(say: Callable[[str], None], _hear: Callable[[], str]) -> None:
@@ -432,13 +294,9 @@ class SharedStoreConformance(StoreConformance):
             assert found == list(records(key, 0, len(found)))
             store.close()
 
-    def test_of_processes_that_race_for_a_run_one_gets_it(
-        self, tmp_path: Path
-    ) -> None:  # rel:C3
+    def test_of_processes_that_race_for_a_run_one_gets_it(self, tmp_path: Path) -> None:  # rel:C3
         def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
-            store = self.open(
-                tmp_path / hear()
-            )  # the store itself is made by all of them at once
+            store = self.open(tmp_path / hear())  # the store itself is made by all of them at once
             while goal := hear():
                 try:
                     say(f"{store.claim(RunKey(goal)).epoch}\n")
@@ -450,24 +308,16 @@ class SharedStoreConformance(StoreConformance):
             _tell(children, place)
             for goal, winners in (("a", 1), ("b", 1), ("c", 1), ("b", 0)):
                 _tell(children, goal)
-                assert [child.hear() for child in children].count(
-                    "held"
-                ) == 4 - winners, goal
+                assert [child.hear() for child in children].count("held") == 4 - winners, goal
             for child in children:
                 child.kill()
 
-    def test_a_forked_child_must_not_use_the_handle_nor_keeps_it_alive(
-        self, tmp_path: Path
-    ) -> None:  # rel:C8
+    def test_a_forked_child_must_not_use_the_handle_nor_keeps_it_alive(self, tmp_path: Path) -> None:  # rel:C8
         store, key = self.open(tmp_path), RunKey("paper")
         lease = store.claim(key)
 
         def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
-            for verb in (
-                store.runs,
-                lambda: store.append([item(lease, 0)]),
-                lambda: store.release(lease),
-            ):
+            for verb in (store.runs, lambda: store.append([item(lease, 0)]), lambda: store.release(lease)):
                 try:
                     verb()
                 except ConfigError as error:

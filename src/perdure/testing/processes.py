@@ -17,9 +17,7 @@ class Child:
     It never returns into the parent's code: it ends when ``work`` ends (its traceback goes to stderr), or by ``kill``.
     """
 
-    def __init__(
-        self, work: Callable[[Callable[[str], None], Callable[[], str]], None]
-    ) -> None:
+    def __init__(self, work: Callable[[Callable[[str], None], Callable[[], str]], None]) -> None:
         to_child, from_parent = os.pipe()
         to_parent, from_child = os.pipe()
         with warnings.catch_warnings():  # the child touches none of the parent's threads and ends without cleaning up
@@ -51,15 +49,11 @@ class Child:
         self._in.close()
 
 
-def _run(
-    work: Callable[[Callable[[str], None], Callable[[], str]], None],
-    out: int,
-    source: int,
-) -> NoReturn:
+def _run(work: Callable[[Callable[[str], None], Callable[[], str]], None], out: int, source: int) -> NoReturn:
     lines = os.fdopen(source, encoding="utf-8", closefd=False)
     try:
         work(lambda text: _write(out, text), lambda: lines.readline().rstrip("\n"))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, it must not run on into the parent's code
         traceback.print_exc(file=sys.__stderr__)
         os._exit(1)
     os._exit(0)

@@ -14,18 +14,12 @@ from pathlib import Path
 import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from perdure.errors import Bug, LeaseHeld, LeaseLost
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores.base import Append, Store
-from perdure.testing.conformance import meta, records
+from perdure.testing.samples import meta, records
 
 _KEYS = [RunKey("paper"), RunKey("paper", 1), RunKey("Paper"), RunKey("../x y")]
 _HANDLES = 3
@@ -76,27 +70,16 @@ class _History(RuleBasedStateMachine):
     def append(self, data: st.DataObject, handle: int, status: str) -> None:
         """A batch for every run that the handle holds, or once held, or never; some at a wrong sequence."""
         leases = [lease for _, lease in self.old]
-        chosen = (
-            data.draw(st.lists(st.sampled_from(leases), max_size=4), "leases")
-            if leases
-            else []
-        )
-        batch, expected = [], []
+        chosen = data.draw(st.lists(st.sampled_from(leases), max_size=4), "leases") if leases else []
+        batch: list[Append] = []
+        expected: list[type[Bug | LeaseLost | None]] = []
         for lease in chosen:
             run = self.runs[lease.key]
-            seq = len(run.lines) + data.draw(
-                st.sampled_from([0, 0, 0, 0, 1, -1]), "off by"
-            )
-            lines = records(
-                lease.key, seq, data.draw(st.integers(1, 3), "count"), status
-            )
+            seq = len(run.lines) + data.draw(st.sampled_from([0, 0, 0, 0, 1, -1]), "off by")
+            lines = records(lease.key, seq, data.draw(st.integers(1, 3), "count"), status)
             content = data.draw(st.binary(max_size=3), "blob")
             blobs = {hashlib.sha256(content).hexdigest(): content}
-            batch.append(
-                Append(
-                    lease, seq, lines, meta(lease.key, seq + len(lines), status), blobs
-                )
-            )
+            batch.append(Append(lease, seq, lines, meta(lease.key, seq + len(lines), status), blobs))
             if run.lease != lease or run.holder != handle:
                 expected.append(LeaseLost)
             elif seq != len(run.lines):
@@ -106,9 +89,7 @@ class _History(RuleBasedStateMachine):
                 run.lines += lines
                 run.row = batch[-1].meta
                 self.blobs.update(blobs)
-        assert [
-            type(result) for result in self.handles[handle].append(batch)
-        ] == expected
+        assert [type(result) for result in self.handles[handle].append(batch)] == expected
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -148,18 +129,13 @@ class _History(RuleBasedStateMachine):
 
     @rule(handle=_handles)
     def read_blobs(self, handle: int) -> None:
-        assert all(
-            self.handles[handle].blob(digest) == content
-            for digest, content in self.blobs.items()
-        )
+        assert all(self.handles[handle].blob(digest) == content for digest, content in self.blobs.items())
 
     @rule(handle=_handles, goal=st.sampled_from([None, *(key.goal for key in _KEYS)]))
-    def list(self, handle: int, goal: str | None) -> None:
+    def list_runs(self, handle: int, goal: str | None) -> None:
         found = self.handles[handle].runs(goal)
         expected = [
-            msgspec.structs.replace(
-                run.row, holder=run.lease if run.holder is not None else None
-            )
+            msgspec.structs.replace(run.row, holder=run.lease if run.holder is not None else None)
             for key, run in sorted(self.runs.items())
             if run.row is not None and goal in (None, key.goal)
         ]
@@ -180,20 +156,10 @@ class _History(RuleBasedStateMachine):
 
 
 def check_random_histories(
-    open_: Callable[[Path], Store],
-    abandon: Callable[[Store], None],
-    root: Path,
-    *,
-    examples: int = 25,
-    steps: int = 30,
+    open_: Callable[[Path], Store], abandon: Callable[[Store], None], root: Path, *, examples: int = 25, steps: int = 30
 ) -> None:
     """Run ``examples`` histories of up to ``steps`` steps, each in a store of its own below ``root``."""
-    members = {
-        "open": staticmethod(open_),
-        "abandon": staticmethod(abandon),
-        "places": itertools.count(),
-        "root": root,
-    }
+    members = {"open": staticmethod(open_), "abandon": staticmethod(abandon), "places": itertools.count(), "root": root}
     run_state_machine_as_test(
         type("History", (_History,), members),
         settings=settings(
