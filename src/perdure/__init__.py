@@ -1,4 +1,5 @@
-"""Perdure makes runs of AI agents and pipelines durable: kill the process, run it again, and it goes on where it stopped.
+"""Perdure makes runs of AI agents and pipelines durable: kill the process, run it again, and it goes on where it
+stopped.
 
 Decorate functions with ``step`` and ``flow``, and execute them with ``run``; see the README for the rest.
 """

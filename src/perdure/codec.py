@@ -40,7 +40,7 @@ import msgspec
 
 from perdure.codec_kinds import Refused, error_text, printable, type_name
 from perdure.codec_tags import BLOB_THRESHOLD
-from perdure.codec_types import learn, register
+from perdure.codec_types import declare, learn, register
 from perdure.codec_walk import ATOMS, MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Reader, Writer
 from perdure.errors import CodecError
 from perdure.model import ErrorInfo
@@ -52,6 +52,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_ITEMS",
     "Payload",
+    "declare",
     "describe_error",
     "digest",
     "dumps",

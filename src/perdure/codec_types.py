@@ -4,6 +4,9 @@ Stored data never names code. It carries a *stable name*, ``module:qualname``, t
 this program registered itself: with ``register``, or by writing them into the annotations of a step or flow
 (``learn``). A class of a known kind (codec_kinds.KINDS) needs no more; for any other ``register`` takes two functions.
 
+A result is also loaded by programs that never call the step that made it (the run is finished, the flow was edited). So
+``declare`` notes every step and flow, and a stored name that is not known makes us learn from all of them.
+
 In stable names ``__main__`` is replaced by the name that ``python -m`` was given or the script's file name, so that a
 class of a script keeps its name when a worker imports that script. A stored name that is not registered is accepted
 if exactly one registered class has the same qualified name, so that moving a class to another module strands no run.
@@ -52,10 +55,17 @@ def known(cls: type) -> Known | None:
 def find(name: str) -> Known:
     """The registered class stored as ``name``. Raises Refused."""
     exact = _by_name.get(name)
+    if exact is None:
+        for fn in tuple(_declared):  # the run may be finished, and the step that knows the class is not called any more
+            learn(fn)
+        exact = _by_name.get(name)
     if exact is not None:
         return exact
-    qualname = name.partition(":")[2]
+    module, _, qualname = name.partition(":")
     moved = {entry.cls: entry for entry in tuple(_by_name.values()) if entry.cls.__qualname__ == qualname}
+    if len(moved) > 1:  # script and package.script are one module
+        near = [cls for cls in moved if module_of(cls).rpartition(".")[2] == module.rpartition(".")[2]]
+        moved = {cls: moved[cls] for cls in near} or moved
     if len(moved) == 1:
         return next(iter(moved.values()))
     several = f" (there are {len(moved)} registered classes called {qualname!r})" if moved else ""
@@ -149,6 +159,14 @@ _TRIES = 3
 """What cannot be resolved when a step is decorated often can at its first call; under TYPE_CHECKING it never can."""
 
 _tried: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_declared: weakref.WeakSet[Callable[..., object]] = weakref.WeakSet()
+
+
+def declare(fn: Callable[..., object]) -> None:
+    """Remember that ``fn`` is a step or flow: ``learn`` it when it is called, or when stored data has a type that is not
+    known yet. Costs next to nothing, and never raises: what cannot be remembered is learned when it is called."""
+    with suppress(TypeError):
+        _declared.add(fn)
 
 
 def learn(fn: Callable[..., object]) -> None:

@@ -205,9 +205,9 @@ def _encodable(text: str) -> bool:
 
 def _not_registered(cls: type) -> Refused:
     base = next((base for base in cls.__mro__[1:] if base in WRITE or base in PLAIN), None)
-    if base is not None:
+    if base is not None and not learnable(cls):
         return Refused(
-            f": {type_name(cls)} cannot be stored: it is a {base.__name__} of another type.",
+            f": {type_name(cls)} cannot be stored: a subclass of {base.__name__} would come back as a plain one.",
             f"Convert it to a plain {base.__name__}, or call perdure.register({cls.__name__}, encode=..., decode=...).",
         )
     if learnable(cls):

@@ -1,7 +1,7 @@
 """The fold: the state of a run, computed from its entries and from nothing else.
 
-``State.apply`` is the only place where a run's state changes, for a live process and for a reader alike. It checks every
-entry against the tables of states.py. Outputs stay encoded; they are decoded when somebody asks for them.
+``State.apply`` is the only place where a run's state changes, for a live process and for a reader alike. It checks
+every entry against the tables of states.py. Outputs stay encoded; they are decoded when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -246,10 +246,30 @@ class State:
             ) from None
 
     def _attempt(self, step: int, attempt: int) -> Attempt:
-        for found in reversed(self._step(step).attempts):
-            if found.number == attempt:
-                return found
-        raise CorruptStore(f"run {self.key}: entry {self.seq + 1} speaks of attempt {attempt} of step {step}.")
+        attempts = self._step(step).attempts
+        if not 1 <= attempt <= len(attempts):
+            raise CorruptStore(
+                f"run {self.key}: entry {self.seq + 1} speaks of attempt {attempt} of step {step}, which has had "
+                f"{len(attempts)}."
+            )
+        return attempts[attempt - 1]
+
+    def _end_attempt(
+        self,
+        entry: j.StepCompleted | j.StepFailed | j.StepWaiting | j.StepInterrupted,
+        event: str,
+        outcome: str = "",
+        error: ErrorInfo | None = None,
+        seconds: float = 0.0,
+    ) -> Step:
+        """Take the end of a step's latest attempt; ``outcome`` is the step's new state unless given."""
+        step = self._step(entry.step)
+        attempt = self._attempt(entry.step, entry.attempt)
+        if attempt is not step.attempts[-1]:
+            raise CorruptStore(f"run {self.key}: entry {entry.seq} ends attempt {entry.attempt}, which had ended.")
+        self._move_step(step, event)
+        _end(attempt, outcome or step.status, entry.at, seconds, error)
+        return step
 
     def _scope_opened(self, entry: j.ScopeOpened) -> None:
         self.scopes[Identity(entry.parent, entry.name, entry.fingerprint, entry.n)] = entry.path
@@ -264,6 +284,8 @@ class State:
             step = Step(entry.step, identity, entry.args, entry.digest)
             self.steps[entry.step] = self.index[identity] = step
             self.by_name.setdefault((entry.scope, entry.name), []).append(step)
+        if entry.attempt != len(step.attempts) + 1:
+            raise CorruptStore(f"run {self.key}: entry {entry.seq} starts attempt {entry.attempt} out of order.")
         self._move_step(step, "step_started")
         step.digest = entry.digest or step.digest
         step.attempts.append(Attempt(entry.attempt, entry.at))
@@ -277,28 +299,22 @@ class State:
         self._attempt(entry.step, entry.attempt).text.append(entry.text)
 
     def _step_completed(self, entry: j.StepCompleted) -> None:
-        step = self._step(entry.step)
-        self._move_step(step, "step_flagged" if entry.flagged else "step_completed")
-        _end(step.attempts[-1], step.status, entry.at, entry.seconds)
+        event = "step_flagged" if entry.flagged else "step_completed"
+        step = self._end_attempt(entry, event, seconds=entry.seconds)
         step.output, step.flagged, step.failures = entry.output, entry.flagged, 0
 
     def _step_failed(self, entry: j.StepFailed) -> None:
-        step = self._step(entry.step)
-        self._move_step(step, "step_failed" if entry.final else "step_retrying")
-        _end(step.attempts[-1], entry.outcome, entry.at, entry.seconds, entry.error)
+        event = "step_failed" if entry.final else "step_retrying"
+        step = self._end_attempt(entry, event, entry.outcome, entry.error, entry.seconds)
         step.failures = 0 if entry.final else step.failures + 1
         step.until = entry.until
 
     def _step_waiting(self, entry: j.StepWaiting) -> None:
-        step = self._step(entry.step)
-        self._move_step(step, "step_waiting")
-        _end(step.attempts[-1], states.WAITING, entry.at, entry.seconds, entry.error)
+        step = self._end_attempt(entry, "step_waiting", error=entry.error, seconds=entry.seconds)
         step.until = entry.until
 
     def _step_interrupted(self, entry: j.StepInterrupted) -> None:
-        step = self._step(entry.step)
-        self._move_step(step, "step_interrupted")
-        _end(step.attempts[-1], states.INTERRUPTED, entry.at)
+        self._end_attempt(entry, "step_interrupted")
 
     def _steps_invalidated(self, entry: j.StepsInvalidated) -> None:
         for number in entry.steps:

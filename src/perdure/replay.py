@@ -2,12 +2,13 @@
 
 How durable execution works here, in one page:
 
-A flow is ordinary code. When it calls a step, the call becomes a ``Request``: scope, name, fingerprint of the arguments,
-and ``n``, its ordinal among equal requests of this scope in this life. If a step of that identity has a recorded result,
-the result is handed back and the body does not run. If not, ``started`` is made durable, the body runs, ``completed`` is
-made durable, and only then does the caller get the value. After a crash the flow is simply called again: it asks for the
-same steps, gets the recorded results, and goes on where nothing is recorded. Because identity is made of scope, name and
-inputs and not of a position in a sequence, steps may be inserted, removed, reordered or fanned out between two lives.
+A flow is ordinary code. When it calls a step, the call becomes a ``Request``: scope, name, fingerprint of the
+arguments, and ``n``, its ordinal among equal requests of this scope in this life. If a step of that identity has a
+recorded result, the result is handed back and the body does not run. If not, ``started`` is made durable, the body
+runs, ``completed`` is made durable, and only then does the caller get the value. After a crash the flow is simply
+called again: it asks for the same steps, gets the recorded results, and goes on where nothing is recorded. Because
+identity is made of scope, name and inputs and not of a position in a sequence, steps may be inserted, removed,
+reordered or fanned out between two lives.
 
 ``execute`` is a generator. It does no I/O and knows neither threads nor event loops; it yields commands and is sent
 their replies:
@@ -21,13 +22,13 @@ their replies:
 runtime/drive.py holds the two drivers, one for each colour of user code. Without a store (``life=None``) the same
 generator applies retries, checks and timeouts and yields no Append, so that results are the same with and without.
 
-Concurrency: the branches of ``gather`` and its kin claim their ordinals or get scopes of their own when they are created,
-in the order written, so no schedule can swap results. Tasks made behind our back claim in the order in which they happen
-to run; a ``Cursor`` therefore refuses two overlapping equal requests from different tasks (AmbiguousStep).
+Concurrency: the branches of ``gather`` and its kin claim their ordinals or get scopes of their own when they are
+created, in the order written, so no schedule can swap results. Tasks made behind our back claim in the order in which
+they happen to run; a ``Cursor`` therefore refuses two overlapping equal requests from different tasks (AmbiguousStep).
 
 Rejected: matching by position in a sequence (an edit strands the run); matching by "any unclaimed record of that name"
-(two chains exchange results). Doubtful still: a foreign task that asks again after another foreign task of equal requests
-has *finished* is not noticed, since nothing overlaps.
+(two chains exchange results). Doubtful still: a foreign task that asks again after another foreign task of equal
+requests has *finished* is not noticed, since nothing overlaps.
 """
 
 from __future__ import annotations
@@ -265,8 +266,8 @@ def _settle(life: Life, step: Step, request: Request) -> Machine:
     """A step that may have had its effect (X9): find out, or refuse to go on. Returns the value found, or None."""
     if request.options.on_crash == "fail":
         raise InDoubt(
-            f"run {life.state.key}: step {step.number} ({step.path}) was started and did not end, so it may have had its "
-            "effect, and it is declared on_crash='fail'. Nothing recorded was lost.",
+            f"run {life.state.key}: step {step.number} ({step.path}) was started and did not end, so it may have had "
+            "its effect, and it is declared on_crash='fail'. Nothing recorded was lost.",
             hint=f"Find out by hand, then execute it again with --rerun {step.name}, or declare verify=.",
         )
     work = _Work(life, step.identity, request, step.number, Cursor(life, step.identity))
@@ -466,8 +467,8 @@ def _tell_difference(life: Life, identity: Identity, request: Request) -> None:
     ]
     what = "; ".join(changes) or "it is asked for more often than before"
     message = (
-        f"run {life.state.key}: step {identity.name!r} is asked for with inputs that no record has, although the code is "
-        f"unchanged: {what}. Recorded step {left[0].number} was not asked for."
+        f"run {life.state.key}: step {identity.name!r} is asked for with inputs that no record has, although the code "
+        f"is unchanged: {what}. Recorded step {left[0].number} was not asked for."
     )
     if life.strict:
         raise Nondeterminism(message, hint="Make the argument deterministic, for example by computing it in a step.")

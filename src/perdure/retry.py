@@ -1,4 +1,4 @@
-"""When to try again: a pure function of how often it failed. Attempts are facts of the journal, so a crash forgets none."""
+"""When to try again: a pure function of how often it failed. Attempts stand in the journal: a crash forgets none."""
 
 from __future__ import annotations
 

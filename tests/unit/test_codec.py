@@ -7,16 +7,12 @@ import enum
 import functools
 import math
 import pathlib
-import sys
-import typing
 import uuid
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -27,9 +23,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perdure import codec, codec_types, codec_walk
-from perdure.codec import BLOB_THRESHOLD, Payload, describe_error, digest, dumps, learn, loads, register
-from perdure.errors import CodecError, ConfigError, RateLimited
+from perdure.codec import BLOB_THRESHOLD, Payload, digest, dumps, loads, register
+from perdure.errors import CodecError, RateLimited
 
 
 @register
@@ -69,7 +64,7 @@ class Review:
 
 @register
 @dataclass(frozen=True, slots=True)
-class Point:
+class Coordinate:
     x: Any
     y: Any = 0
 
@@ -163,7 +158,7 @@ values = st.recursive(
         | st.dictionaries(texts, inner)
         | st.dictionaries(keys | st.tuples(keys, keys), inner)
         | st.builds(Review, st.text(), st.none(), st.lists(inner))
-        | st.builds(Point, inner, inner)
+        | st.builds(Coordinate, inner, inner)
         | st.builds(Pair, inner, inner)
     ),
     max_leaves=12,
@@ -205,7 +200,8 @@ def test_dicts_that_look_like_our_tags_are_data(value: Any) -> None:  # rel:S3
 SINGLE = [
     -0.0, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**5000, float("-inf"), 5e-324, 1e22,
     Decimal("sNaN12"), Decimal("-0E+999"), Decimal("Infinity"), bytearray(b"x"), bytearray(9000), range(2**70, 0, -3),
-    datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1), time(1, 2, tzinfo=timezone(timedelta(hours=1), "CET")),
+    datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1), 
+    time(1, 2, tzinfo=timezone(timedelta(hours=1), "CET")),
     datetime(1, 1, 1, tzinfo=timezone(timedelta(microseconds=-1))), time(3, fold=1), date.max, uuid.UUID(int=5),
     pathlib.Path("/a/b"), pathlib.PurePosixPath("x\udcff"), pathlib.PureWindowsPath("c:\\x"), msgspec.UNSET,
     {1: {2: 3}, (1, 2): 4, "~": 5}, {"\ud800": 1}, {True: 1}, Note("x"), [Note("x", 3)], Pair(1), Review("a"),
@@ -294,8 +290,10 @@ def test_exceptions_come_back_as_data_with_their_traceback() -> None:  # W8
 @pytest.mark.parametrize(
     "error",
     [
-        KeyError(("a", 1)), FileNotFoundError(2, "none", "f.txt"), OSError("x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
-        ImportError("m", name="n"), ExceptionGroup("g", [ValueError(1), TypeError("t")]), StopIteration(3), SystemExit(2),
+        KeyError(("a", 1)), FileNotFoundError(2, "none", "f.txt"), OSError("x"), 
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        ImportError("m", name="n"), ExceptionGroup("g", [ValueError(1), TypeError("t")]), 
+        StopIteration(3), SystemExit(2),
     ],
     ids=lambda e: type(e).__name__,
 )  # fmt: skip
@@ -314,23 +312,28 @@ class Unknown(Exception):
     pass
 
 
+class Unlearned(NamedTuple):
+    n: int
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ([1, 2, 3, Review("x", tags=[Plain()])], r"reviews\[3\]\.tags\[0\]: .*test_codec\.Plain cannot be stored"),
         ({"k": {3: Plain()}}, r"reviews\['k'\]\[value 0\]: .*Plain"),
         ({(1, Plain()): 1}, r"reviews\[key 0\]\[1\]: .*Plain"),
-        (MyStr("x"), r"reviews: .*MyStr .*is a str of another type"),
-        (OrderedDict(a=1), r"reviews: collections\.OrderedDict .*is a dict"),
+        (MyStr("x"), r"reviews: .*MyStr .*a subclass of str would"),
+        (OrderedDict(a=1), r"reviews: collections\.OrderedDict .*subclass of dict"),
         (defaultdict(list), "defaultdict"),
         ([Unknown("x")], r"reviews\[0\]: .*Unknown cannot be stored.*annotate|reviews\[0\]: .*Annotate"),
         (ValueError(Plain()), r"reviews\.args\[0\]: .*Plain"),
+        (Unlearned(1), r"Unlearned cannot be stored.*Annotate the step's return type"),  # not "convert it to a tuple"
         (lambda: 1, "function"),
         (memoryview(b"x"), "memoryview"),
         (np.array([Plain()]), "dtype object"),
         (np.ma.masked_array([1], [True]), "MaskedArray"),
         (
-            datetime(2026, 1, 1, tzinfo=type("Zone", (timezone,) if False else (__import__("datetime").tzinfo,), {})()),
+            datetime(2026, 1, 1, tzinfo=type("Zone", (tzinfo,), {})()),
             "tzinfo",
         ),
         (Plain, "type"),
@@ -340,37 +343,6 @@ def test_what_cannot_be_kept_is_refused_with_path_and_type(value: Any, message: 
     for refuse in (dumps, digest):
         with pytest.raises(CodecError, match=message):
             refuse(value, "reviews")
-
-
-def test_cycles_and_deep_values_are_refused() -> None:  # rel:R10 B4
-    cycle: list[Any] = []
-    cycle.append(cycle)
-    deep: Any = 2**70
-    for _ in range(codec.MAX_DEPTH):
-        deep = (deep,)
-    assert trip(deep) == deep
-    for value in (cycle, [deep]):
-        with pytest.raises(CodecError, match="more than 100 containers deep"):
-            dumps(value)
-    with pytest.raises(CodecError, match="deep"):
-        loads(_raw("[" * 102 + "]" * 102))
-    with pytest.raises(CodecError):
-        loads(_raw("[" * 100_000 + "]" * 100_000))
-
-
-def test_sizes_are_limited_on_save_and_on_load(monkeypatch: pytest.MonkeyPatch) -> None:  # rel:B1 B4
-    big, many = dumps(["x" * 9000] * 3), dumps(list(range(1000)))
-    bomb: list[Any] = []
-    for _ in range(90):
-        bomb = [bomb] * 10
-    monkeypatch.setattr(codec_walk, "MAX_ITEMS", 900)
-    monkeypatch.setattr(codec_walk, "MAX_BYTES", 20_000)
-    for value in (["x" * 9000] * 3, "x" * 20_001, list(range(1000)), bomb):
-        with pytest.raises(CodecError, match="beyond"):
-            dumps(value)
-    for payload, blobs in (big, many):
-        with pytest.raises(CodecError, match="beyond"):
-            loads(payload, blobs)
 
 
 def test_large_leaves_become_blobs_stored_once() -> None:
@@ -394,236 +366,6 @@ def test_a_large_rest_becomes_one_blob() -> None:
 
 def _raw(text: str | bytes, codec_version: int = 1) -> Payload:
     return Payload(codec_version, msgspec.Raw(text if isinstance(text, bytes) else text.encode()))
-
-
-BAD = [
-    "", "{", "nul", '{"~":1}', '{"~":"lc"}', '{"~":null}', '{"~":"tuple"}', '{"~":"tuple","v":1}', '{"~":"tuple","v":[],"w":1}',
-    '{"~":"set","v":[[]]}', '{"~":"set","v":[1,1]}', '{"~":"dict","v":[[1]]}', '{"~":"dict","v":[[1,2],[1,3]]}', '{"~":"dict","v":[1]}',
-    '{"~":"int","hex":"zz"}', '{"~":"int","hex":"0x1_0"}', '{"~":"float","v":"1"}', '{"~":"bytes","b64":"&&"}', '{"~":"bytes","b64":"é"}',
-    '{"~":"str","b64":"/w=="}', '{"~":"blob","as":"str","sha256":"x","size":1}', '{"~":"blob","as":"exec","sha256":"x","size":1}',
-    '{"~":"datetime","v":"now"}', '{"~":"datetime","v":"2026-01-01","zone":"../../etc/passwd"}', '{"~":"zone","key":"No/Such"}',
-    '{"~":"zone","key":"Europe"}', '{"~":"datetime","v":"2026-01-01","fold":7}', '{"~":"datetime","v":"2026-01-01","name":"x"}',
-    '{"~":"timedelta","v":[1]}', '{"~":"timedelta","v":[1e99,0,0]}', '{"~":"fraction","v":[1,0]}', '{"~":"fraction","v":["1e99999999",1]}',
-    '{"~":"decimal","v":"x"}', '{"~":"uuid","v":"x"}', '{"~":"range","v":[0,1,0]}', '{"~":"deque","v":[1,2],"maxlen":1}',
-    '{"~":"complex","v":["a",1]}', '{"~":"windows_path","v":"x"}', '{"~":"posix_path","v":1}', '{"~":"timezone","offset":[9,0,0]}',
-    '{"~":"ndarray","dtype":"O","shape":[1],"data":{"~":"bytes","b64":""}}', '{"~":"ndarray","dtype":"<U0","shape":[1000000000000],"data":{"~":"bytes","b64":""}}',
-    '{"~":"ndarray","dtype":"<f8","shape":[-1],"data":{"~":"bytes","b64":""}}', '{"~":"numpy","dtype":[["a",["O"]]],"data":{"~":"bytes","b64":""}}',
-    '{"~":"data","type":"os:system","fields":{}}', '{"~":"error","type":"builtins:eval","args":["1"]}', '{"~":"enum","type":"builtins:ValueError","name":"x"}',
-    '{"~":"error","type":"builtins:ValueError"}', '{"~":"error","type":"builtins:ValueError","args":[],"traceback":1}',
-    '{"~":"error","type":"builtins:ValueError","args":[],"traceback":"","state":{"__class__":1}}', '{"~":"error","type":1,"args":[]}',
-    '{"~":"error","type":"builtins:UnicodeDecodeError","args":[1],"traceback":""}', '{"~":"error","type":"builtins:OSError","args":[2,"x"],"traceback":""}',
-    '{"~":"model","type":"tests:Open","fields":{}}', b"\x80\x04\x95", b'"\xff"', b"\x00" * 20,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", BAD)
-def test_a_form_we_do_not_write_is_a_codec_error(text: str | bytes) -> None:  # rel:S1 S2 B3
-    with pytest.raises(CodecError):
-        loads(_raw(text))
-
-
-def test_no_stored_name_is_imported_or_executed() -> None:  # rel:S1
-    seen: list[str] = []
-    listening = True
-    sys.addaudithook(lambda event, _: seen.append(event) if listening else None)
-    for text in BAD:
-        with pytest.raises(CodecError):
-            loads(_raw(text))
-    listening = False
-    assert not {"exec", "os.system", "subprocess.Popen"} & set(seen)
-    source = "".join(p.read_text() for p in pathlib.Path(codec.__file__).parent.glob("codec*.py"))
-    assert not any(word in source for word in ("pick" + "le", "ev" + "al(", "import_" + "module"))
-
-
-json_like = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["v", "type", "fields", "b64", "args", "dtype", "data", "hex", "zone"]), inner)
-        | st.builds(
-            lambda tag, rest: {"~": tag, **rest},
-            st.sampled_from([*codec_walk.READ, "dict", "data", "error", "enum", "named", "struct", "model", "custom"]),
-            st.fixed_dictionaries({}, optional={key: inner for key in ("v", "hex", "b64", "dtype", "shape", "data", "fields")})
-            | st.builds(lambda t, f: {"type": t, **f}, st.sampled_from(list(codec_types._by_name)), st.dictionaries(
-                st.sampled_from(["fields", "name", "value", "args", "traceback", "state", "slots", "set", "extra", "more"]), inner)),
-        )
-    ),
-    max_leaves=20,
-)  # fmt: skip
-
-
-@settings(max_examples=1000, deadline=None)
-@given(json_like)
-def test_loading_anything_gives_a_value_or_a_codec_error(stored: Any) -> None:  # rel:S2 B3
-    try:
-        loads(_raw(msgspec.json.encode(stored)))
-    except CodecError:
-        pass
-
-
-@settings(max_examples=300, deadline=None)
-@given(values, st.data())
-def test_damaged_bytes_give_a_value_or_a_codec_error(value: Any, data: Any) -> None:  # rel:B3
-    payload, blobs = dumps(value)
-    raw = bytearray(payload.value or next(iter(blobs.values())))
-    for _ in range(data.draw(st.integers(1, 4))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        loads(_raw(bytes(raw)), blobs)
-    except CodecError:
-        pass
-
-
-def test_a_newer_codec_is_refused_and_says_so() -> None:  # rel:R6
-    with pytest.raises(CodecError, match="codec version 2"):
-        loads(_raw("1", codec_version=2))
-
-
-# ---- the registry
-
-
-def test_adapters_carry_foreign_types() -> None:
-    register(SimpleNamespace, encode=vars, decode=lambda state: SimpleNamespace(**state), name="namespace")
-    assert trip([SimpleNamespace(a=(1,))]) == [SimpleNamespace(a=(1,))]
-    assert b'"custom","type":"namespace"' in bytes(dumps(SimpleNamespace())[0].value)
-
-
-def test_a_failing_adapter_is_a_codec_error_with_the_path() -> None:
-    class Bad:
-        pass
-
-    register(Bad, encode=lambda value: 1 / 0, decode=lambda stored: Bad())
-    with pytest.raises(CodecError, match=r"x\[0\]: .*Bad could not be taken apart \(ZeroDivisionError\)"):
-        dumps([Bad()], "x")
-
-
-@pytest.mark.parametrize("wrong", [lambda: register(Plain), lambda: register(dict), lambda: register(3)])  # type: ignore[call-overload]
-def test_register_refuses_what_it_cannot_handle(wrong: Callable[[], object]) -> None:
-    with pytest.raises(ConfigError):
-        wrong()
-
-
-def test_a_taken_name_is_refused() -> None:
-    register(Review, name="review")
-    with pytest.raises(ConfigError, match="'review' already belongs to"):
-        register(Point, name="review")
-    assert b'"type":"review"' in bytes(dumps(Review("x"))[0].value)
-    assert loads(_raw('{"~":"data","type":"%s:Review","fields":{"expert":"x"}}' % __name__)).expert == "x"
-
-
-def test_a_moved_class_is_found_by_its_name_if_there_is_only_one() -> None:
-    assert loads(_raw('{"~":"data","type":"old.place:Point","fields":{"x":1}}')) == Point(1)
-    with pytest.raises(CodecError, match="'old:Nobody', which this program has not registered"):
-        loads(_raw('{"~":"data","type":"old:Nobody","fields":{}}'))
-
-
-def test_classes_of_a_script_are_stored_under_the_scripts_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    main = sys.modules["__main__"]
-    monkeypatch.setattr(main, "__spec__", None, raising=False)
-    monkeypatch.setattr(main, "__file__", "/somewhere/crew.py", raising=False)
-    cls = register(dataclass(type("Mine", (), {"__module__": "__main__", "__annotations__": {}})))
-    assert b'"crew:Mine"' in bytes(dumps(cls())[0].value)
-    monkeypatch.setattr(main, "__spec__", SimpleNamespace(name="team.crew"), raising=False)
-    first = digest(cls(), "v")
-    register(cls)
-    assert b'"team.crew:Mine"' in bytes(dumps(cls())[0].value) and digest(cls(), "v") == first
-
-
-@dataclass
-class Leaf:
-    n: int
-
-
-@dataclass
-class Branch:
-    leaves: dict[str, tuple[Leaf, ...]]
-    parent: Branch | None = None
-    lost: NoSuchType | None = None  # type: ignore[name-defined]  # noqa: F821
-
-
-class Mood(enum.Enum):
-    GOOD = 1
-
-
-class Answer(pydantic.BaseModel):
-    mood: Mood
-
-
-class Options(typing.TypedDict):
-    answer: typing.NotRequired[Answer]
-
-
-def test_learn_registers_what_annotations_reach() -> None:
-    def step(
-        a: typing.Annotated[Branch | None, "x"],
-        b: typing.Callable[[int], Options],
-        c: Missing,  # type: ignore[name-defined]  # noqa: F821
-    ) -> None: ...
-
-    with pytest.raises(CodecError, match="Annotate"):
-        dumps(Leaf(1))
-    for _ in range(5):
-        learn(step)
-    assert trip([Branch({"a": (Leaf(1),)}), Answer(mood=Mood.GOOD)]) == [
-        Branch({"a": (Leaf(1),)}),
-        Answer(mood=Mood.GOOD),
-    ]
-    for odd in (len, print, functools.partial(step, 1), Plain, SimpleNamespace, (lambda: 1), "".join):
-        learn(odd)
-
-
-# ---- identity and errors
-
-
-def test_digest_tells_types_apart_and_shows_the_head() -> None:
-    alike = [
-        1,
-        1.0,
-        True,
-        "1",
-        b"1",
-        [1],
-        (1,),
-        {1},
-        None,
-        "null",
-        Decimal(1),
-        Decimal("1.0"),
-        {"a": 1},
-        {1: 1},
-        Size.S,
-    ]
-    assert len({digest(value, "v")[0] for value in alike}) == len(alike)
-    name, head = digest("ab" * 100_000, "v")
-    assert len(name) == 32 and head == '"' + ("ab" * 60)[:119]
-    assert digest({"b": 1, "a": "é"}, "v")[1] == '{"a":"é","b":1}'
-    assert len(digest("\ud800" * 9000, "v")[1]) == 120
-
-
-def test_digest_of_an_exception_does_not_depend_on_line_numbers() -> None:
-    def raised() -> BaseException:
-        try:
-            raise ValueError("x")
-        except ValueError as error:
-            return error
-
-    assert digest(raised(), "v") == digest(ValueError("x"), "v")
-
-
-def test_describe_error_never_raises() -> None:
-    class Nasty(Exception):
-        def __str__(self) -> str:
-            raise RuntimeError("no")
-
-    try:
-        raise Nasty
-    except Nasty as error:
-        info = describe_error(error)
-    assert info.type.endswith("Nasty") and "RuntimeError" in info.message and "raise Nasty" in info.traceback
-    info = describe_error(ValueError("a\ud800" + "b" * 50_000))
-    assert info.type == "ValueError" and len(info.message) < 21_000 and info.traceback == ""
-    msgspec.json.encode([info, describe_error(KeyError("\udcff"))])
-    assert describe_error(Refusal("x", code=1)).type == f"{__name__}.Refusal"
 
 
 def test_fractions_are_rebuilt_from_whole_numbers() -> None:

@@ -13,7 +13,7 @@ from typing import Final
 import perdure
 from perdure.clock import SYSTEM
 from perdure.demo import experts, model
-from perdure.runners.pipeline import Crew, Pipeline, Task, quorum
+from perdure.runners import Crew, Pipeline, Task, quorum
 
 EMPTY_AT_FIRST: Final = ("terms", "references")
 """experts whose first attempt returns nothing in the demo: the incident that this library was asked for"""

@@ -46,9 +46,10 @@ class Task:
             self.step = step(name=name, **options)(fn)
         self.name = self.step.name
         self.given = dict(given or {})
-        self.parameters = [p for p in self.step.signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        declared = self.step.signature.parameters.values()
+        self.parameters = [p for p in declared if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         unknown = self.given.keys() - {p.name for p in self.parameters}
-        if unknown and not any(p.kind is p.VAR_KEYWORD for p in self.step.signature.parameters.values()):
+        if unknown and not any(p.kind is p.VAR_KEYWORD for p in declared):
             raise ConfigError(f"stage {self.name}: given names {sorted(unknown)}, which {self.step!r} does not take.")
 
     def open(self, known: set[str]) -> list[str]:
@@ -67,7 +68,7 @@ class Task:
         return chosen | self.given
 
 
-class quorum(msgspec.Struct, frozen=True):  # noqa: N801 - reads as a value: require=quorum(5)
+class quorum(msgspec.Struct, frozen=True):  # reads as a value: require=quorum(5)
     """``require=quorum(n)``: at least ``n`` experts must deliver."""
 
     n: int
@@ -95,7 +96,8 @@ class Crew:
         if not self.experts:
             raise ConfigError(f"crew {name} has no experts.")
         if not isinstance(self.need, int) or not 1 <= self.need <= len(self.experts):
-            raise ConfigError(f"crew {name}: require must be 'all', 'any' or quorum(1..{len(self.experts)}), not {require!r}.")
+            many = f"quorum(1..{len(self.experts)})"
+            raise ConfigError(f"crew {name}: require must be 'all', 'any' or {many}, not {require!r}.")
         if require != "all" and "missing" not in {p.name for p in self.gather.parameters}:
             raise ConfigError(
                 f"crew {name}: {self.gather.name} may run on incomplete data and must be told what is missing.",
@@ -168,7 +170,8 @@ class Pipeline(Flow[..., Any]):
                 if place == 0 and not (isinstance(stage, Crew) and task is stage.gather):
                     inputs += [name for name in missing if name not in inputs]
                 elif len(missing) > 1:
-                    problems.append(f"stage {task.name}: nothing fills its parameters {', '.join(missing)}; name the inputs")
+                    open_ones = ", ".join(missing)
+                    problems.append(f"stage {task.name}: nothing fills its parameters {open_ones}; name the inputs")
             known |= set(inputs)
             for taken in names:
                 if taken in known:

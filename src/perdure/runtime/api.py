@@ -48,7 +48,8 @@ def run(
     - ``episode``: which attempt at the goal; default the latest. ``new=True`` starts the next one.
     - ``store``: URL or Store; default ``PERDURE_STORE``, or an SQLite file below the working directory.
     - ``rerun``: "failed", "flagged" or names of steps to execute again, with what depends on them.
-    - ``adopt_input``: go on with inputs that differ from the recorded ones. ``resume_stopped``: although a person stopped it.
+    - ``adopt_input``: go on with inputs that differ from the recorded ones. ``resume_stopped``: although a person
+      stopped it.
     - ``wait``: if another process runs it, wait for it instead of raising LeaseHeld.
 
     Raises what the flow raises; LeaseHeld, InputMismatch, RunStopped, StoreError and others of ``perdure.errors``.

@@ -1,4 +1,4 @@
-"""The client: looks at runs and steers them from outside. It executes nothing; the command line and the page use only it."""
+"""The client: looks at runs and steers them from outside. It executes nothing; the command line uses only it."""
 
 from __future__ import annotations
 

@@ -19,10 +19,11 @@ Nondeterminism = Literal["warn", "raise"]
 class CheckpointConfig:
     """How runs of a manager are kept. Raises ConfigError naming the field (G2).
 
-    - ``durability``: "strict" waits for the device when a step starts and when it completes; "pipelined" lets ``completed``
-      share the wait of the next thing that could observe it (a crash in between repeats one step); "async" waits for
-      nothing until the run ends; "exit" writes when the run stops.
-    - ``store_failure``: "stop" (nothing runs without its record) or "degrade" (go on without durability, with a warning).
+    - ``durability``: "strict" waits for the device when a step starts and when it completes; "pipelined" lets
+      ``completed`` share the wait of the next thing that could observe it (a crash in between repeats one step);
+      "async" waits for nothing until the run ends; "exit" writes when the run stops.
+    - ``store_failure``: "stop" (nothing runs without its record) or "degrade" (go on without durability, with a
+      warning).
     - ``nondeterminism``: "warn" and execute, or "raise", when a step is asked for with inputs that no record has.
     - ``outputs``: a folder in which every completed step's output is kept as a file of its own, with any store.
     """

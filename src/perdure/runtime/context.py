@@ -49,7 +49,7 @@ class StepContext:
         return self._run.durability if self._run else Durability(False, "", "no store was given")
 
     def save(self, progress: object) -> Saved:
-        """Keep ``progress`` for the next attempt. In a sync step it is durable on return; in an async step, once awaited."""
+        """Keep ``progress`` for the next attempt. Durable on return in a sync step, once awaited in an async one."""
         self.progress = progress
         if self._run is None:
             return Saved(None, None)

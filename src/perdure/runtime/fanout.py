@@ -1,9 +1,9 @@
 """Side by side: ``gather``, ``map``, ``as_completed``, ``first``, for sync and async code.
 
-Branches take their places when they are created, in the order written: a step call claims its ordinal, anything else gets
-a scope of its own. So equal calls in different branches keep their own results over any crash (X10), and a branch that
-finished stays finished when a sibling or the parent dies (X15). One failing branch does not stop the others: what they
-are paid to do is finished first, then the first failure (in the order written) is raised.
+Branches take their places when they are created, in the order written: a step call claims its ordinal, anything else
+gets a scope of its own. So equal calls in different branches keep their own results over any crash (X10), and a branch
+that finished stays finished when a sibling or the parent dies (X15). One failing branch does not stop the others: what
+they are paid to do is finished first, then the first failure (in the order written) is raised.
 
 Async branches are awaitables and run as tasks. Sync branches are callables without arguments (``partial(step, x)``) and
 run in threads of their own; they are daemons, so that Ctrl-C never waits for a ten-minute call.
@@ -283,8 +283,8 @@ def first(*branches: Awaitable[T]) -> Awaitable[T]: ...
 @overload
 def first(*branches: Thunk[T]) -> T: ...
 def first(*branches: Any) -> Any:
-    """The result of the branch that succeeds first; the choice is journaled. Async losers are cancelled, sync ones run on
-    and are ignored. Raises the last error if all fail."""
+    """The result of the branch that succeeds first; the choice is journaled. Async losers are cancelled, sync ones run
+    on and are ignored. Raises the last error if all fail."""
     if not branches:
         raise ConfigError("first() needs at least one branch.")
     fan = _fan("first")

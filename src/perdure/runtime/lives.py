@@ -1,9 +1,9 @@
 """How a process takes a run up and gives it up: begin or resume, check the inputs, finalise on every exit.
 
 What a run's end becomes (B3): a returned value is COMPLETED; an exception is FAILED, which recovery leaves alone and a
-person may run again; a step in doubt that may not be repeated is PAUSED; cancellation, Ctrl-C, SIGTERM and a closing event
-loop are INTERRUPTED; a store that fails or a lost lease is never recorded as an outcome (rel:R7): the journal ends where
-it ends, and the next process goes on from there.
+person may run again; a step in doubt that may not be repeated is PAUSED; cancellation, Ctrl-C, SIGTERM and a closing
+event loop are INTERRUPTED; a store that fails or a lost lease is never recorded as an outcome (rel:R7): the journal
+ends where it ends, and the next process goes on from there.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Lives:
         if differs and not start.adopt_input:
             raise InputMismatch(
                 f"run {state.key} was begun with other inputs: {'; '.join(differs)}. Nothing was executed or changed.",
-                hint="Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go on "
-                "with these and reuse every step whose own inputs are the same.",
+                hint="Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go "
+                "on with these and reuse every step whose own inputs are the same.",
             )
         invalid = select(state, start.rerun)
         run = self._live(lease, state, same_code=not differs and not invalid and state.digest == start.digest)
@@ -195,8 +195,12 @@ class Lives:
         """Which inputs are not those the run was begun with."""
         old = {a.name: a for a in state.args}
         new = {a.name: a for a in start.args}
+
+        def told(args: dict[str, ArgInfo], name: str) -> str:
+            return args[name].head if name in args else "absent"
+
         return [
-            f"{name} was {old[name].head if name in old else 'absent'}, now {new[name].head if name in new else 'absent'}"
+            f"{name} was {told(old, name)}, now {told(new, name)}"
             for name in sorted(old.keys() | new.keys())
             if name not in old or name not in new or old[name].digest != new[name].digest
         ]

@@ -142,7 +142,8 @@ def _start(
         raise ConfigError(f"flow {function.name}: {error}.", hint=f"It takes {function.signature}.") from None
     rerun = chosen.pop("rerun", ())
     rerun = (rerun,) if isinstance(rerun, str) else tuple(rerun)
-    start = Start(goal, rerun=rerun, flow=function.name, digest=function.digest, args=infos, inputs=(args, kwargs), **chosen)
+    inputs = (args, kwargs)
+    start = Start(goal, rerun=rerun, flow=function.name, digest=function.digest, args=infos, inputs=inputs, **chosen)
     return function, start
 
 

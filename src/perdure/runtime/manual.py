@@ -6,7 +6,8 @@
                 if not step.recorded:
                     step.complete(work(phase, step.progress))
 
-Retries are the loop's own affair; everything else (identity, crash policy, empty outputs, progress) is as for ``@step``.
+Retries are the loop's own affair; everything else (identity, crash policy, empty outputs, progress) is as for
+``@step``.
 """
 
 from __future__ import annotations
@@ -155,8 +156,8 @@ class ManualStep:
         self.context.save(progress)
 
     def complete(self, value: object) -> None:
-        """The step's result; durable on return. Raises OutputRefused for an empty one, CodecError for one that cannot be
-        stored."""
+        """The step's result; durable on return. Raises OutputRefused for an empty one, CodecError for one that cannot
+        be stored."""
         if self.recorded:
             raise ConfigError(f"step {self._request.name} has its result already.", hint="Ask step.recorded first.")
         seconds = self._live.clock.monotonic() - self._began if self._live else 0.0

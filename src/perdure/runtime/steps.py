@@ -38,6 +38,7 @@ class Function(Generic[P, R]):
         self.ignore = ignore
         self.is_async = inspect.iscoroutinefunction(fn)
         functools.update_wrapper(cast(Any, self), fn, updated=())
+        codec.declare(fn)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()} {self.name}>"

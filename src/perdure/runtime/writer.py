@@ -1,9 +1,9 @@
 """Group commit: one thread owns the store, takes whatever all runs have queued, and commits it as one batch.
 
-A caller queues records and gets a ``Ticket``; it waits on the ticket, blocking or awaiting, when it needs the records to
-be durable. While the device is busy with one batch the next one gathers, so the cost of a record falls as load grows
-(X8), and a lone caller never waits for company. After the store fails once nothing is tried again: every ticket, now and
-later, carries the error (rel:D4).
+A caller queues records and gets a ``Ticket``; it waits on the ticket, blocking or awaiting, when it needs the records
+to be durable. While the device is busy with one batch the next one gathers, so the cost of a record falls as load grows
+(X8), and a lone caller never waits for company. After the store fails once nothing is tried again: every ticket, now
+and later, carries the error (rel:D4).
 """
 
 from __future__ import annotations

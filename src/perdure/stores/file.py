@@ -23,13 +23,13 @@ import msgspec
 
 from perdure import states
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import ConfigError, CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
+from perdure.errors import CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
 from perdure.fold import summarise as fold_summary
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import Append, Capabilities
 from perdure.stores.folder import Gone, Grant, RunFolder, epoch_floor
-from perdure.stores.handle import Handle, checked_digest, held, lost, nothing_there, sound_blob, wrong_seq
+from perdure.stores.handle import Handle, checked_digest, held, lost, nothing_there, sound_blob, unusable, wrong_seq
 from perdure.stores.owners import Owner
 
 VERSION: Final = 1
@@ -83,10 +83,10 @@ class FileStore(Handle):
         self._temps = 0
         try:
             self._prepare(create)
-        except StoreError as error:
-            if isinstance(error.__cause__, OSError) and not disk.full(error):
-                raise ConfigError(error.args[0], hint="Choose another place, or change its permissions.") from error
-            raise
+        except BaseException as error:
+            if hasattr(self, "_owner"):
+                self._owner.abandon()
+            raise unusable(error) from error.__cause__
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 

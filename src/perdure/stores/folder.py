@@ -4,7 +4,8 @@
 - ``journal.jsonl``: the records. Only ever appended to; a torn tail is moved to ``journal.torn-<n>`` by a claim.
 - ``lease.json``: the last grant, replaced as a whole. ``lock`` holds a copy, so that one damaged file does not make the
   epoch start again, and its ``flock`` is held while a grant is checked together with the write that depends on it.
-- ``meta.json``: the run's row in listings and the size of the journal it belongs to. A cache, never synced.
+- ``meta.json``: the run's row in listings, and size and time of change of the journal it belongs to. A cache, never
+  synced: it spares listings the journals of finished runs, and a journal that anybody touched since is read again.
 """
 
 from __future__ import annotations
@@ -40,8 +41,16 @@ class Grant(msgspec.Struct, frozen=True):
         return cls(lease.epoch, lease.owner, lease.pid, lease.host, lease.since)
 
 
+class _Stamp(msgspec.Struct, frozen=True):
+    """The state of a journal, by what the file system says of it."""
+
+    size: int = 0
+    changed: int = 0
+    """nanoseconds since 1970"""
+
+
 class _Cache(msgspec.Struct, frozen=True):
-    size: int
+    journal: _Stamp
     meta: RunMeta
 
 
@@ -80,6 +89,8 @@ class RunFolder:
             ) from None
         if path.name != disk.run_folder_name(key):
             raise CorruptStore(f"{path} says that it is the folder of run {key}, which has another name.")
+        if path.is_symlink():  # what is written into it would leave the store
+            raise CorruptStore(f"{path} is a link, not the folder of run {key}.", hint="Move the folder itself here.")
         return cls(path, key)
 
     @classmethod
@@ -103,7 +114,12 @@ class RunFolder:
         try:
             fd = disk.open_existing(self._lock, os.O_RDWR)
         except FileNotFoundError:
-            raise Gone from None
+            if not disk.exists(self.path):
+                raise Gone from None
+            raise CorruptStore(
+                f"Run {self.key}: {self._lock} is missing. Nothing was changed.",
+                hint="If no process executes the run, make an empty file of that name; the journal is not affected.",
+            ) from None
         try:
             with disk.locked(fd, self._lock, wait, clock):
                 if not _same_file(fd, self._lock):
@@ -134,8 +150,16 @@ class RunFolder:
     # -- the journal -------------------------------------------------------------------------------------------------
 
     def scan(self) -> tuple[Scan, bytes]:
-        """The records and all bytes of the journal. Raises CorruptStore with the path for damage in the middle."""
-        data = disk.read_file(self.journal) or b""
+        """The records and all bytes of the journal. Raises CorruptStore with the path for damage in the middle, or if
+        there is no journal: a folder gets its name with one inside, and a run that lost it is no new run."""
+        data = disk.read_file(self.journal)
+        if data is None:
+            if disk.exists(self.path):
+                raise CorruptStore(
+                    f"Run {self.key}: {self.journal} is missing. Nothing was changed.",
+                    hint="Restore it from a copy; to give the run up, remove its folder.",
+                )
+            data = b""  # deleted in this very moment
         try:
             return scan(self.key, data), data
         except CorruptStore as error:
@@ -196,8 +220,10 @@ class RunFolder:
     # -- the row in listings -----------------------------------------------------------------------------------------
 
     def cache_meta(self, meta: RunMeta, size: int) -> None:
-        """Remember the row that belongs to a journal of ``size`` bytes."""
-        disk.write_file(self._meta, msgspec.json.encode(_Cache(size, meta)) + b"\n", durable=False)
+        """Remember the row that belongs to a journal of ``size`` bytes. Only while holding the lock."""
+        stamp = self._stamp()
+        if stamp.size == size:  # else somebody else writes to it, which the next append reports
+            disk.write_file(self._meta, msgspec.json.encode(_Cache(stamp, meta)) + b"\n", durable=False)
 
     def cached_meta(self) -> tuple[RunMeta | None, bool]:
         """The remembered row, if there is one, and whether it belongs to the journal as it is now."""
@@ -208,15 +234,16 @@ class RunFolder:
             return None, False
         if cache.meta.key != self.key:
             return None, False
-        return cache.meta, cache.size == self.size()
+        return cache.meta, cache.journal == self._stamp()
 
-    def size(self) -> int:
+    def _stamp(self) -> _Stamp:
         try:
-            return os.stat(self.journal).st_size
+            found = os.stat(self.journal, follow_symlinks=False)
         except FileNotFoundError:
-            return 0
+            return _Stamp()
         except OSError as error:
             raise disk.failure("look at", self.journal, error) from error
+        return _Stamp(found.st_size, found.st_mtime_ns)
 
 
 def epoch_floor(path: Path, least: int, wait: float, clock: Clock) -> int:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, StoreError
 from perdure.model import Lease, RunKey
+from perdure.stores import disk
 from perdure.stores.base import Append
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -54,6 +55,16 @@ class Handle:
 
 def nothing_there(url: str) -> ConfigError:
     return ConfigError(f"There is no store at {url}.", hint="Check the path, or run something with it first.")
+
+
+def unusable(error: BaseException, *refusals: type[Exception]) -> BaseException:
+    """What to raise when opening failed: a place that refuses us is for the user to change, all else is as it was.
+
+    ``refusals`` are the driver's own errors that mean this, besides those of the system.
+    """
+    if isinstance(error, StoreError) and isinstance(error.__cause__, (OSError, *refusals)) and not disk.full(error):
+        return ConfigError(error.args[0], hint="Choose another place, or change its permissions.")
+    return error
 
 
 def held(lease: Lease) -> LeaseHeld:

@@ -21,7 +21,6 @@ from pathlib import Path
 import msgspec
 
 from perdure.clock import SYSTEM, Clock, process_identity
-from perdure.errors import StoreError
 from perdure.stores import disk
 
 _NAME = re.compile(r"[0-9a-f]{32}")
@@ -58,9 +57,11 @@ class Owner:
 
     def close(self) -> None:
         """Stop being an owner: all leases of this name are free."""
-        if self._drop.alive:
-            disk.remove(self._path)
-        self._drop()
+        try:
+            if self._drop.alive:
+                disk.remove(self._path)
+        finally:
+            self._drop()
 
     def abandon(self) -> None:
         """For tests: what the death of the process does to the lock."""
@@ -78,12 +79,9 @@ class Owner:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             disk.write_all(fd, msgspec.json.encode({"pid": self.pid, "host": self.host}), temp)
             disk.rename(temp, self._path)
-        except BlockingIOError:
+        except BaseException as error:
             os.close(fd)
-            return -1
-        except StoreError as error:
-            os.close(fd)
-            if disk.cause(error) == errno.ENOENT:
+            if isinstance(error, BlockingIOError) or disk.cause(error) == errno.ENOENT:
                 return -1
             raise
         return fd

@@ -16,13 +16,13 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import apsw
 import msgspec
 
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import ConfigError, CorruptStore, NewerFormat, PerdureError, StoreError
+from perdure.errors import CorruptStore, NewerFormat, PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import Append, Capabilities
@@ -34,6 +34,7 @@ from perdure.stores.handle import (
     missing_records,
     nothing_there,
     sound_blob,
+    unusable,
     wrong_seq,
 )
 from perdure.stores.owners import Owner
@@ -46,6 +47,24 @@ _FIRST_SAFE = (3, 51, 3)  # earlier versions can corrupt the file when two proce
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
 _leaked: list[apsw.Connection] = []
 """Connections that this process has from the one that forked it: closing them here would touch the parent's files."""
+
+
+class _Row(msgspec.Struct, frozen=True, array_like=True):
+    """A row of perdure_runs."""
+
+    columns: ClassVar[str] = "run, goal, episode, meta, epoch, owner, pid, host, since FROM perdure_runs"
+    run: int
+    goal: str
+    episode: int
+    meta: str
+    epoch: int
+    owner: str
+    pid: int
+    host: str
+    since: float
+
+    def lease(self) -> Lease:
+        return Lease(RunKey(self.goal, self.episode), self.epoch, self.owner, self.pid, self.host, self.since)
 
 
 class SqliteStore(Handle):
@@ -72,28 +91,23 @@ class SqliteStore(Handle):
             self._owner = Owner(Path(f"{self.path}-owners"), clock)
             self._owner.sweep()
             _stores.add(self)
-        except StoreError as error:
+        except BaseException as error:
             self._disconnect()
-            if isinstance(error.__cause__, (*_REFUSED, OSError)) and not disk.full(error):
-                raise ConfigError(error.args[0], hint="Choose another place, or change its permissions.") from error
-            raise
-        except PerdureError:
-            self._disconnect()
-            raise
+            if hasattr(self, "_owner"):
+                self._owner.abandon()
+            raise unusable(error, *_REFUSED) from error.__cause__
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
     def claim(self, key: RunKey) -> Lease:
         self._check()
         with self._transaction("claim a run in"):
-            found = self._select(
-                "SELECT run, epoch, owner, pid, host, since FROM perdure_runs WHERE goal = ? AND episode = ?",
-                (key.goal, key.episode),
-            )
+            found = self._select(f"SELECT {_Row.columns} WHERE goal = ? AND episode = ?", (key.goal, key.episode))
             if found:
-                row, epoch, *holder = found[0]
-                if self._owner.alive(holder[0]):
-                    raise held(Lease(key, epoch, *holder))
+                last = self._row(found[0])
+                row, epoch = last.run, last.epoch
+                if self._owner.alive(last.owner):
+                    raise held(last.lease())
             else:
                 row, epoch = None, self._select("SELECT epoch FROM perdure_floor")[0][0]
             lease = Lease(key, epoch + 1, self._owner.id, self._owner.pid, self._owner.host, self._clock.now())
@@ -144,7 +158,7 @@ class SqliteStore(Handle):
         for _, seq, record in found:
             if seq is None:
                 break
-            if seq != after + len(lines) + 1:
+            if seq != after + len(lines) + 1 or not isinstance(record, bytes):
                 raise missing_records(str(self.path), key, seq, after + len(lines) + 1)
             lines.append(record)
         if found and found[0][0] > after + len(lines):
@@ -155,12 +169,11 @@ class SqliteStore(Handle):
         self._check()
         with self._guard("read"):
             found = self._select(
-                "SELECT goal, episode, meta, epoch, owner, pid, host, since FROM perdure_runs "
-                "WHERE meta <> '' AND goal = coalesce(?, goal) ORDER BY goal, episode",
-                (goal,),
+                f"SELECT {_Row.columns} WHERE meta <> '' AND goal = coalesce(?, goal) ORDER BY goal, episode", (goal,)
             )
-        alive = {owner: self._owner.alive(owner) for owner in {row[4] for row in found}}
-        return [self._meta(RunKey(*row[:2]), row[2], row[3:] if alive[row[4]] else None) for row in found]
+        rows = [self._row(row) for row in found]
+        alive = {owner: self._owner.alive(owner) for owner in {row.owner for row in rows}}
+        return [self._meta(row, row.lease() if alive[row.owner] else None) for row in rows]
 
     def delete(self, lease: Lease) -> None:
         self._check()
@@ -237,12 +250,18 @@ class SqliteStore(Handle):
         )
         return wrong_seq(item, found[0][0]) if found else lost(item.lease)
 
-    def _meta(self, key: RunKey, text: str, lease: tuple[Any, ...] | None) -> RunMeta:
+    def _row(self, values: tuple[Any, ...]) -> _Row:
         try:
-            meta = msgspec.json.decode(text, type=RunMeta)
+            return msgspec.convert(values, _Row)
+        except msgspec.ValidationError as error:
+            raise self._damaged(f"a row of perdure_runs: {error}") from None
+
+    def _meta(self, row: _Row, holder: Lease | None) -> RunMeta:
+        try:
+            meta = msgspec.json.decode(row.meta, type=RunMeta)
         except msgspec.DecodeError as error:
-            raise CorruptStore(f"{self.path}: the row of run {key} is damaged: {error}. Nothing was changed.") from None
-        return msgspec.structs.replace(meta, holder=Lease(key, *lease) if lease else None)
+            raise self._damaged(f"the row of run {row.goal}#{row.episode}: {error}") from None
+        return msgspec.structs.replace(meta, holder=holder)
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return self._db.execute(sql, values).fetchall()
@@ -268,18 +287,23 @@ class SqliteStore(Handle):
             yield
         except apsw.BusyError as error:
             raise disk.busy(self.path, self._wait) from error
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"a text is not UTF-8: {error}") from None
         except apsw.Error as error:
             failure = self._describe(doing, error)
             self._broken = failure
             self._disconnect(checkpoint=False)
             raise failure from error
 
+    def _damaged(self, what: str) -> CorruptStore:
+        return CorruptStore(
+            f"{self.path} is damaged or not an SQLite database: {what}. Nothing was changed.",
+            hint="Restore it from a copy, or choose another path.",
+        )
+
     def _describe(self, doing: str, error: apsw.Error) -> StoreError:
         if isinstance(error, _BROKEN):
-            return CorruptStore(
-                f"{self.path} is damaged or not an SQLite database: {error}. Nothing was changed.",
-                hint="Restore it from a copy, or choose another path.",
-            )
+            return self._damaged(str(error))
         code = self._db.system_errno if isinstance(error, (apsw.IOError, apsw.CantOpenError)) else 0
         reason = f"{error}, {os.strerror(code)}" if code else str(error)
         hint = "Nothing that was acknowledged is lost. Remove the cause, then run again."
@@ -306,7 +330,8 @@ class SqliteStore(Handle):
         try:
             db = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
         except apsw.Error as error:
-            raise StoreError(f"Cannot open {self.path}: {error}.") from error
+            reason = "it is a folder" if self.path.is_dir() else error
+            raise StoreError(f"Cannot open {self.path}: {reason}.") from error
         db.set_busy_timeout(int(self._wait * 1000))
         return db
 

@@ -12,7 +12,8 @@ from typing import NoReturn
 
 
 class Child:
-    """A forked process that runs ``work(say, hear)``: ``say`` sends text to the parent, ``hear`` reads one line from it.
+    """A forked process that runs ``work(say, hear)``: ``say`` sends text to the parent, ``hear`` reads one line from
+    it.
 
     It never returns into the parent's code: it ends when ``work`` ends (its traceback goes to stderr), or by ``kill``.
     """

@@ -1,0 +1,62 @@
+# `make help` lists the targets. Each does its own set-up in .venv; nothing else on the machine is touched.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DOC ?=
+JOBS ?= auto
+
+.PHONY: help setup demo test test-long check format bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/dev.stamp ## everything for working on Perdure, into .venv
+
+demo: .venv/run.stamp ## review a paper with a crew that is killed twice; DOC=your.md for another text
+	@$(BIN)/perdure demo $(if $(DOC),--doc "$(DOC)")
+
+test: .venv/dev.stamp ## the tests (under 8 minutes on 2 cores)
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+test-long: .venv/dev.stamp ## whole matrices of what `make test` samples (tens of minutes)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m long
+
+check: .venv/dev.stamp ## lint, formatting, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: .venv/dev.stamp ## put imports and layout in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/dev.stamp ## ratios against raw SQLite commits of the same run
+	$(BIN)/python -m bench
+
+lock: ## renew requirements/*.txt from pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(call compile,run) pyproject.toml --group build
+	$(call compile,dev) pyproject.toml --group build --group dev
+
+define compile
+$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	--no-emit-find-links --upgrade --python-version 3.11 -o requirements/$(1).txt
+endef
+
+clean: ## remove what the targets made, but no runs
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+
+# The demo needs the library and its few dependencies only; the rest of the tools come with `setup`.
+.venv/run.stamp: requirements/run.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Setting up .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/dev.stamp: requirements/dev.txt .venv/run.stamp
+	@echo "Installing the tools for tests and checks ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@

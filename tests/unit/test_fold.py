@@ -1,0 +1,154 @@
+"""The fold: what may follow what, and journals of released versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure import codec, states
+from perdure import journal as j
+from perdure.errors import CorruptStore, NewerFormat
+from perdure.fold import State, fold
+from perdure.framing import frame
+from perdure.model import ErrorInfo, RunKey
+
+KEY = RunKey("paper", 1)
+ONE = codec.dumps(1, "value")[0]
+ERROR = ErrorInfo("ValueError", "no")
+RELEASED = Path(__file__).parents[1] / "journals"
+
+RUN_ENTRIES: dict[str, j.Entry] = {
+    "run_began": j.RunBegan(run_id="r", flow="f", epoch=1, pid=1, host="h"),
+    "run_resumed": j.RunResumed(epoch=2, pid=1, host="h"),
+    "run_completed": j.RunCompleted(output=ONE),
+    "run_failed": j.RunFailed(error=ERROR),
+    "run_paused": j.RunPaused(reason="lunch", by="ada"),
+    "run_interrupted": j.RunInterrupted(reason="SIGTERM"),
+}
+STEP_ENTRIES: dict[str, j.Entry] = {
+    "step_completed": j.StepCompleted(step=1, attempt=1, output=ONE),
+    "step_flagged": j.StepCompleted(step=1, attempt=1, output=ONE, flagged="empty"),
+    "step_failed": j.StepFailed(step=1, attempt=1, outcome="failed", error=ERROR, final=True),
+    "step_retrying": j.StepFailed(step=1, attempt=1, outcome="failed", error=ERROR, until=5.0),
+    "step_waiting": j.StepWaiting(step=1, attempt=1, until=5.0, error=ERROR),
+    "step_interrupted": j.StepInterrupted(step=1, attempt=1),
+    "step_invalidated": j.StepsInvalidated(steps=(1,), why="--rerun"),
+}
+STARTED = j.StepStarted(step=1, attempt=1, name="load", fingerprint="x")
+REACH_RUN: dict[str | None, list[str]] = {
+    None: [],
+    **{status: ["run_began"] for status in (states.RUNNING,)},
+    **{
+        states.RUN[states.RUNNING, f"run_{end}"]: ["run_began", f"run_{end}"]
+        for end in ("completed", "failed", "paused", "interrupted")
+    },
+}
+
+
+def journal(*entries: j.Entry) -> State:
+    """The state after entries, numbered as they come."""
+    state = State(KEY)
+    for entry in entries:
+        add(state, entry)
+    return state
+
+
+def add(state: State, entry: j.Entry) -> None:
+    kind = type(entry)
+    fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
+    state.apply(kind(**{**fields, "seq": state.seq + 1}))
+
+
+@pytest.mark.parametrize("event", RUN_ENTRIES)
+@pytest.mark.parametrize("status", REACH_RUN, ids=str)
+def test_only_what_the_table_of_runs_allows_is_folded(status: str | None, event: str) -> None:  # G8
+    state = journal(*(RUN_ENTRIES[name] for name in REACH_RUN[status]))
+    assert state.status == status
+    if (status, event) in states.RUN:
+        add(state, RUN_ENTRIES[event])
+        assert state.status == states.RUN[status, event]
+    else:
+        with pytest.raises(CorruptStore, match=rf"paper#1: entry \d is '{event}', which cannot follow"):
+            add(state, RUN_ENTRIES[event])
+
+
+@pytest.mark.parametrize("event", STEP_ENTRIES)
+@pytest.mark.parametrize("reached", ["running", *STEP_ENTRIES])
+def test_only_what_the_table_of_steps_allows_is_folded(reached: str, event: str) -> None:  # C2 G8
+    before = [RUN_ENTRIES["run_began"], STARTED]
+    if reached == "step_invalidated":
+        before.append(STEP_ENTRIES["step_completed"])
+    if reached != "running":
+        before.append(STEP_ENTRIES[reached])
+    state = journal(*before)
+    status = state.steps[1].status
+    if (status, event) in states.STEP:
+        add(state, STEP_ENTRIES[event])
+        assert state.steps[1].status == states.STEP[status, event]
+        assert state.steps[1].attempts[-1].outcome != states.RUNNING
+    else:
+        with pytest.raises(CorruptStore, match="cannot follow the state"):
+            add(state, STEP_ENTRIES[event])
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (j.StepStarted(step=1, attempt=3), "starts attempt 3 out of order"),
+        (j.StepCompleted(step=2, attempt=1, output=ONE), "speaks of step 2, which never started"),
+        (j.StepCompleted(step=1, attempt=2, output=ONE), "speaks of attempt 2 of step 1, which has had 1"),
+        (j.StepProgress(step=1, attempt=0, value=ONE), "speaks of attempt 0"),
+        (j.StepChunk(step=7, attempt=1, text="a"), "speaks of step 7"),
+        (j.StepsInvalidated(steps=(1, 9), why="x"), "cannot follow the state 'running' of step 1"),
+    ],
+)
+def test_an_entry_about_what_never_happened_is_damage(entry: j.Entry, said: str) -> None:  # G8
+    state = journal(RUN_ENTRIES["run_began"], STARTED)
+    with pytest.raises(CorruptStore, match=said):
+        add(state, entry)
+
+
+def test_a_gap_is_damage() -> None:  # G8
+    state = journal(RUN_ENTRIES["run_began"])
+    with pytest.raises(CorruptStore, match="entry 3 follows entry 1"):
+        state.apply(j.RunInterrupted(seq=3, reason="x"))
+
+
+def test_a_resumed_run_knows_its_running_steps_as_crashed_and_an_ended_one_as_interrupted() -> None:  # C2 B3
+    began, resumed = RUN_ENTRIES["run_began"], RUN_ENTRIES["run_resumed"]
+    assert journal(began, STARTED, resumed).steps[1].status == states.CRASHED
+    assert journal(began, STARTED, RUN_ENTRIES["run_failed"]).steps[1].status == states.INTERRUPTED
+
+
+def test_a_kind_from_a_newer_version_is_refused_and_a_damaged_record_is_not_taken_for_one() -> None:  # X13 K4
+    newer = frame(KEY, b'{"kind":"run_began/9","seq":1}')
+    with pytest.raises(NewerFormat, match="'run_began/9'"):
+        fold(KEY, [newer])
+    with pytest.raises(CorruptStore, match="record 1 is damaged"):
+        fold(KEY, [newer.replace(b"run_began/9", b"run_begun/9")])
+    with pytest.raises(CorruptStore):
+        fold(RunKey("other", 1), [j.encode(KEY, RUN_ENTRIES["run_began"])])
+
+
+@pytest.mark.parametrize("path", sorted(RELEASED.glob("*.jsonl")), ids=lambda p: p.stem)
+def test_journals_of_every_released_version_still_fold(path: Path) -> None:  # X13
+    state = fold(KEY, path.read_bytes().splitlines(keepends=True))
+    assert state.status == states.COMPLETED
+    assert {step.name: step.status for step in state.steps.values()} == {
+        "load": states.COMPLETED,
+        "expert": states.FLAGGED,
+        "meta": states.COMPLETED,
+    }
+    meta = next(step for step in state.steps.values() if step.name == "meta")
+    assert [a.outcome for a in meta.attempts] == ["failed", "waiting", "crashed", "interrupted", "completed"]
+    assert meta.partial_text == "half a sentence"
+    assert meta.progress is not None and codec.loads(meta.progress, {}) == {"part": (1, 2)}
+    assert state.output is not None and codec.loads(state.output, {}) == "the end"
+
+
+def test_the_journals_kept_have_every_kind() -> None:  # X13
+    told = b"".join(path.read_bytes() for path in RELEASED.glob("*.jsonl")).decode()
+    assert RELEASED.is_dir()
+    for kind in j.KINDS:
+        assert f'"{kind.__struct_config__.tag}"' in told, f"no kept journal has a {kind.__name__}"

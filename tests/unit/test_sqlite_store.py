@@ -1,0 +1,208 @@
+"""What is particular to the SQLite store: its settings, its neighbours in the file, schemas, and failing databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from perdure.errors import ConfigError, CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
+from perdure.model import RunKey
+from perdure.stores.sqlite import SqliteStore
+from perdure.testing.samples import HOSTILE_GOALS, item, records
+
+KEY = RunKey("paper")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store with three records of one run, closed."""
+    store = SqliteStore(tmp_path / "runs.db")
+    assert store.append([item(store.claim(KEY), 0, 3, blob=b"large")]) == [None]
+    store.close()
+    return tmp_path / "runs.db"
+
+
+def sql(path: Path, statement: str, *values: object) -> list[tuple[object, ...]]:
+    """Run a statement through a connection of another program."""
+    db = apsw.Connection(str(path))
+    try:
+        return db.execute(statement, values).fetchall()
+    finally:
+        db.close()
+
+
+# -- settings (rel:D3) ---------------------------------------------------------------------------------------------
+
+
+def test_commits_are_durable_by_settings_that_were_read_back(path: Path) -> None:
+    store = SqliteStore(path)
+    assert store._select("PRAGMA journal_mode") == [("wal",)]
+    assert store._select("PRAGMA synchronous") == [(2,)]
+    assert store.warnings() == []
+    store.close()
+
+
+@pytest.fixture
+def no_wal() -> Iterator[None]:
+    """A file system without shared memory, where SQLite refuses its write-ahead log."""
+    before = apsw.vfs_names()[0]
+    apsw.set_default_vfs("unix-dotfile")
+    yield
+    apsw.set_default_vfs(before)
+
+
+@pytest.mark.usefixtures("no_wal")
+def test_where_the_log_is_refused_the_rollback_journal_is_as_safe(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "runs.db")
+    assert store._select("PRAGMA journal_mode") == [("delete",)]
+    assert store._select("PRAGMA synchronous") == [(3,)]
+    assert "write-ahead log" in store.warnings()[0]
+    assert store.append([item(store.claim(KEY), 0, 3)]) == [None]
+    assert store.read(KEY) == list(records(KEY, 0, 3))
+    store.close()
+
+
+def test_a_store_that_lost_its_settings_gets_them_again(path: Path) -> None:
+    assert sql(path, "PRAGMA journal_mode = delete") == [("delete",)]
+    store = SqliteStore(path)
+    assert store._select("PRAGMA journal_mode") == [("wal",)]
+    store.close()
+
+
+# -- neighbours and schemas ----------------------------------------------------------------------------------------
+
+
+def test_the_users_own_tables_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    sql(path, "CREATE TABLE runs (x); INSERT INTO runs VALUES (42); PRAGMA user_version = 7")
+    with pytest.raises(ConfigError, match="no store"):
+        SqliteStore(path, create=False)
+    assert sql(path, "SELECT count(*) FROM sqlite_schema") == [(1,)], "looking changes nothing"
+    store = SqliteStore(path)
+    for goal in HOSTILE_GOALS:
+        assert store.append([item(store.claim(RunKey(goal)), 0)]) == [None]
+    store.close()
+    assert sql(path, "SELECT * FROM runs") == [(42,)]
+    assert sql(path, "PRAGMA user_version") == [(7,)]
+    names = {name for (name,) in sql(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    assert all(str(name).startswith("perdure_") for name in names - {"runs"}) and len(names) == 6
+    strict = sql(path, "SELECT name FROM pragma_table_list WHERE name LIKE 'perdure%' AND NOT strict")
+    assert strict == []
+
+
+def test_a_newer_schema_is_refused_and_not_touched(path: Path) -> None:  # rel:R6
+    sql(path, "INSERT INTO perdure_schema VALUES (99, 'from the future', 0)")
+    before = path.read_bytes()
+    for create in (True, False):
+        with pytest.raises(NewerFormat, match="schema 99"):
+            SqliteStore(path, create=create)
+    assert path.read_bytes() == before
+
+
+def test_a_schema_that_cannot_be_completed_is_not_begun(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    sql(path, "CREATE TABLE perdure_blobs (mine)")
+    with pytest.raises(StoreError, match="perdure_blobs already exists"):
+        SqliteStore(path)
+    assert sql(path, "SELECT name FROM sqlite_schema") == [("perdure_blobs",)]
+
+
+def test_opening_twice_migrates_once(path: Path) -> None:
+    SqliteStore(path).close()
+    assert sql(path, "SELECT version, name FROM perdure_schema") == [(1, "0001_runs_journal_blobs")]
+
+
+# -- busy, full and damaged ----------------------------------------------------------------------------------------
+
+
+def test_a_busy_database_is_waited_for_then_reported_and_the_handle_lives_on(path: Path) -> None:
+    store = SqliteStore(path, busy_timeout=0.02)
+    lease = store.claim(KEY)
+    other = apsw.Connection(str(path))
+    other.execute("BEGIN IMMEDIATE")
+    for verb in (lambda: store.claim(RunKey("other")), lambda: store.append([item(lease, 3)])):
+        with pytest.raises(StoreBusy, match=r"runs\.db was locked by another process for 0\.02 s"):
+            verb()
+    assert store.read(KEY) == list(records(KEY, 0, 3)), "reading waits for nobody"
+    other.execute("ROLLBACK")
+    assert store.append([item(lease, 3)]) == [None]
+    other.close()
+    store.close()
+
+
+def test_a_full_disk_poisons_the_handle_and_the_run_goes_on_when_there_is_room(path: Path) -> None:  # rel:D4, D10
+    store = SqliteStore(path)
+    lease, other = store.claim(KEY), store.claim(RunKey("other"))
+    store._select("PRAGMA max_page_count = 20")
+    seq = 3
+    with pytest.raises(StoreError, match=r"ENOSPC.*Free some space"):
+        while True:
+            assert store.append([item(lease, seq, 10), item(other, seq - 3, 10)]) == [None, None]
+            seq += 10
+    with pytest.raises(StoreError, match="closed after it failed"):
+        store.read(KEY)
+    store.close()
+    store = SqliteStore(path)
+    assert store.read(KEY) == list(records(KEY, 0, seq)), "all of the batch or nothing"
+    assert store.append([item(store.claim(KEY), seq, 10)]) == [None]
+    store.close()
+
+
+def test_missing_records_are_damage_not_a_shorter_run(path: Path) -> None:  # rel:D9
+    store = SqliteStore(path)
+    for gone, told in ((2, "record 2 and has 3"), (3, "record 3"), (1, "record 3")):
+        sql(path, "DELETE FROM perdure_journal WHERE seq = ?", gone)
+        with pytest.raises(CorruptStore, match=r"paper#0") as error:
+            store.read(KEY)
+        assert told in str(error.value)
+    store.close()
+
+
+def test_a_blob_with_other_content_is_damage(path: Path) -> None:
+    store = SqliteStore(path)
+    ((digest,),) = store._select("SELECT digest FROM perdure_blobs")
+    assert store.blob(digest) == b"large"
+    sql(path, "UPDATE perdure_blobs SET content = x'00'")
+    with pytest.raises(CorruptStore, match="content"):
+        store.blob(digest)
+    store.close()
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4080])
+def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path, content: bytes) -> None:  # rel:B3
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    for create in (True, False):
+        with pytest.raises(CorruptStore, match=r"notes\.txt"):
+            SqliteStore(path, create=create)
+    assert path.read_bytes() == content
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=40)), min_size=1, max_size=4))
+def test_random_damage_gives_an_error_of_ours_or_none(path: Path, changes: list[tuple[int, bytes]]) -> None:  # rel:B3
+    sound = path.read_bytes()
+    data = bytearray(sound)
+    for at, new in changes:
+        at %= len(sound)
+        data[at : at + len(new)] = new
+    path.write_bytes(data[: len(sound)])
+    try:
+        store = SqliteStore(path)
+        for verb in (lambda: store.read(KEY), store.runs, lambda: store.append([item(store.claim(KEY), 3)])):
+            try:
+                verb()
+            except PerdureError:
+                continue
+        store.close()
+    except PerdureError:
+        pass
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    path.write_bytes(sound)
