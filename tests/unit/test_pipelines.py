@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,16 @@ def test_the_paths_of_steps_are_their_names(bench: Bench, url: str) -> None:  # 
         steps = client.state("paper-17").steps.values()
     paths = [s.path for s in sorted(steps, key=lambda s: s.number)]
     assert (paths[0], set(paths[1:5]), paths[5:]) == ("paper", set(EXPERTS), ["combined", "report"])
+
+
+def test_sync_experts_of_an_async_crew_all_work_at_once(url: str) -> None:
+    together = threading.Barrier(24)
+
+    def expert(paper: str) -> int:
+        return together.wait(timeout=30) + 1
+
+    async def combine(reviews: dict[str, int]) -> int:
+        return sum(reviews.values())
+
+    pipeline = Pipeline([Crew({f"e{n}": expert for n in range(24)}, combine)])
+    assert perdure.run(pipeline, goal="g", store=url, paper="p") == sum(range(1, 25))

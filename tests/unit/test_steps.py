@@ -14,6 +14,7 @@ import pytest
 import perdure
 from perdure import errors
 from perdure.clock import Clock
+from perdure.model import Lease
 from perdure.runtime.manager import CheckpointManager
 from perdure.stores.memory import MemoryStore
 
@@ -595,3 +596,58 @@ def test_what_is_in_doubt_is_verified_or_refused_as_declared(url: str, ledger: L
     assert ledger.take() == []
     with perdure.Client(url) as client:
         assert client.find("fail").status == "paused"
+
+
+def test_an_async_flow_is_not_begun_where_a_loop_runs_already(url: str) -> None:
+    @perdure.flow
+    async def nothing() -> int:
+        return 1
+
+    async def main() -> None:
+        with pytest.raises(errors.ConfigError, match="an event loop runs in this thread already") as error:
+            perdure.run(nothing, goal="g", store=url)
+        assert "await manager.run" in str(error.value)
+
+    asyncio.run(main())
+
+
+class SlowToClaim(MemoryStore):
+    """Says when a claim is under way, and waits until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claiming, self.may_go_on = threading.Event(), threading.Event()
+
+    def claim(self, key: perdure.RunKey) -> Lease:
+        self.claiming.set()
+        assert self.may_go_on.wait(30)
+        return super().claim(key)
+
+    def release(self, lease: Lease) -> None:
+        super().release(lease)
+        self.released.set()
+
+    released = threading.Event()
+
+
+def test_a_run_cancelled_while_it_begins_is_left_in_order(ledger: Ledger) -> None:  # B3
+    store = SlowToClaim()
+
+    @perdure.flow
+    async def nothing() -> int:
+        ledger("ran")
+        return 1
+
+    async def main(manager: CheckpointManager) -> None:
+        task = asyncio.create_task(manager.run(nothing, goal="g"))
+        await asyncio.to_thread(store.claiming.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        store.may_go_on.set()
+        assert await asyncio.to_thread(store.released.wait, 30)
+        assert [(row.status, row.holder) for row in store.runs()] == [("interrupted", None)]
+
+    with CheckpointManager(store) as manager:
+        asyncio.run(main(manager))
+    assert ledger.take() == []

@@ -6,9 +6,8 @@ A driver performs the command that the machine yields and sends back the reply, 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any, Final, NamedTuple, cast
 
 from perdure import replay
@@ -17,6 +16,7 @@ from perdure.errors import StepTimeout
 from perdure.replay import Call, Command, Machine, Outcome
 from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
+from perdure.runtime.threads import in_thread
 
 _UNTIL_SLICE: Final = 60.0
 """longest sleep at a stretch, seconds: a wall clock that jumps is noticed within it"""
@@ -94,7 +94,7 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
                 await run.wait_async(ticket)
         case replay.Load(digests):
             assert run is not None
-            return await asyncio.to_thread(fetch, run, digests)
+            return await asyncio.wrap_future(_fetch(run, digests))
         case replay.Now():
             return clock.now()
         case replay.Sleep(until):
@@ -105,8 +105,12 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
 
 def fetch(run: LiveRun, digests: tuple[str, ...]) -> dict[str, bytes]:
     """Blobs of a run's store. Raises CorruptStore when one is missing or damaged."""
+    return _fetch(run, digests).result()
+
+
+def _fetch(run: LiveRun, digests: tuple[str, ...]) -> Future[dict[str, bytes]]:
     store = run.writer.store
-    return run.writer.call(lambda: {d: store.blob(d) for d in digests}).result()
+    return run.writer.call(lambda: {d: store.blob(d) for d in digests})
 
 
 def _frame(call: Call, run: LiveRun | None, body: Body) -> tuple[StepContext, Frame]:
@@ -153,24 +157,13 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
 
 def _within(work: Callable[[], object], body: Body) -> object:
     """Run a sync body for at most its timeout. Python cannot stop a thread: a late body runs on, and is ignored."""
-    result: list[object] = []
-    failure: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            result.append(contextvars_copy.run(work))
-        except BaseException as raised:
-            failure.append(raised)
-
-    contextvars_copy = contextvars.copy_context()
-    thread = threading.Thread(target=target, name=f"perdure-step-{body.name}", daemon=True)
-    thread.start()
-    thread.join(body.timeout)
-    if failure:
-        raise failure[0]
-    if not result:
-        raise _timed_out(body)
-    return result[0]
+    attempt = in_thread(work, f"step-{body.name}")
+    try:
+        return attempt.result(body.timeout)
+    except TimeoutError:
+        if attempt.done():  # the error is the body's own, or it ended just now
+            return attempt.result()
+        raise _timed_out(body) from None
 
 
 def _timed_out(body: Body) -> StepTimeout:

@@ -24,6 +24,7 @@ from perdure.errors import ConfigError
 from perdure.replay import Cursor
 from perdure.runtime.context import Frame, current, entered
 from perdure.runtime.steps import Flow, Invocation, Step, pending
+from perdure.runtime.threads import in_thread
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -69,7 +70,8 @@ class Branch:
         try:
             if isinstance(self.item, Awaitable):
                 return await self.item
-            return await asyncio.to_thread(self.invocation.start if self.invocation else self.item)
+            work = self.invocation.start if self.invocation else self.item
+            return await asyncio.wrap_future(in_thread(work, f"branch-{self.label}"))
         finally:
             self._release()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Self
 
 from perdure.clock import SYSTEM, Clock
@@ -14,9 +16,11 @@ from perdure.model import Attribution, RunKey
 from perdure.replay import Cursor
 from perdure.runtime.config import CheckpointConfig, default_store
 from perdure.runtime.context import Frame, entered
+from perdure.runtime.live import LiveRun
 from perdure.runtime.lives import Finished, Lives, Start, completed, finalised
 from perdure.runtime.manual import ManualRun
 from perdure.runtime.steps import Function
+from perdure.runtime.threads import in_thread
 from perdure.runtime.writer import Writer
 from perdure.stores import open_store
 from perdure.stores.base import Store
@@ -84,8 +88,8 @@ class CheckpointManager:
         """Run ``flow`` inside an event loop; sync flows run in a thread. Options as for ``perdure.run``."""
         function, start = _start(flow, args, goal, options)
         if not function.is_async:
-            return await asyncio.to_thread(self._run_sync, function, start)
-        began = await asyncio.to_thread(self._lives.begin, start)
+            return await asyncio.wrap_future(in_thread(lambda: self._run_sync(function, start), "flow"))
+        began = await self._begin(start)
         if isinstance(began, Finished):
             return began.value
         args, kwargs = start.inputs
@@ -101,10 +105,29 @@ class CheckpointManager:
         finally:
             self._lives.end(began)
 
+    async def _begin(self, start: Start) -> LiveRun | Finished | None:
+        """Begin a life without blocking the loop; one that begins after we were cancelled is ended in order (B3)."""
+        beginning = in_thread(lambda: self._lives.begin(start), "begin")
+        try:
+            return await asyncio.wrap_future(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(self._abandon)
+            raise
+
+    def _abandon(self, begun: Future[LiveRun | Finished | None]) -> None:
+        run = begun.result() if begun.exception() is None else None
+        if isinstance(run, LiveRun):
+            try:
+                with suppress(asyncio.CancelledError), finalised(run):
+                    raise asyncio.CancelledError
+            finally:
+                self._lives.end(run)
+
     def run_sync(self, flow: Callable[..., Any], *args: Any, goal: str, **options: Any) -> Any:
         """Run ``flow`` and block until it has ended; async flows get an event loop of their own."""
         function, start = _start(flow, args, goal, options)
         if function.is_async:
+            _refuse_loop(function)
             return asyncio.run(self.run(flow, *args, goal=goal, **options))
         return self._run_sync(function, start)
 
@@ -145,6 +168,17 @@ def _start(
     inputs = (args, kwargs)
     start = Start(goal, rerun=rerun, flow=function.name, digest=function.digest, args=infos, inputs=inputs, **chosen)
     return function, start
+
+
+def _refuse_loop(function: Function[..., Any]) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ConfigError(
+        f"flow {function.name} is async, and an event loop runs in this thread already.",
+        hint="In async code write: with CheckpointManager(store) as manager: await manager.run(flow, goal=...).",
+    )
 
 
 def _plain(flow: Callable[..., Any]) -> Function[..., Any]:
