@@ -110,6 +110,7 @@ class State:
         self.digest = ""
         self.target = ""
         self.durability = "strict"
+        self.outputs = ""
         self.inputs: Payload | None = None
         self.args: tuple[ArgInfo, ...] = ()
         self.attribution = Attribution()
@@ -179,6 +180,7 @@ class State:
         self.run_id, self.flow, self.digest, self.target = entry.run_id, entry.flow, entry.digest, entry.target
         self.inputs, self.args, self.attribution = entry.inputs, entry.args, entry.attribution
         self.durability, self.created, self.epoch, self.lives = entry.durability, entry.at, entry.epoch, 1
+        self.outputs = entry.outputs
 
     def _run_resumed(self, entry: j.RunResumed) -> None:
         self._end_running("step_crashed", states.CRASHED, entry.at)
@@ -186,6 +188,7 @@ class State:
         self.lives += 1
         self.epoch = entry.epoch
         self.digest = entry.digest or self.digest
+        self.outputs = entry.outputs or self.outputs
         self.reason, self.error, self.stopped_by = "", None, ""
         if entry.inputs is not None:
             self.inputs, self.args = entry.inputs, entry.args

@@ -39,6 +39,8 @@ class RunBegan(Entry, tag="run_began/1"):
     durability: str = "strict"
     target: str = ""
     """what the command line was given; shown to people, never imported"""
+    outputs: str = ""
+    """the folder in which this life keeps outputs as files, if it was given one"""
 
 
 class RunResumed(Entry, tag="run_resumed/1"):
@@ -51,6 +53,7 @@ class RunResumed(Entry, tag="run_resumed/1"):
     inputs: Payload | None = None
     """only when the run goes on with inputs that differ from the recorded ones, as told to"""
     args: tuple[ArgInfo, ...] = ()
+    outputs: str = ""
 
 
 class RunCompleted(Entry, tag="run_completed/1"):

@@ -1,0 +1,58 @@
+"""The ``perdure`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from perdure import __version__
+from perdure.cli.listing import ls, output, pause, show
+from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
+from perdure.cli.run import resume, run
+from perdure.cli.tail import tail
+from perdure.demo.command import demo
+from perdure.errors import PerdureError
+
+_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:3d}  {meaning}" for code, meaning in MEANING.items())
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="perdure")
+def cli() -> None:
+    """Durable runs of AI agents and pipelines: kill one at any instant, run it again, and it goes on.
+
+    \b
+      perdure run review.py:review --input paper=paper.md   run a flow, or go on with it
+      perdure ls                                            which runs there are
+      perdure show RUN                                      every step of one
+      perdure tail RUN                                      watch one live
+      perdure resume RUN --app review.py:review             go on with one
+
+    The store is sqlite:.perdure/runs.db unless --store or PERDURE_STORE says otherwise.
+    """
+
+
+for _command in (run, resume, ls, show, output, tail, pause, demo):
+    cli.add_command(_command)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    given = list(sys.argv[1:] if words is None else words)
+    try:
+        code = cli.main(given, prog_name="perdure", standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except click.ClickException as error:
+        error.show()
+        return FIX if isinstance(error, click.UsageError) else error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nStopped.", err=True)
+        return CTRL_C
+    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except PerdureError as error:
+        return report(error, as_json="--json" in given, show_traceback="--traceback" in given)

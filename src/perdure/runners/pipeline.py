@@ -18,7 +18,7 @@ import functools
 import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_type_hints
 
 import msgspec
 
@@ -153,7 +153,11 @@ class Pipeline(Flow[..., Any]):
         asynchronous = any(task.step.is_async for task in tasks)
         super().__init__(self._run_async if asynchronous else self._run, name, None, ())
         self.inputs = self._check(list(inputs))
-        parameters = [inspect.Parameter(i, inspect.Parameter.KEYWORD_ONLY) for i in self.inputs]
+        types = {name: hint for task in reversed(tasks) for name, hint in _types(task).items()}
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=types.get(name, Any))
+            for name in self.inputs
+        ]
         self.__dict__["signature"] = inspect.Signature(parameters)
         plan = ";".join(f"{task.name}={task.step.digest}" for task in tasks)
         self.__dict__["digest"] = sha256(plan.encode()).hexdigest()[:16]
@@ -231,6 +235,13 @@ class Pipeline(Flow[..., Any]):
                 task.step(**arguments) if task.step.is_async else functools.partial(task.step, **arguments)
                 for task, arguments in calls
             )
+
+
+def _types(task: Task) -> dict[str, Any]:
+    try:
+        return get_type_hints(task.step.fn)
+    except Exception:  # an annotation that is known to type checkers only
+        return {}
 
 
 def _stage(stage: Fn | Crew | Sequence[Fn]) -> Stage:

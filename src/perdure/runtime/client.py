@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from perdure.fold import State, Step, fold
 from perdure.journal import decode
 from perdure.model import RunMeta
 from perdure.runtime.config import default_store
+from perdure.runtime.outputs import Outputs, outputs_folder, readable
 from perdure.stores import open_store
 from perdure.stores.base import Append, Store
 
@@ -92,6 +94,18 @@ class Client:
     def blobs(self, payload: codec.Payload) -> dict[str, bytes]:
         """The blobs that a payload refers to."""
         return {digest: self._store.blob(digest) for digest in payload.refs}
+
+    def readable(self, payload: codec.Payload) -> tuple[str, bytes]:
+        """A value as people read it, and the suffix of its file: text (".md"), bytes (".bin"), else JSON (".json").
+
+        Needs no type of the program that made the value.
+        """
+        return readable(payload, self.blobs(payload))
+
+    def output_file(self, state: State, step: Step) -> Path | None:
+        """The file in which the step's output stands, if there is one."""
+        folder = outputs_folder(self._store, state)
+        return Outputs(folder).find(step) if folder else None
 
     def pause(self, name: str, *, by: str, reason: str = "") -> None:
         """Stop a run that nobody is running, until a person lets it go on (B9). Raises LeaseHeld, FixError."""

@@ -9,6 +9,7 @@ ends where it ends, and the next process goes on from there.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from perdure.hooks import Observer
 from perdure.model import ArgInfo, Attribution, Lease, RunKey
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.live import LiveRun
-from perdure.runtime.outputs import Outputs
+from perdure.runtime.outputs import Outputs, outputs_folder
 from perdure.runtime.writer import Writer
 from perdure.stores.disk import run_folder_name
 
@@ -130,6 +131,7 @@ class Lives:
                         attribution=start.attribution,
                         durability=self.config.durability,
                         target=start.target,
+                        outputs=self._outputs(state.key),
                         epoch=lease.epoch,
                         pid=pid,
                         host=host,
@@ -146,6 +148,7 @@ class Lives:
             digest=start.digest,
             inputs=inputs,
             args=start.args if differs else (),
+            outputs=self._outputs(state.key),
         )
         _log_resume(state, invalid)
         entries: tuple[j.Entry, ...] = (resumed,)
@@ -156,10 +159,8 @@ class Lives:
 
     def _live(self, lease: Lease, state: State, same_code: bool) -> LiveRun:
         assert self.writer is not None
-        root = self.config.outputs or self.writer.store.capabilities.outputs
-        folder = Path(root) / run_folder_name(state.key) if root else None
-        if folder is not None and not self.config.outputs:
-            folder = folder / "outputs"
+        told = self._outputs(state.key)
+        folder = Path(told) if told else outputs_folder(self.writer.store, state)
         return LiveRun(
             self.writer,
             lease,
@@ -172,6 +173,11 @@ class Lives:
             outputs=Outputs(folder) if folder else None,
             observers=self.observers,
         )
+
+    def _outputs(self, key: RunKey) -> str:
+        """The folder for outputs that the configuration asks for."""
+        root = self.config.outputs
+        return str(Path(root).resolve() / run_folder_name(key)) if root else ""
 
     def end(self, run: LiveRun) -> None:
         """Give the run up: others may continue it, and late branches of ours are refused."""
@@ -259,12 +265,21 @@ def _record_end(run: LiveRun, error: BaseException) -> None:
     elif isinstance(error, Exception):
         entry = j.RunFailed(error=codec.describe_error(error))
     else:
-        entry = j.RunInterrupted(reason=type(error).__name__)
+        entry = j.RunInterrupted(reason=_signal(error))
     try:
         run.wait(run.emit((entry,), last=True))
         log.info("run %s: %s recorded (%s)", run.key, j.kind_of(entry), error or type(error).__name__)
     except PerdureError as problem:
         log.error("run %s: how it ended could not be recorded: %s", run.key, problem)
+
+
+def _signal(error: BaseException) -> str:
+    """What told the process to stop, as people know it."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C"
+    if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+        return "SIGTERM"
+    return type(error).__name__
 
 
 def _log_resume(state: State, invalid: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from perdure.runtime.context import Frame, entered
 from perdure.runtime.live import LiveRun
 from perdure.runtime.lives import Finished, Lives, Start, completed, finalised
 from perdure.runtime.manual import ManualRun
-from perdure.runtime.steps import Function
+from perdure.runtime.steps import Function, Step
 from perdure.runtime.threads import in_thread
 from perdure.runtime.writer import Writer
 from perdure.stores import open_store
@@ -154,6 +154,8 @@ def _start(
 ) -> tuple[Function[..., Any], Start]:
     """Split options of the run from keyword arguments of the flow, and check both before anything is opened."""
     RunKey.of(goal)
+    if isinstance(flow, Step):
+        raise ConfigError(f"{flow.name} is a step, not a flow.", hint="Run a flow that calls it.")
     function = flow if isinstance(flow, Function) else _plain(flow)
     chosen = {name: options[name] for name in Start._fields[1:8] if name in options}
     kwargs = {name: value for name, value in options.items() if name not in chosen}

@@ -17,8 +17,11 @@ import msgspec
 
 from perdure import codec
 from perdure import journal as j
+from perdure.errors import CodecError
 from perdure.fold import State, Step
 from perdure.stores import disk
+from perdure.stores.base import Store
+from perdure.stores.disk import run_folder_name
 
 
 class Outputs:
@@ -57,6 +60,14 @@ class Outputs:
                 disk.move(path, self.folder / "superseded" / path.name)
 
 
+def outputs_folder(store: Store, state: State) -> Path | None:
+    """Where the outputs of a run stand as files: in the folder recorded with it, or in the store's own."""
+    if state.outputs:
+        return Path(state.outputs)
+    root = store.capabilities.outputs
+    return root / run_folder_name(state.key) / "outputs" if root else None
+
+
 def stem(step: Step) -> str:
     """``03-methodology``: the step's number and as much of its path as makes a safe file name."""
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", step.path).strip("-.")[:80]
@@ -65,10 +76,19 @@ def stem(step: Step) -> str:
 
 def render(step: Step, payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, bytes]:
     """File name and content of an output. Raises CorruptStore when a blob is missing."""
-    value = codec.loads(payload, blobs)
+    suffix, content = readable(payload, blobs)
+    return stem(step) + suffix, content
+
+
+def readable(payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, bytes]:
+    """A value for people and other programs, and the suffix of its file: text as text, bytes as bytes, else JSON."""
+    try:
+        value = codec.loads(payload, blobs)
+    except CodecError:  # of a type that this program does not know: its JSON says all
+        value = None
     if isinstance(value, str):
-        return stem(step) + ".md", value.encode("utf-8", "surrogatepass")
+        return ".md", value.encode("utf-8", "surrogatepass")
     if isinstance(value, bytes):
-        return stem(step) + ".bin", value
+        return ".bin", value
     text = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
-    return stem(step) + ".json", msgspec.json.format(text, indent=2) + b"\n"
+    return ".json", msgspec.json.format(text, indent=2) + b"\n"

@@ -1,0 +1,203 @@
+"""``perdure ls``, ``show``, ``output`` and ``pause``: what there is, and what it says."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from typing import Any
+
+import click
+import msgspec
+
+from perdure.cli.outcome import OK, command, write
+from perdure.cli.progress import elapsed, progress
+from perdure.cli.words import age, head, holder, inputs_text, moment, plain_table, step_word
+from perdure.clock import SYSTEM
+from perdure.fold import State, Step
+from perdure.model import RunMeta
+from perdure.runtime.client import Client
+
+store_option = click.option("--store", help="Where the journal is kept. [PERDURE_STORE, or sqlite:.perdure/runs.db]")
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+
+
+@click.command()
+@click.option("--status", help="Only runs of this status: running, crashed, completed, failed, paused, interrupted.")
+@click.option("--goal", help="Only runs of this task.")
+@store_option
+@json_option
+def ls(status: str | None, goal: str | None, store: str | None, as_json: bool) -> int:
+    """List runs: what each is, how far it is, and who executes it now."""
+    with Client(store) as client:
+        rows = [row for row in client.runs(goal) if status in (None, row.status)]
+        place = client.url
+    if as_json:
+        write(msgspec.json.encode([_row(row) for row in rows]))
+        return OK
+    if not rows:
+        click.echo(f"No runs{' of that kind' if status or goal else ''} in {place}. Begin one with: perdure run TARGET")
+        return OK
+    now = SYSTEM.now()
+    cells = [
+        (str(row.key), row.status, _steps(row), age(now - row.updated) + " ago", holder(row), head(row.reason, 60))
+        for row in rows
+    ]
+    click.echo(plain_table(("run", "status", "steps", "updated", "executed by", "reason"), cells))
+    return OK
+
+
+def _steps(row: RunMeta) -> str:
+    told = f"{row.completed} done"
+    for count, word in ((row.running, "running"), (row.flagged, "flagged"), (row.failed, "failed")):
+        told += f", {count} {word}" if count else ""
+    return told
+
+
+def _row(row: RunMeta) -> dict[str, Any]:
+    told = msgspec.to_builtins(row)
+    assert isinstance(told, dict)
+    return {"run": str(row.key), **told}
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@store_option
+@json_option
+def show(name: str, store: str | None, as_json: bool) -> int:
+    """Show every step of RUN (GOAL or GOAL#EPISODE): state, attempts, time, its output's head and file."""
+    with Client(store) as client:
+        state = client.state(name)
+        row = client.find(name)
+        told = [_step(client, state, step) for step in sorted(state.steps.values(), key=lambda s: s.number)]
+    if as_json:
+        write(msgspec.json.encode({**_row(row), **_run(state), "steps": told}))
+        return OK
+    _describe(state, row)
+    cells = []
+    for step, facts in zip(sorted(state.steps.values(), key=lambda s: s.number), told, strict=True):
+        said = facts["output_head"] or progress(step)
+        seconds = age(elapsed(step, SYSTEM.now()))
+        cells.append(
+            (
+                str(step.number),
+                step.path,
+                inputs_text(step),
+                step_word(step),
+                str(len(step.attempts)),
+                seconds,
+                head(said, 60),
+            )
+        )
+    if cells:
+        click.echo(plain_table(("#", "step", "inputs", "state", "attempts", "time", "output"), cells))
+    else:
+        click.echo("No step has started.")
+    files = [facts["file"] for facts in told if facts["file"]]
+    if files:
+        click.echo(f"Outputs stand in {files[0].rpartition('/')[0]}")
+    if row.status not in ("completed", "running"):
+        where = ("--store", store) if store else ()
+        click.echo("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", *where))
+    return OK
+
+
+def _describe(state: State, row: RunMeta) -> None:
+    click.echo(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}")
+    click.echo(
+        f"flow {state.flow}, begun {moment(state.created)}, {state.lives} {'life' if state.lives == 1 else 'lives'}"
+    )
+    for arg in state.args:
+        click.echo(f"input {arg.name} = {head(arg.head, 80)}")
+    if row.reason:
+        click.echo(f"reason: {head(row.reason, 400)}")
+    if state.reused:
+        click.echo(f"reused in the last life: {state.reused} steps, {state.saved:.1f} s saved")
+
+
+def _run(state: State) -> dict[str, Any]:
+    return {
+        "lives": state.lives,
+        "reused": state.reused,
+        "seconds_saved": state.saved,
+        "target": state.target,
+        "durability": state.durability,
+        "inputs": {arg.name: arg.head for arg in state.args},
+        "error": msgspec.to_builtins(state.error),
+    }
+
+
+def _step(client: Client, state: State, step: Step) -> dict[str, Any]:
+    output = ""
+    if step.output is not None:
+        suffix, content = client.readable(step.output)
+        output = f"({len(content)} bytes)" if suffix == ".bin" else head(content[:400].decode("utf-8", "replace"), 120)
+    file = client.output_file(state, step)
+    return {
+        "number": step.number,
+        "path": step.path,
+        "name": step.name,
+        "state": step.status,
+        "unused": step.unused,
+        "flagged": step.flagged,
+        "seconds": elapsed(step, SYSTEM.now()),
+        "attempts": [
+            {
+                "number": a.number,
+                "outcome": a.outcome,
+                "started": moment(a.started),
+                "seconds": a.seconds,
+                "error": str(a.error) if a.error else None,
+                "streamed_characters": sum(map(len, a.text)),
+            }
+            for a in step.attempts
+        ],
+        "output_head": output,
+        "file": str(file) if file else None,
+    }
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@click.argument("step", metavar="[STEP]", required=False)
+@store_option
+@json_option
+def output(name: str, step: str | None, store: str | None, as_json: bool) -> int:
+    """Print what STEP (its number, name or path) returned, or the result of the whole RUN.
+
+    Text as text, bytes as bytes, everything else as JSON. A step that did not finish prints what it had streamed, to
+    standard error.
+    """
+    with Client(store) as client:
+        found = client.step(name, step) if step else None
+        payload = found.output if found else client.state(name).output
+        if payload is None:
+            what = f"Step {found.number} ({found.path})" if found else f"Run {name}"
+            click.echo(f"{what} has no output: it is {found.status if found else client.find(name).status}.", err=True)
+            if found and found.partial_text:
+                click.echo(f"It had streamed:\n{found.partial_text}", err=True)
+            return 1
+        if as_json:
+            blobs = client.blobs(payload)
+            body = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
+            write(msgspec.json.encode({"step": found.number if found else None, "output": msgspec.Raw(body)}))
+            return OK
+        suffix, content = client.readable(payload)
+        if suffix == ".bin" and not sys.stdout.isatty():
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+        else:
+            write(content)
+    return OK
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@click.option("--reason", default="", help="Why; shown to whoever looks at the run.")
+@store_option
+def pause(name: str, reason: str, store: str | None) -> int:
+    """Stop RUN until a person lets it go on: nothing resumes it by itself, after restarts either."""
+    with Client(store) as client:
+        key = client.find(name).key
+        client.pause(str(key), by=getpass.getuser(), reason=reason)
+    click.echo(f"Run {key} is paused. Let it go on with: {command('resume', str(key), '--app', 'TARGET', '--stopped')}")
+    return OK

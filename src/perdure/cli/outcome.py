@@ -1,0 +1,91 @@
+"""How the command ends: exit codes, and errors as one paragraph."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+from typing import Final
+
+import click
+import msgspec
+
+from perdure.errors import (
+    FencedError,
+    FixError,
+    IncompleteCrew,
+    InDoubt,
+    OutputRefused,
+    PerdureError,
+    RetryError,
+    RunFailed,
+    RunStopped,
+    StepTimeout,
+    StoreError,
+)
+
+OK: Final = 0
+FLOW_FAILED: Final = 1
+FIX: Final = 2
+HELD: Final = 3
+STORE: Final = 4
+STOPPED: Final = 5
+CTRL_C: Final = 130
+SIGTERM: Final = 143
+
+MEANING: Final = {
+    OK: "it is done",
+    FLOW_FAILED: "the flow failed; what finished is kept",
+    FIX: "something in the command, the program or its inputs must be changed first",
+    HELD: "another process is executing this run",
+    STORE: "the store failed or is damaged",
+    STOPPED: "the run waits for a person: stopped, or a step is in doubt",
+    CTRL_C: "Ctrl-C; the run can be resumed",
+    SIGTERM: "SIGTERM; the run can be resumed",
+}
+
+_CODES: Final[tuple[tuple[tuple[type[BaseException], ...], int], ...]] = (
+    ((InDoubt, RunStopped), STOPPED),
+    ((OutputRefused, StepTimeout, IncompleteCrew, RunFailed), FLOW_FAILED),
+    ((FencedError,), HELD),
+    ((StoreError, RetryError), STORE),
+    ((FixError,), FIX),
+)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that stands for ``error``; anything that is not of Perdure's tree came from a flow."""
+    return next((code for kinds, code in _CODES if isinstance(error, kinds)), FLOW_FAILED)
+
+
+def report(error: Exception, *, as_json: bool, run: str = "", resume: str = "", show_traceback: bool = False) -> int:
+    """Tell about ``error``: a paragraph on stderr, with ``as_json`` an object on stdout too. Returns the exit code."""
+    code = exit_code(error)
+    message = str(error) if isinstance(error, PerdureError) else f"{type(error).__name__}: {error}{_place(error)}."
+    if show_traceback:
+        traceback.print_exception(error)
+    click.echo(f"Error: {message}", err=True)
+    if resume:
+        click.echo(f"What finished is kept. Go on with:\n  {resume}", err=True)
+    if as_json:
+        told = {"type": type(error).__name__, "message": message, "exit_code": code, "run": run, "resume": resume}
+        write(msgspec.json.encode({"error": told}))
+    return code
+
+
+def _place(error: Exception) -> str:
+    """Where the user's own code raised, as far as it is known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+def write(content: bytes) -> None:
+    """Bytes to standard output, with a line's end."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content if content.endswith(b"\n") else content + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def command(*words: str) -> str:
+    """A command line that a shell reads back as these words."""
+    return shlex.join(("perdure", *words))

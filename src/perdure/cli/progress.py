@@ -1,0 +1,160 @@
+"""What a person sees while a run goes on: a live table on a terminal, a line an event anywhere else.
+
+Both are observers: they show nothing that is not durable.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from perdure import journal as j
+from perdure import states
+from perdure.cli.words import age, error_text, head, inputs_text, step_word
+from perdure.clock import SYSTEM
+from perdure.fold import State, Step
+from perdure.model import RunKey
+from perdure.runtime.client import Client
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Follower:
+    """Keeps the state of the one run that this process executes, entry by entry. An Observer."""
+
+    def __init__(self, store: str) -> None:
+        self._store = store
+        self.lock = threading.Lock()
+        self.state: State | None = None
+
+    def notify(self, key: RunKey, entry: j.Entry) -> None:
+        with self.lock:
+            if isinstance(entry, j.RunBegan):
+                self.state = State(key)
+            elif self.state is None:  # it goes on: what it did in earlier lives stands in the store
+                with Client(self._store) as client:
+                    self.state = client.state(str(key))
+            if entry.seq > self.state.seq:
+                self.state.apply(entry)
+        self.show(entry)
+
+    def show(self, entry: j.Entry) -> None:
+        """Something happened."""
+
+
+class Lines(Follower):
+    """A plain line on stderr for what happens to steps."""
+
+    def show(self, entry: j.Entry) -> None:
+        line = tell(self.state, entry) if self.state is not None else ""
+        if line:
+            click.echo(line, err=True)
+
+
+def tell(state: State, entry: j.Entry) -> str:
+    """One line about an entry, or "" for those that say nothing to people."""
+    match entry:
+        case j.RunBegan():
+            return f"run {state.key} begins"
+        case j.RunResumed():
+            recorded = sum(step.recorded for step in state.steps.values())
+            return f"run {state.key} goes on: {recorded} steps are recorded"
+        case j.RunCompleted():
+            return f"run {state.key} completed; {entry.reused} steps reused, {entry.saved:.1f} s saved"
+        case j.RunFailed():
+            return f"run {state.key} failed: {error_text(entry.error, 200)}"
+        case j.RunPaused():
+            return f"run {state.key} is paused: {head(entry.reason, 200)}"
+        case j.RunInterrupted():
+            return f"run {state.key} is interrupted ({entry.reason})"
+        case j.StepStarted():
+            again = f", attempt {entry.attempt}" if entry.attempt > 1 else ""
+            return f"  {_label(state, entry.step)}({inputs_text(state.steps[entry.step])}) started{again}"
+        case j.StepCompleted():
+            word = f"flagged: {entry.flagged}" if entry.flagged else "completed"
+            return f"  {_label(state, entry.step)} {word} ({entry.seconds:.1f} s)"
+        case j.StepFailed():
+            then = "" if entry.final else f"; next attempt in {max(entry.until - entry.at, 0):.1f} s"
+            said = error_text(entry.error)
+            return f"  {_label(state, entry.step)} {entry.outcome.replace('_', ' ')}: {said}{then}"
+        case j.StepWaiting():
+            return f"  {_label(state, entry.step)} waits {max(entry.until - entry.at, 0):.1f} s: {entry.error.message}"
+        case j.StepInterrupted():
+            return f"  {_label(state, entry.step)} interrupted"
+        case j.StepsInvalidated():
+            return f"  steps {', '.join(map(str, entry.steps))} will be executed again ({entry.why})"
+    return ""
+
+
+def _label(state: State, number: int) -> str:
+    return f"{number:3d} {state.steps[number].path}"
+
+
+@contextmanager
+def live_table(follower: Follower) -> Iterator[None]:
+    """Show a table of the run on the terminal while the block runs."""
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(
+        console=Console(stderr=True), get_renderable=lambda: _table(follower), refresh_per_second=8, transient=False
+    ):
+        yield
+
+
+def _table(follower: Follower) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {
+        "completed": "green",
+        "running": "cyan",
+        "flagged": "yellow",
+        "failed": "red",
+        "retrying": "yellow",
+        "waiting": "yellow",
+    }
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("#", "step", "inputs", "state", "attempt", "time", "progress"):
+        table.add_column(title, justify="right" if title in ("#", "attempt", "time") else "left", no_wrap=True)
+    with follower.lock:
+        state = follower.state
+        if state is None:
+            return table
+        now = SYSTEM.now()
+        table.title, table.title_justify = f"{state.key}  {state.status}  {age(now - state.created)}", "left"
+        for step in sorted(state.steps.values(), key=lambda s: s.number):
+            table.add_row(
+                str(step.number),
+                Text(step.path),
+                Text(inputs_text(step), "dim"),
+                Text(step_word(step), colours.get(step.status, "")),
+                str(len(step.attempts)),
+                age(elapsed(step, now)),
+                Text(progress(step), overflow="ellipsis"),
+            )
+    return table
+
+
+def elapsed(step: Step, now: float) -> float:
+    """Seconds of the attempt that runs, or of the one that gave the result."""
+    if step.status == states.RUNNING and step.attempts:
+        return max(now - step.attempts[-1].started, 0.0)
+    return step.seconds
+
+
+def progress(step: Step) -> str:
+    """How far a step is, in a few words: streamed text, saved progress, or why it failed."""
+    if step.status == states.RUNNING:
+        text = step.attempts[-1].text
+        if text:
+            return f"{sum(map(len, text)):,} characters: ...{head(''.join(text[-5:])[-40:], 40)}"
+        return head(bytes(step.progress.value).decode(), 60) if step.progress is not None else ""
+    if step.flagged:
+        return head(step.flagged, 60)
+    return error_text(step.error, 60) if step.error is not None else ""

@@ -1,0 +1,64 @@
+"""Small pieces of text that every listing shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from perdure.fold import Step
+from perdure.model import ErrorInfo, RunMeta
+
+
+def age(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def moment(at: float) -> str:
+    """A time of the journal as ISO 8601 in the local zone; "" for none."""
+    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(timespec="seconds") if at else ""
+
+
+def head(text: str, width: int) -> str:
+    """The beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def error_text(error: ErrorInfo, width: int = 160) -> str:
+    """A recorded error on one line, without the module of its type."""
+    return head(str(ErrorInfo(error.type.rpartition(".")[2], error.message)), width)
+
+
+def inputs_text(step: Step, width: int = 32) -> str:
+    """The beginnings of a step's arguments: what tells steps of one name apart."""
+    return head(", ".join(arg.head for arg in step.args), width)
+
+
+def step_word(step: Step) -> str:
+    """A step's state as people read it."""
+    return step.status + (" (unused)" if step.unused else "")
+
+
+def holder(row: RunMeta) -> str:
+    """Who executes the run at this moment."""
+    return f"pid {row.holder.pid} on {row.holder.host}" if row.holder else ""
+
+
+def plain_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns aligned with blanks; nothing but text."""
+    widths = [max(len(row[k]) for row in [titles, *rows]) for k in range(len(titles))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [titles, *rows]
+    ]
+    return "\n".join(lines)
