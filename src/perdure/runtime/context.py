@@ -49,13 +49,17 @@ class StepContext:
         return self._run.durability if self._run else Durability(False, "", "no store was given")
 
     def save(self, progress: object) -> Saved:
-        """Keep ``progress`` for the next attempt. Durable on return in a sync step, once awaited in an async one."""
+        """Keep ``progress`` for the next attempt, and with it all text streamed so far. Durable on return in a sync step,
+        once awaited in an async one.
+        """
         self.progress = progress
         if self._run is None:
             return Saved(None, None)
         self._check()
         payload, blobs = codec.dumps(progress, f"progress of {self.name}()")
-        ticket = self._run.emit((j.StepProgress(step=self._step, attempt=self.attempt, value=payload),), blobs)
+        with self._run.lock:
+            entries = (*self._rest(), j.StepProgress(step=self._step, attempt=self.attempt, value=payload))
+            ticket = self._run.emit(entries, blobs)
         if not self._is_async:
             self._run.wait(ticket)
         return Saved(self._run, ticket)
@@ -78,8 +82,12 @@ class StepContext:
         with self._run.lock:
             self._in_flight = bool(self._buffer) and self._run.broken is None and not self._over
             if self._in_flight:
-                text, self._buffer = "".join(self._buffer), []
-                self._run.emit((j.StepChunk(step=self._step, attempt=self.attempt, text=text),)).then(self._flush)
+                self._run.emit(self._rest()).then(self._flush)
+
+    def _rest(self) -> tuple[j.Entry, ...]:
+        """The text that is not queued yet, as entries."""
+        text, self._buffer = "".join(self._buffer), []
+        return (j.StepChunk(step=self._step, attempt=self.attempt, text=text),) if text else ()
 
     def _check(self) -> None:
         if self._over:
@@ -89,9 +97,9 @@ class StepContext:
         """The attempt is over. Text not yet written is kept if the output does not replace it."""
         if self._run is not None:
             with self._run.lock:
-                text, self._buffer = "".join(self._buffer), []
-                if text and keep_text and not self._over and self._run.broken is None:
-                    self._run.emit((j.StepChunk(step=self._step, attempt=self.attempt, text=text),))
+                rest = self._rest()
+                if rest and keep_text and not self._over and self._run.broken is None:
+                    self._run.emit(rest)
         self._over = True
 
 
