@@ -94,8 +94,10 @@ def _from_file(path: Path) -> types.ModuleType:
 
 
 def _failed(place: str, error: Exception) -> ConfigError:
-    lines = traceback.format_exception(error, limit=-1)
-    return ConfigError(f"{place} cannot be imported:\n{''.join(lines).strip()}\nNothing was executed.")
+    said = "".join(traceback.format_exception_only(error)).strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return ConfigError(f"{place} cannot be imported: {said}{where}.", hint="Nothing was executed.")
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------------

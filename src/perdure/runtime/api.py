@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 from perdure.clock import SYSTEM
 from perdure.errors import LeaseHeld
 from perdure.hooks import Observer
-from perdure.model import Attribution
+from perdure.model import Attribution, RunKey
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.manager import CheckpointManager
 from perdure.stores.base import Store
@@ -54,6 +54,7 @@ def run(
 
     Raises what the flow raises; LeaseHeld, InputMismatch, RunStopped, StoreError and others of ``perdure.errors``.
     """
+    RunKey.of(goal)  # before anything is opened or made
     with CheckpointManager(store, config, observers=observers) as manager, sigterm_as_exit():
         while True:
             try:

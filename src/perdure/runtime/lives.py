@@ -181,7 +181,10 @@ class Lives:
 
     def end(self, run: LiveRun) -> None:
         """Give the run up: others may continue it, and late branches of ours are refused."""
+        store_failed = isinstance(run.broken, StoreError)
         run.close("this process has given the run up")
+        if store_failed:
+            return  # nothing can be told to it any more; the lease is free when this handle is closed
         store = run.writer.store
         try:
             self._call(lambda: store.release(run.lease))
