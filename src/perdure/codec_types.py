@@ -57,7 +57,8 @@ def find(name: str) -> Known:
     exact = _by_name.get(name)
     if exact is None:
         for fn in tuple(_declared):  # the run may be finished, and the step that knows the class is not called any more
-            learn(fn)
+            with suppress(ConfigError):  # two classes of one name: for whoever calls that step
+                learn(fn)
         exact = _by_name.get(name)
     if exact is not None:
         return exact
@@ -163,7 +164,7 @@ _declared: weakref.WeakSet[Callable[..., object]] = weakref.WeakSet()
 
 
 def declare(fn: Callable[..., object]) -> None:
-    """Remember that ``fn`` is a step or flow: ``learn`` it when it is called, or when stored data has a type that is not
+    """Note that ``fn`` is a step or flow: ``learn`` it when it is called, or when stored data has a type that is not
     known yet. Costs next to nothing, and never raises: what cannot be remembered is learned when it is called."""
     with suppress(TypeError):
         _declared.add(fn)
@@ -174,7 +175,7 @@ def learn(fn: Callable[..., object]) -> None:
     ``fn`` reach: through containers, unions, Annotated, type variables, TypedDicts and the fields of classes found so.
 
     Names that cannot be resolved are passed over, and tried again at the next two calls. Otherwise a second call for
-    the same function costs a look-up. Never raises.
+    the same function costs a look-up. Raises ConfigError if a class found so has the name of another one.
     """
     target = _function(fn)
     tried = 0

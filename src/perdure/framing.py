@@ -10,11 +10,16 @@ What may be wrong with a file of records, and what it means (rel:D9):
 - the last line is incomplete or fails its check: a *torn tail*, the write that a crash interrupted. It is cut and
   reported. Nothing that was acknowledged is lost, because acknowledgement follows the sync.
 - a line fails its check and a good record follows: *damage*. Nothing is cut; reading raises CorruptStore.
+
+A power cut may also lose the first sectors of a write and keep the last ones. What is lost then reads as zeros, which
+no record contains. So that such a hole is told from damage, a record that was written together with the one before it
+begins with a blank (``joined``): a hole is a torn tail as well when all good records after it have the blank.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from perdure.errors import CorruptStore
@@ -46,6 +51,11 @@ def unframe(key: RunKey, line: bytes) -> bytes:
     return entry
 
 
+def joined(records: Sequence[bytes], more: bool = False) -> bytes:
+    """Records as one write; ``more`` if they are written together with what was written before."""
+    return (b" " if more else b"") + b" ".join(records)
+
+
 class Scan(NamedTuple):
     """What ``scan`` found: whole records, how many bytes they take, and why the rest (if any) is a torn tail."""
 
@@ -61,28 +71,31 @@ def scan(key: RunKey, data: bytes) -> Scan:
     while offset < len(data):
         end = data.find(b"\n", offset)
         line = data[offset : end + 1] if end >= 0 else data[offset:]
+        record = line.removeprefix(b" ")
         try:
-            unframe(key, line)
+            unframe(key, record)
         except ValueError as problem:
-            if end >= 0 and _any_record(key, data[end + 1 :]):
+            if end >= 0 and _followed(key, data[end + 1 :], hole=b"\0" in line):
                 raise CorruptStore(
                     f"run {key}: record {len(lines) + 1} at byte {offset} is damaged ({problem}) and good records "
                     f"follow it. Nothing was changed.",
                     hint="Restore the journal from a copy; do not edit it. Records before it are intact.",
                 ) from None
             return Scan(lines, offset, str(problem))
-        lines.append(line)
+        lines.append(record)
         offset += len(line)
     return Scan(lines, offset, "")
 
 
-def _any_record(key: RunKey, rest: bytes) -> bool:
+def _followed(key: RunKey, rest: bytes, hole: bool) -> bool:
+    """Whether there is a good record that shows that what is before it was acknowledged."""
     for line in rest.splitlines(keepends=True):
         try:
-            unframe(key, line)
+            unframe(key, line.removeprefix(b" "))
         except ValueError:
             continue
-        return True
+        if not (hole and line.startswith(b" ")):
+            return True
     return False
 
 

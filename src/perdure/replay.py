@@ -43,7 +43,7 @@ import msgspec
 
 from perdure import codec, states
 from perdure import journal as j
-from perdure.errors import AmbiguousStep, InDoubt, Nondeterminism, OutputRefused, StepTimeout
+from perdure.errors import AmbiguousStep, CodecError, CorruptStore, InDoubt, Nondeterminism, OutputRefused, StepTimeout
 from perdure.fold import Identity, State, Step
 from perdure.model import ArgInfo
 from perdure.retry import RetryPolicy, retry_after
@@ -253,7 +253,11 @@ def _reuse(life: Life, step: Step, request: Request) -> Machine:
     if step.digest and request.digest and step.digest != request.digest:
         life.tell(f"step {step.number} ({step.path}): its code has changed since it was executed; its result is reused")
     assert step.output is not None
-    return (yield from load(step.output))
+    try:
+        return (yield from load(step.output))
+    except (CodecError, CorruptStore) as error:  # they know the value or the blob, and not whose it is
+        whose = f"Run {life.state.key}, result of step {step.number} ({step.path})"
+        raise type(error)(f"{whose}: {error.args[0]}", hint=error.hint) from error
 
 
 def load(payload: codec.Payload) -> Machine:

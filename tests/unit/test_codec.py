@@ -200,7 +200,7 @@ def test_dicts_that_look_like_our_tags_are_data(value: Any) -> None:  # rel:S3
 SINGLE = [
     -0.0, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**5000, float("-inf"), 5e-324, 1e22,
     Decimal("sNaN12"), Decimal("-0E+999"), Decimal("Infinity"), bytearray(b"x"), bytearray(9000), range(2**70, 0, -3),
-    datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1), 
+    datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
     time(1, 2, tzinfo=timezone(timedelta(hours=1), "CET")),
     datetime(1, 1, 1, tzinfo=timezone(timedelta(microseconds=-1))), time(3, fold=1), date.max, uuid.UUID(int=5),
     pathlib.Path("/a/b"), pathlib.PurePosixPath("x\udcff"), pathlib.PureWindowsPath("c:\\x"), msgspec.UNSET,
@@ -290,9 +290,9 @@ def test_exceptions_come_back_as_data_with_their_traceback() -> None:  # W8
 @pytest.mark.parametrize(
     "error",
     [
-        KeyError(("a", 1)), FileNotFoundError(2, "none", "f.txt"), OSError("x"), 
+        KeyError(("a", 1)), FileNotFoundError(2, "none", "f.txt"), OSError("x"),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
-        ImportError("m", name="n"), ExceptionGroup("g", [ValueError(1), TypeError("t")]), 
+        ImportError("m", name="n"), ExceptionGroup("g", [ValueError(1), TypeError("t")]),
         StopIteration(3), SystemExit(2),
     ],
     ids=lambda e: type(e).__name__,

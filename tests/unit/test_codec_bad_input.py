@@ -163,9 +163,11 @@ def _grow(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
     errors = st.builds(
         lambda name, args, rest: {"~": "error", "type": name, "args": args, "traceback": "", **rest},
-        NAMES, st.lists(inner, max_size=5), parts.map(lambda rest: {k: v for k, v in rest.items() if k in ("state", "slots")}),
-    )  # fmt: skip
-    return st.lists(inner, max_size=4) | parts | tagged | errors
+        NAMES,
+        st.lists(inner, max_size=5),
+        parts.map(lambda rest: {k: v for k, v in rest.items() if k in ("state", "slots")}),
+    )
+    return st.lists(inner, max_size=4) | parts | tagged | one_part | errors
 
 
 json_like = st.recursive(

@@ -87,19 +87,19 @@ def test_of_several_moved_classes_the_one_of_the_same_module_is_meant() -> None:
         loads(_raw('{"~":"data","type":"old:Item","fields":{}}'))
 
 
-class Verdict(msgspec.Struct):
+class Ruling(msgspec.Struct):
     good: bool
 
 
 def test_a_stored_type_is_learned_from_a_step_that_was_never_called() -> None:  # rel:R3
-    def step() -> list[Verdict]: ...
+    def step() -> list[Ruling]: ...
 
-    stored = _raw(f'{{"~":"struct","type":"{__name__}:Verdict","fields":{{"good":true}}}}')
+    stored = _raw(f'{{"~":"struct","type":"{__name__}:Ruling","fields":{{"good":true}}}}')
     with pytest.raises(CodecError, match="Annotate the step's return type"):
         loads(stored)
     for odd in (step, len, functools.partial(step), [].append):
         declare(odd)
-    assert loads(stored) == Verdict(True)
+    assert loads(stored) == Ruling(True)
 
 
 def test_classes_of_a_script_are_stored_under_the_scripts_name(monkeypatch: pytest.MonkeyPatch) -> None:

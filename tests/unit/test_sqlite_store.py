@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 
 from perdure.errors import ConfigError, CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
 from perdure.model import RunKey
+from perdure.stores.base import Append
 from perdure.stores.sqlite import SqliteStore
-from perdure.testing.samples import HOSTILE_GOALS, item, records
+from perdure.testing.processes import Child
+from perdure.testing.samples import HOSTILE_GOALS, item, meta, records
 
 KEY = RunKey("paper")
 
@@ -182,6 +186,61 @@ def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path, conte
             SqliteStore(path, create=create)
     assert path.read_bytes() == content
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_in_its_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConfigError, match=r"runs: it is a folder\. Choose another place"):
+        SqliteStore(tmp_path / "runs")
+
+
+def test_half_a_database_is_told_and_left_alone(path: Path) -> None:  # rel:B3
+    whole = path.read_bytes()
+    for size in (100, 4096, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CorruptStore, match=r"runs\.db is damaged"):
+            store = SqliteStore(path)
+            store.read(KEY)
+        assert path.read_bytes() == whole[:size]
+
+
+def test_a_file_that_may_only_be_read_is_told_at_the_first_claim() -> None:
+    def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+        if os.geteuid() == 0:  # root may write everywhere
+            os.setgroups([])
+            os.setuid(65534)
+        path = place / "runs.db"
+        store = SqliteStore(path)
+        assert store.append([item(store.claim(KEY), 0, 3)]) == [None]
+        store.close()
+        path.chmod(0o400)
+        store = SqliteStore(path)
+        say(f"{len(store.read(KEY))}\n")
+        try:
+            store.claim(KEY)
+        except StoreError as error:
+            say(f"{error}\n")
+
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path lies in a folder that is closed to others
+        place = Path(folder)
+        place.chmod(0o777)
+        child = Child(work)
+        assert child.hear() == "3"
+        assert child.hear().startswith(f"Cannot claim a run in {place}/runs.db: attempt to write a readonly database.")
+        child.kill()
+
+
+def test_the_log_does_not_grow_with_the_number_of_commits(path: Path) -> None:
+    store, other = SqliteStore(path), SqliteStore(path)
+    lease, log = store.claim(KEY), Path(f"{path}-wal")
+    line = records(KEY, 3, 1, pad="x" * 30_000)
+    for seq in range(3, 303):  # 9 MB
+        assert store.append([Append(lease, seq, line, meta(KEY, seq + 1))]) == [None]
+        other.runs()
+    assert log.stat().st_size < 5_000_000  # SQLite begins anew after 1,000 pages
+    store.close()
+    other.close()
+    assert not log.exists()
 
 
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -131,6 +131,11 @@ def current() -> Frame | None:
     return _FRAME.get()
 
 
+def enter(frame: Frame) -> None:
+    """From now on the running context is inside ``frame``: for a context made for one branch."""
+    _FRAME.set(frame)
+
+
 @contextmanager
 def entered(frame: Frame) -> Generator[None]:
     """Run the block inside ``frame``."""

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 from perdure import journal as j
 from perdure.errors import ConfigError
 from perdure.replay import Cursor
-from perdure.runtime.context import Frame, current, entered
+from perdure.runtime.context import Frame, current, enter
 from perdure.runtime.steps import Flow, Invocation, Step, pending
 from perdure.runtime.threads import in_thread
 
@@ -51,7 +51,7 @@ class Branch:
             cursor = Cursor(frame.cursor.life, frame.cursor.branch(name, ""))
             self.label = cursor.scope
             inner = Frame(frame.run, cursor, frame.step)
-            self.context.run(lambda: entered(inner).__enter__())
+            self.context.run(enter, inner)
 
     def call(self) -> Any:
         """Run a sync branch in this thread."""

@@ -15,13 +15,14 @@ _LATER = ("postgresql", "postgres", "redis", "rediss", "valkey", "valkeys")
 def open_store(url: str | Store, *, create: bool = True) -> Store:
     """Open the store that ``url`` names; a store that is open already is returned as it is.
 
-    - ``memory:`` keeps everything in this process;
+    - ``memory:`` keeps everything in this process; each call gives a store of its own;
     - ``file:DIR`` (or ``file:///DIR``, absolute) keeps plain files;
     - ``sqlite:PATH`` keeps one database file. ``sqlite:///PATH`` is the same, and as elsewhere relative with three
       slashes, absolute with four.
 
     Folders that are missing are made; with ``create=False`` nothing is, and ConfigError says that there is no store.
-    Raises ConfigError for a URL that names no store, or a place that cannot be used; CorruptStore; NewerFormat; StoreBusy.
+    Raises ConfigError for a URL that names no store, or a place that cannot be used; CorruptStore; NewerFormat;
+    StoreBusy.
     """
     if not isinstance(url, str):
         return url

@@ -1,8 +1,9 @@
 """Every change to a file system goes through one of these functions.
 
-So a crash test sees each write, sync, rename and removal: it sets ``hook`` and dies, or raises OSError, at the n-th. Each
-function calls the hook first, then acts. Whatever the system refuses becomes a StoreError with path and errno; the caller
-treats its handle as poisoned, because after a failed write or sync nobody knows what the device has (rel:D4).
+So a crash test sees each write, sync, rename and removal: it sets ``hook`` and dies, or raises OSError, at the n-th.
+Each function calls the hook first, then acts. Whatever the system refuses becomes a StoreError with path and errno;
+the caller treats its handle as poisoned, because after a failed write or sync nobody knows what the device has
+(rel:D4).
 
 Files are created 0600 and folders 0700 whatever the umask is (rel:S13). Links are not followed to a file (rel:S5).
 """

@@ -25,6 +25,7 @@ from perdure import states
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
 from perdure.fold import summarise as fold_summary
+from perdure.framing import joined
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import Append, Capabilities
@@ -59,8 +60,9 @@ class _Held(msgspec.Struct):
 class FileStore(Handle):
     """A Store in a folder. See base.Store for what the verbs promise.
 
-    ``wait``: seconds to wait for the lock of a run before StoreBusy. ``summarise`` computes the listing row of a run that
-    was interrupted or is being written. ``create=False`` raises ConfigError when there is no store, and makes nothing.
+    ``wait``: seconds to wait for the lock of a run before StoreBusy. ``summarise`` computes the listing row of a run
+    that was interrupted or is being written. ``create=False`` raises ConfigError when there is no store, and makes
+    nothing.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class FileStore(Handle):
         alive: dict[str, bool] = {"": False}
         found = []
         for name in disk.list_dir(self._runs):
-            if prefix is None or name.rpartition(".")[0] == prefix:
+            if name[0] != "." and prefix in (None, name.rpartition(".")[0]):  # .DS_Store is nobody's run
                 row = self._row(self._runs / name, alive)
                 if row is not None:
                     found.append(row)
@@ -255,7 +257,7 @@ class FileStore(Handle):
         return None
 
     def _write(self, run: _Held, item: Append, written: list[tuple[int, Path]]) -> None:
-        data = b"".join(item.records)
+        data = joined(item.records, more=any(path == run.folder.journal for _, path in written))
         written.append((run.folder.write(data, run.size), run.folder.journal))
         run.size += len(data)
         run.seq += len(item.records)

@@ -138,14 +138,17 @@ class RunFolder:
             return None
         raise CorruptStore(
             f"Run {self.key}: {self._lease} and its copy in {self._lock.name} are both damaged. Nothing was changed.",
-            hint="If no process executes the run, remove lease.json and empty the file lock; the journal is not affected.",
+            hint="If no process executes the run, remove lease.json and empty the file lock; the journal is as it was.",
         )
 
     def write_grant(self, grant: Grant) -> None:
-        """Replace the grant, durably. Only while holding the lock."""
+        """Replace the grant, durably. Only while holding the lock.
+
+        The copy comes second: torn by a crash it may be anything, and then lease.json is there, whole, for every grant.
+        """
         text = msgspec.json.encode(grant) + b"\n"
-        disk.write_file(self._lock, text, durable=False)
         disk.replace_file(self._lease, text)
+        disk.write_file(self._lock, text, durable=False)
 
     # -- the journal -------------------------------------------------------------------------------------------------
 
@@ -191,7 +194,7 @@ class RunFolder:
         return len(found.lines), found.good, warning
 
     def write(self, records: bytes, size: int) -> int:
-        """Append to a journal of ``size`` bytes, without waiting for the device. Returns the descriptor to be synced."""
+        """Append to a journal of ``size`` bytes without waiting for the device. Returns the descriptor to sync."""
         try:
             fd = disk.open_existing(self.journal, os.O_WRONLY | os.O_APPEND)
         except FileNotFoundError:

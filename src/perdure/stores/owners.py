@@ -1,12 +1,14 @@
 """Who holds a run, on one machine: a lease is good as long as its owner's lock file is locked.
 
-Every store handle is an owner with a random name and keeps an exclusive ``flock`` on ``<folder>/<name>.lock`` while it is
-open. The kernel drops the lock when the process dies, however it dies, so a dead process's runs are free at once, and a
-pid that was given to another process means nothing (rel:C10). Whoever asks after an owner tries a *shared* lock: it is
-refused exactly while the owner lives, and two who ask at once do not take each other for the owner.
+Every store handle is an owner with a random name and keeps an exclusive ``flock`` on ``<folder>/<name>.lock`` while
+it is open. The kernel drops the lock when the process dies, however it dies, so a dead process's runs are free at
+once, and a pid that was given to another process means nothing (rel:C10). Whoever asks after an owner tries a
+*shared* lock: it is refused exactly while the owner lives, and two who ask at once do not take each other for the
+owner.
 
-A file gets its name only when it is locked, so that a file that can be locked is always a dead owner's. Whoever finds one
-removes it. Locks belong to open files, not to processes: a forked child would keep its parent's, so it closes its copies.
+A file gets its name only when it is locked, so that a file that can be locked is always a dead owner's. Whoever finds
+one removes it. Locks belong to open files, not to processes: a forked child would keep its parent's, so it closes its
+copies.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """The default store: one SQLite file, beside whatever tables the user has in it.
 
-Write-ahead log with synchronous=FULL, both read back: SQLite's stock setting loses the last acknowledged commit in a power
-cut. Where the log is refused (some network and container file systems), rollback journal with synchronous=EXTRA, which is
-as safe and slower. Every change is one transaction that begins with the write lock, so that a check and the write that
-depends on it are one thing. A batch of appends is one transaction, hence one wait for the device for any number of runs.
+Every change is one transaction that begins with the write lock, so that a check and the write that depends on it are
+one thing. A batch of appends is one transaction, hence one wait for the device for any number of runs.
 
 Do not open the file with the ``sqlite3`` module in the same process: closing it there drops our locks (POSIX).
 """
@@ -11,20 +9,19 @@ Do not open the file with the ``sqlite3`` module in the same process: closing it
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import apsw
 import msgspec
 
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import CorruptStore, NewerFormat, PerdureError, StoreError
+from perdure.errors import CorruptStore, PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.stores import disk
+from perdure.stores import disk, sqlite_setup
 from perdure.stores.base import Append, Capabilities
 from perdure.stores.handle import (
     Handle,
@@ -32,17 +29,14 @@ from perdure.stores.handle import (
     held,
     lost,
     missing_records,
-    nothing_there,
     sound_blob,
     unusable,
     wrong_seq,
 )
 from perdure.stores.owners import Owner
 
-_MIGRATIONS: Final = Path(__file__).parent / "migrations" / "sqlite"
 _BROKEN = (apsw.NotADBError, apsw.CorruptError, apsw.FormatError)
 _REFUSED = (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError)
-_FIRST_SAFE = (3, 51, 3)  # earlier versions can corrupt the file when two processes write: the WAL-reset bug
 
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
 _leaked: list[apsw.Connection] = []
@@ -70,8 +64,8 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
 class SqliteStore(Handle):
     """A Store in one SQLite file. See base.Store for what the verbs promise.
 
-    ``busy_timeout``: seconds to wait while others write before StoreBusy. ``create=False`` raises ConfigError when there
-    is no store at ``path``, and makes nothing.
+    ``busy_timeout``: seconds to wait while others write before StoreBusy. ``create=False`` raises ConfigError when
+    there is no store at ``path``, and makes nothing.
     """
 
     def __init__(
@@ -84,10 +78,12 @@ class SqliteStore(Handle):
         self._rows: dict[RunKey, int] = {}
         """rows of the runs that this handle claimed"""
         try:
-            self._db = self._connect(create)
+            self._db = sqlite_setup.connect(self.path, self.url, create, busy_timeout)
             with self._guard("open"):
-                self._migrate(create)
-                self._make_durable()
+                if not sqlite_setup.is_current(self._db, self.path, self.url, create):
+                    with self._transaction("prepare"):
+                        sqlite_setup.migrate(self._db, self.path, self.url, clock)
+                self._warnings += sqlite_setup.make_durable(self._db, self.path, busy_timeout, clock)
             self._owner = Owner(Path(f"{self.path}-owners"), clock)
             self._owner.sweep()
             _stores.add(self)
@@ -314,84 +310,7 @@ class SqliteStore(Handle):
             )
         return StoreError(f"Cannot {doing} {self.path}: {reason}.", hint=hint)
 
-    # -- opening and closing -----------------------------------------------------------------------------------------
-
-    def _connect(self, create: bool) -> apsw.Connection:
-        if not disk.exists(self.path):
-            if not create:
-                raise nothing_there(self.url)
-            disk.make_dir(self.path.parent)
-            try:  # SQLite gives the log and its index the mode of this file
-                os.close(disk.create(self.path, os.O_RDWR | os.O_EXCL))
-            except StoreError as error:
-                if not isinstance(error.__cause__, FileExistsError):
-                    raise
-            disk.sync_dir(self.path.parent)
-        try:
-            db = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
-        except apsw.Error as error:
-            reason = "it is a folder" if self.path.is_dir() else error
-            raise StoreError(f"Cannot open {self.path}: {reason}.") from error
-        db.set_busy_timeout(int(self._wait * 1000))
-        return db
-
-    def _migrate(self, create: bool) -> None:
-        """Bring the tables to this program's version, all steps in one transaction."""
-        steps = sorted(_MIGRATIONS.glob("*.sql"))
-        if self._version(create, len(steps)) == len(steps):
-            return
-        with self._transaction("prepare"):
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS perdure_schema "
-                "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied REAL NOT NULL) STRICT"
-            )
-            for version in range(self._version(True, len(steps)) + 1, len(steps) + 1):
-                step = steps[version - 1]
-                self._db.execute(step.read_text("utf-8"))
-                self._db.execute("INSERT INTO perdure_schema VALUES (?, ?, ?)", (version, step.stem, self._clock.now()))
-
-    def _version(self, create: bool, newest: int) -> int:
-        """The schema's version, 0 for none. Raises NewerFormat; without ``create`` ConfigError for none."""
-        known = self._select("SELECT 1 FROM sqlite_schema WHERE name = 'perdure_schema' AND type = 'table'")
-        version: int = self._select("SELECT coalesce(max(version), 0) FROM perdure_schema")[0][0] if known else 0
-        if version > newest:
-            raise NewerFormat(
-                f"{self.path} has schema {version}; this Perdure knows schemas up to {newest}. Nothing was changed.",
-                hint="Use the newer Perdure, or another path.",
-            )
-        if version == 0 and not create:
-            raise nothing_there(self.url)
-        return version
-
-    def _make_durable(self) -> None:
-        """Set what makes a commit durable, and read back whether it was taken (rel:D3)."""
-        if sys.platform == "darwin":
-            self._select("PRAGMA fullfsync = ON")
-            self._select("PRAGMA checkpoint_fullfsync = ON")
-        wal = self._journal_mode("wal") == "wal"
-        if not wal:
-            self._journal_mode("delete")
-            self._warnings.append(f"{self.path}: SQLite refuses its write-ahead log here; commits are slower.")
-        level, mode = (2, "wal") if wal else (3, "delete")
-        self._db.execute(f"PRAGMA synchronous = {level}")
-        got = (self._select("PRAGMA synchronous")[0][0], self._select("PRAGMA journal_mode")[0][0])
-        if got != (level, mode):
-            raise StoreError(f"{self.path}: SQLite does not take the settings that make commits durable: {got}.")
-        if tuple(int(part) for part in apsw.sqlite_lib_version().split(".")) < _FIRST_SAFE:
-            self._warnings.append(
-                f"SQLite {apsw.sqlite_lib_version()} can damage a file that two processes write. Upgrade apsw."
-            )
-
-    def _journal_mode(self, mode: str) -> str:
-        """Ask for a journal mode and return what we got. SQLite does not wait for other processes here; we do."""
-        deadline = self._clock.monotonic() + self._wait
-        while True:
-            try:
-                return str(self._select(f"PRAGMA journal_mode = {mode}")[0][0])
-            except apsw.BusyError:
-                if self._clock.monotonic() >= deadline:
-                    raise
-            self._clock.sleep(0.01)
+    # -- closing -----------------------------------------------------------------------------------------
 
     def _disconnect(self, checkpoint: bool = True) -> None:
         """Close the connection. After a failed sync the log is left alone: the next to open it checks its frames."""

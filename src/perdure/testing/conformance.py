@@ -270,28 +270,32 @@ class SharedStoreConformance(StoreConformance):
     def test_a_killed_process_loses_nothing_acknowledged_and_frees_its_run(self, tmp_path: Path) -> None:  # rel:D1, R1
         key = RunKey("paper")
 
-        def work(say: Callable[[str], None], _hear: Callable[[], str]) -> None:
+        def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
             store = self.open(tmp_path)
             lease = store.claim(key)
             seq = len(store.read(key))
+            pausing = hear() == "pause"
             while True:
                 assert store.append([item(lease, seq)]) == [None]
                 seq += 1
                 say(f"{seq}\n")
+                if pausing:
+                    hear()
 
-        for lives in (1, 2, 3):
+        before = 0
+        for pace in ("pause", "run", "run"):  # killed right after an acknowledgement; killed anywhere
             child = Child(work)
-            acknowledged = 0
-            while acknowledged < lives * 15:
-                acknowledged = int(child.hear())
+            child.say(f"{pace}\n" + "go on\n" * 14)
+            acknowledged = [int(child.hear()) for _ in range(15)][-1]
             with pytest.raises(LeaseHeld):
                 self._claim_once(tmp_path, key)
-            child.kill()
+            acknowledged = int([str(acknowledged), *child.kill()][-1])
             store = self.open(tmp_path)
             store.release(store.claim(key))
             found = store.read(key)
-            assert len(found) >= acknowledged
+            assert len(found) >= acknowledged >= before + 15
             assert found == list(records(key, 0, len(found)))
+            before = len(found)
             store.close()
 
     def test_of_processes_that_race_for_a_run_one_gets_it(self, tmp_path: Path) -> None:  # rel:C3
@@ -322,6 +326,8 @@ class SharedStoreConformance(StoreConformance):
                     verb()
                 except ConfigError as error:
                     say(f"{'forked child' in str(error)}\n")
+                else:
+                    say("it worked\n")
             store.close()
             say("closed\n")
             hear()

@@ -1,7 +1,9 @@
 """Random histories of a store against a model of ten lines: claims, appends, releases, deaths, reads, deletions.
 
 The model is a dictionary of runs: records, row, largest epoch, and which handle holds the run under which lease. Every
-result of the store, errors included, must be what the model says.
+result of the store, errors included, must be what the model says, and after every step the store must show what the
+model has. Most steps do something that should work, because a history of refusals finds nothing; the rest use leases
+that are old, somebody else's, or of a handle that was closed.
 """
 
 from __future__ import annotations
@@ -12,9 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from perdure.errors import Bug, LeaseHeld, LeaseLost
 from perdure.model import Lease, RunKey, RunMeta
@@ -23,7 +32,6 @@ from perdure.testing.samples import meta, records
 
 _KEYS = [RunKey("paper"), RunKey("paper", 1), RunKey("Paper"), RunKey("../x y")]
 _HANDLES = 3
-_keys = st.sampled_from(_KEYS)
 _handles = st.integers(0, _HANDLES - 1)
 _statuses = st.sampled_from(["running", "paused", "completed"])
 
@@ -50,11 +58,15 @@ class _History(RuleBasedStateMachine):
         self.place = self.root / str(next(self.places))
         self.handles = [type(self).open(self.place) for _ in range(_HANDLES)]
         self.runs = {key: _Model() for key in _KEYS}
-        self.old: list[tuple[int, Lease]] = []
+        self.leases: list[tuple[int, Lease]] = []
+        self.steps = 0
         self.blobs: dict[str, bytes] = {}
 
-    @rule(key=_keys, handle=_handles)
-    def claim(self, key: RunKey, handle: int) -> None:
+    @rule(data=st.data(), handle=_handles)
+    def claim(self, data: st.DataObject, handle: int) -> None:
+        """Mostly a run that is free."""
+        free = [key for key, run in self.runs.items() if run.holder is None]
+        key = data.draw(st.sampled_from([*free * 4, *_KEYS]), "key")
         run = self.runs[key]
         try:
             lease = self.handles[handle].claim(key)
@@ -64,16 +76,17 @@ class _History(RuleBasedStateMachine):
         assert run.holder is None, f"{key} is held by handle {run.holder}"
         assert lease.key == key and lease.epoch > run.epoch
         run.holder, run.lease, run.epoch = handle, lease, lease.epoch
-        self.old.append((handle, lease))
+        self.leases.append((handle, lease))
 
-    @rule(data=st.data(), handle=_handles, status=_statuses)
-    def append(self, data: st.DataObject, handle: int, status: str) -> None:
-        """A batch for every run that the handle holds, or once held, or never; some at a wrong sequence."""
-        leases = [lease for _, lease in self.old]
-        chosen = data.draw(st.lists(st.sampled_from(leases), max_size=4), "leases") if leases else []
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), status=_statuses)
+    def append(self, data: st.DataObject, status: str) -> None:
+        """A batch through one handle: of its runs, and now and then of others; some at a wrong sequence."""
+        handle, first = data.draw(self._lease(), "lease")
+        others = data.draw(st.lists(self._lease(), max_size=3), "others")
         batch: list[Append] = []
         expected: list[type[Bug | LeaseLost | None]] = []
-        for lease in chosen:
+        for lease in (first, *(lease for _, lease in others)):
             run = self.runs[lease.key]
             seq = len(run.lines) + data.draw(st.sampled_from([0, 0, 0, 0, 1, -1]), "off by")
             lines = records(lease.key, seq, data.draw(st.integers(1, 3), "count"), status)
@@ -91,59 +104,55 @@ class _History(RuleBasedStateMachine):
                 self.blobs.update(blobs)
         assert [type(result) for result in self.handles[handle].append(batch)] == expected
 
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        if self.old:
-            handle, lease = data.draw(st.sampled_from(self.old), "lease")
-            self.handles[handle].release(lease)
-            self._free(lambda run: run.lease == lease and run.holder == handle)
-
-    @rule(data=st.data())
-    def delete(self, data: st.DataObject) -> None:
-        if not self.old:
-            return
-        handle, lease = data.draw(st.sampled_from(self.old), "lease")
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), way=st.sampled_from(["release", "death", "delete", "release", "close"]))
+    def end(self, data: st.DataObject, way: str) -> None:
+        """A lease ends: by itself, or with its handle."""
+        handle, lease = data.draw(self._lease(), "lease")
         run = self.runs[lease.key]
-        try:
-            self.handles[handle].delete(lease)
-        except LeaseLost:
-            assert run.lease != lease or run.holder != handle
-            return
-        assert run.lease == lease and run.holder == handle
-        run.lines, run.row = [], None
-        self._free(lambda run: run.lease == lease)
-
-    @rule(handle=_handles, dies=st.booleans())
-    def reopen(self, handle: int, dies: bool) -> None:
-        if dies:
-            type(self).abandon(self.handles[handle])
+        good = run.lease == lease and run.holder == handle
+        if way == "release":
+            self.handles[handle].release(lease)
+            self._free(lambda run: good and run.lease == lease)
+        elif way == "delete":
+            try:
+                self.handles[handle].delete(lease)
+            except LeaseLost:
+                assert not good
+                return
+            assert good
+            self._free(lambda run: run.lease == lease)
+            run.lines, run.row = [], None
         else:
-            self.handles[handle].close()
-        self._free(lambda run: run.holder == handle)
-        self.old = [(owner, lease) for owner, lease in self.old if owner != handle]
-        self.handles[handle] = type(self).open(self.place)
+            type(self).abandon(self.handles[handle]) if way == "death" else self.handles[handle].close()
+            self._free(lambda run: run.holder == handle)
+            self.handles[handle] = type(self).open(self.place)
 
-    @rule(key=_keys, handle=_handles, after=st.integers(0, 5))
-    def read(self, key: RunKey, handle: int, after: int) -> None:
-        assert self.handles[handle].read(key, after) == self.runs[key].lines[after:]
+    @invariant()
+    def the_store_shows_what_the_model_has(self) -> None:
+        """Through one handle after the other: from the first record, or from a later one."""
+        self.steps += 1
+        handle, after = self.handles[self.steps % _HANDLES], self.steps % 4
+        for key, run in self.runs.items():
+            assert handle.read(key, after) == run.lines[after:]
+        if after == 0:
+            goals = [None, *(key.goal for key in _KEYS)]
+            self._check_rows(handle, goals[self.steps // 4 % len(goals)])
+            assert all(handle.blob(digest) == content for digest, content in self.blobs.items())
+        assert handle.warnings() == [], "nothing was to be repaired"
 
-    @rule(handle=_handles)
-    def read_blobs(self, handle: int) -> None:
-        assert all(self.handles[handle].blob(digest) == content for digest, content in self.blobs.items())
-
-    @rule(handle=_handles, goal=st.sampled_from([None, *(key.goal for key in _KEYS)]))
-    def list_runs(self, handle: int, goal: str | None) -> None:
-        found = self.handles[handle].runs(goal)
-        expected = [
+    def _check_rows(self, handle: Store, goal: str | None) -> None:
+        assert handle.runs(goal) == [
             msgspec.structs.replace(run.row, holder=run.lease if run.holder is not None else None)
             for key, run in sorted(self.runs.items())
             if run.row is not None and goal in (None, key.goal)
         ]
-        assert found == expected
 
-    @invariant()
-    def nothing_was_repaired(self) -> None:
-        assert all(handle.warnings() == [] for handle in getattr(self, "handles", []))
+    def _lease(self) -> st.SearchStrategy[tuple[int, Lease]]:
+        """A handle and a lease: mostly one that is good, or any granted so far, or a good one in another's hand."""
+        good = [(handle, lease) for handle, lease in self.leases if self.runs[lease.key].lease == lease]
+        wrong = [((handle + 1) % _HANDLES, lease) for handle, lease in good]
+        return st.sampled_from([*good * 2, *self.leases[-4:], *wrong])
 
     def teardown(self) -> None:
         for handle in getattr(self, "handles", []):
@@ -156,9 +165,19 @@ class _History(RuleBasedStateMachine):
 
 
 def check_random_histories(
-    open_: Callable[[Path], Store], abandon: Callable[[Store], None], root: Path, *, examples: int = 25, steps: int = 30
+    open_: Callable[[Path], Store],
+    abandon: Callable[[Store], None],
+    root: Path,
+    *,
+    examples: int = 50,
+    steps: int = 30,
+    vary: bool = False,
+    shrink: bool = True,
 ) -> None:
-    """Run ``examples`` histories of up to ``steps`` steps, each in a store of its own below ``root``."""
+    """Run ``examples`` histories of up to ``steps`` steps, each in a store of its own below ``root``.
+
+    The histories are the same ones each time, unless ``vary``. Without ``shrink`` the first failure is raised as it is.
+    """
     members = {"open": staticmethod(open_), "abandon": staticmethod(abandon), "places": itertools.count(), "root": root}
     run_state_machine_as_test(
         type("History", (_History,), members),
@@ -167,6 +186,8 @@ def check_random_histories(
             stateful_step_count=steps,
             deadline=None,
             database=None,
+            derandomize=not vary,
+            phases=[phase for phase in Phase if phase != Phase.explain and (shrink or phase != Phase.shrink)],
             suppress_health_check=list(HealthCheck),
         ),
     )

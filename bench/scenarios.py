@@ -1,0 +1,149 @@
+"""What is measured. Each works in a fresh store below ``folder`` and returns what it did per second."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+import perdure
+
+BODY = "x" * 1024
+
+
+class Scenario(NamedTuple):
+    """``work(folder, size)`` returns how many units a second; ``aim`` is the ratio to raw commits that is promised."""
+
+    name: str
+    work: Callable[[Path, int], float]
+    size: int
+    aim: float | None
+
+
+def raw(folder: Path, size: int) -> float:
+    """Commits per second of one writer: SQLite, WAL, synchronous=FULL, one row of 1 KiB each."""
+    db = apsw.Connection(str(folder / "raw.db"))
+    db.execute("PRAGMA journal_mode=WAL").fetchall()
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("CREATE TABLE rows (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT")
+    body = BODY.encode()
+    began = time.perf_counter()
+    for _ in range(size):
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT INTO rows (body) VALUES (?)", (body,))
+        db.execute("COMMIT")
+    seconds = time.perf_counter() - began
+    db.close()
+    return size / seconds
+
+
+@perdure.step
+def work(number: int) -> str:
+    """A step that takes no time and returns 1 KiB."""
+    return BODY
+
+
+@perdure.step
+async def work_async(number: int) -> str:
+    """The same, async."""
+    return BODY
+
+
+@perdure.flow
+def sequence(size: int) -> int:
+    """Steps one after the other."""
+    return sum(len(work(number)) for number in range(size))
+
+
+@perdure.flow
+async def sequence_async(size: int) -> int:
+    """The same, async."""
+    return sum([len(await work_async(number)) for number in range(size)])
+
+
+def steps(url: str, flow: Callable[..., object], durability: str) -> Callable[[Path, int], float]:
+    """Steps per second of one run."""
+
+    def measure(folder: Path, size: int) -> float:
+        config = perdure.CheckpointConfig(durability=durability)  # type: ignore[arg-type]
+        with perdure.CheckpointManager(url.format(folder), config) as manager:
+            manager.run_sync(flow, 1, goal="warm")
+            began = time.perf_counter()
+            manager.run_sync(flow, size, goal="measured")
+            return size / (time.perf_counter() - began)
+
+    return measure
+
+
+def many_runs(url: str, runs: int) -> Callable[[Path, int], float]:
+    """Steps per second of many runs at a time in one event loop, ``size`` steps each, strict."""
+
+    def measure(folder: Path, size: int) -> float:
+        async def main() -> float:
+            began = time.perf_counter()
+            await asyncio.gather(*(manager.run(sequence_async, size, goal=f"run {n}") for n in range(runs)))
+            return runs * size / (time.perf_counter() - began)
+
+        with perdure.CheckpointManager(url.format(folder)) as manager:
+            manager.run_sync(sequence_async, 1, goal="warm")
+            return asyncio.run(main())
+
+    return measure
+
+
+def resume(url: str) -> Callable[[Path, int], float]:
+    """Recorded steps per second that a resumed run hands back."""
+
+    def measure(folder: Path, size: int) -> float:
+        stop = [True]
+
+        @perdure.flow
+        def flow(size: int) -> int:
+            total = sequence.fn(size)
+            if stop.pop():
+                raise RuntimeError("stopped")
+            return total
+
+        with perdure.CheckpointManager(url.format(folder), perdure.CheckpointConfig(durability="async")) as manager:
+            stop.append(True)
+            try:
+                manager.run_sync(flow, size, goal="resumed")
+            except RuntimeError:
+                stop[:] = [False]
+            began = time.perf_counter()
+            manager.run_sync(flow, size, goal="resumed")
+            return size / (time.perf_counter() - began)
+
+    return measure
+
+
+def import_cost(rounds: int) -> dict[str, float]:
+    """Milliseconds that ``import perdure`` takes in a process that has imported asyncio: median and extremes."""
+    code = "import asyncio, time; t = time.perf_counter(); import perdure; print((time.perf_counter() - t) * 1000)"
+    taken = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(rounds + 1)
+    ][1:]
+    return {"median": statistics.median(taken), "min": min(taken), "max": max(taken), "aim": 60.0}
+
+
+SQLITE, FILE = "sqlite:{}/runs.db", "file:{}/runs"
+SCENARIOS = (
+    Scenario("sqlite, one run, sync, strict", steps(SQLITE, sequence, "strict"), 400, 0.4),
+    Scenario("sqlite, one run, async, strict", steps(SQLITE, sequence_async, "strict"), 400, 0.3),
+    Scenario("sqlite, one run, sync, pipelined", steps(SQLITE, sequence, "pipelined"), 400, 0.75),
+    Scenario("sqlite, one run, async, pipelined", steps(SQLITE, sequence_async, "pipelined"), 400, 0.6),
+    Scenario("sqlite, 100 runs at a time, async, strict", many_runs(SQLITE, 100), 20, 3.0),
+    Scenario("sqlite, one run, sync, async durability", steps(SQLITE, sequence, "async"), 1000, None),
+    Scenario("sqlite, resume, steps handed back", resume(SQLITE), 1000, None),
+    Scenario("file, one run, sync, strict", steps(FILE, sequence, "strict"), 200, None),
+    Scenario("file, one run, async, strict", steps(FILE, sequence_async, "strict"), 200, None),
+    Scenario("file, 100 runs at a time, async, strict", many_runs(FILE, 100), 5, None),
+)
