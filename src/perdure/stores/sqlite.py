@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import apsw
 import msgspec
@@ -35,6 +35,7 @@ from perdure.stores.handle import (
 )
 from perdure.stores.owners import Owner
 
+_T = TypeVar("_T")
 _BROKEN = (apsw.NotADBError, apsw.CorruptError, apsw.FormatError)
 _REFUSED = (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError)
 
@@ -125,21 +126,20 @@ class SqliteStore(Handle):
 
     def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         self._check()
-        results: list[PerdureError | None] = []
-        records: list[tuple[int, int, bytes]] = []
         with self._transaction("append to"):
-            for item in batch:
-                row = self._rows.get(item.lease.key, -1)
-                problem = self._advance(row, item)
-                results.append(problem)
-                if problem is None:
-                    records += [(row, seq, record) for seq, record in enumerate(item.records, item.seq + 1)]
-                    if item.blobs:
-                        self._db.executemany(
-                            "INSERT OR IGNORE INTO perdure_blobs VALUES (?, ?)",
-                            [(checked_digest(digest), content) for digest, content in item.blobs.items()],
-                        )
-            self._db.executemany("INSERT INTO perdure_journal VALUES (?, ?, ?)", records)
+            results = self._advance_all(batch)
+            kept = [item for item, problem in zip(batch, results, strict=True) if problem is None]
+            self._insert(
+                (self._rows[item.lease.key], seq, record)
+                for item in kept
+                for seq, record in enumerate(item.records, item.seq + 1)
+            )
+            for item in kept:
+                if item.blobs:
+                    self._db.executemany(
+                        "INSERT OR IGNORE INTO perdure_blobs VALUES (?, ?)",
+                        [(checked_digest(digest), content) for digest, content in item.blobs.items()],
+                    )
         return results
 
     def read(self, key: RunKey, after: int = 0) -> list[bytes]:
@@ -220,31 +220,38 @@ class SqliteStore(Handle):
         )
         return self._db.last_insert_rowid()
 
-    def _advance(self, row: int, item: Append) -> PerdureError | None:
-        """Move the run's row on by an item if its lease is current: the check that fences every write."""
-        if item.lease.owner != self._owner.id:
-            return lost(item.lease)
-        last = item.seq + len(item.records)
-        self._db.execute(
-            "UPDATE perdure_runs SET seq = ?, status = ?, meta = ? "
-            "WHERE run = ? AND epoch = ? AND owner = ? AND seq = ?",
-            (
-                last,
-                item.meta.status,
-                msgspec.json.encode(item.meta).decode() if last else "",
-                row,
-                item.lease.epoch,
-                self._owner.id,
-                item.seq,
-            ),
-        )
+    def _advance_all(self, batch: Sequence[Append]) -> list[PerdureError | None]:
+        """Move the rows of all runs on whose leases are current: the check that fences every write."""
+        moved = 0
+        for some in _chunks(batch):
+            self._db.execute(_advance_sql(len(some)), [value for item in some for value in self._move(item)])
+            moved += self._db.changes()
+        if moved == len(batch):
+            return [None] * len(batch)
+        self._db.execute("ROLLBACK")  # some item is fenced or wrong: one after the other, to tell which
+        self._db.execute("BEGIN IMMEDIATE")
+        return [self._advance(item) for item in batch]
+
+    def _advance(self, item: Append) -> PerdureError | None:
+        self._db.execute(_advance_sql(1), self._move(item))
         if self._db.changes():
             return None
         found = self._select(
-            "SELECT seq FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?",
-            (row, item.lease.epoch, self._owner.id),
+            "SELECT seq FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?", self._move(item)[:3]
         )
         return wrong_seq(item, found[0][0]) if found else lost(item.lease)
+
+    def _move(self, item: Append) -> tuple[int | str, ...]:
+        """The columns of ``_advance_sql``. A lease that is not of this handle matches no row."""
+        last = item.seq + len(item.records)
+        row = self._rows.get(item.lease.key, -1) if item.lease.owner == self._owner.id else -1
+        meta = msgspec.json.encode(item.meta).decode() if last else ""
+        return row, item.lease.epoch, self._owner.id, item.seq, last, item.meta.status, meta
+
+    def _insert(self, records: Iterable[tuple[int, int, bytes]]) -> None:
+        for some in _chunks(list(records)):
+            places = ",".join(["(?,?,?)"] * len(some))
+            self._db.execute(f"INSERT INTO perdure_journal VALUES {places}", [v for record in some for v in record])
 
     def _row(self, values: tuple[Any, ...]) -> _Row:
         try:
@@ -322,6 +329,27 @@ class SqliteStore(Handle):
             self._db.close(True)
         except apsw.Error:  # it may be broken or closed already; the locks go with it
             pass
+
+
+def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Parts whose lengths are powers of two: few statements for any number of rows, and few kinds of statements.
+
+    Few statements matter because each gives up the interpreter's lock, and gets it back late while a flow computes.
+    """
+    at = 0
+    while at < len(items):
+        size = min(1 << ((len(items) - at).bit_length() - 1), 128)
+        yield items[at : at + size]
+        at += size
+
+
+def _advance_sql(rows: int) -> str:
+    places = ",".join(["(?,?,?,?,?,?,?)"] * rows)
+    return (
+        f"WITH new(run, epoch, owner, seq, last, status, meta) AS (VALUES {places}) "
+        "UPDATE perdure_runs AS r SET seq = new.last, status = new.status, meta = new.meta FROM new "
+        "WHERE r.run = new.run AND r.epoch = new.epoch AND r.owner = new.owner AND r.seq = new.seq"
+    )
 
 
 def _leak_in_child() -> None:
