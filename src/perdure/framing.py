@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from perdure.errors import CorruptStore
@@ -100,4 +101,9 @@ def _followed(key: RunKey, rest: bytes, hole: bool) -> bool:
 
 
 def _crc(key: RunKey, entry: bytes) -> int:
-    return zlib.crc32(entry, zlib.crc32(str(key).encode("utf-8", "surrogatepass")))
+    return zlib.crc32(entry, _seed(key))
+
+
+@lru_cache(maxsize=1024)
+def _seed(key: RunKey) -> int:
+    return zlib.crc32(str(key).encode("utf-8", "surrogatepass"))

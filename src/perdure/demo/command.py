@@ -27,7 +27,9 @@ _PATIENCE = 300.0
 @click.command()
 @click.option("--doc", type=click.Path(exists=True, dir_okay=False), help="A text or Markdown file to review.")
 @click.option("--folder", default="perdure-demo", show_default=True, help="Where the store and the outputs go.")
-@click.option("--pace", default=2.0, show_default=True, help="Seconds that slow the experts down, so that one can watch.")
+@click.option(
+    "--pace", default=2.0, show_default=True, help="Seconds that slow the experts down, so that one can watch."
+)
 def demo(doc: str | None, folder: str, pace: float) -> None:
     """Review a document with eight experts, killing the process twice on the way.
 
@@ -78,7 +80,9 @@ class Watch:
             raise click.ClickException(f"The crew did not end within {_PATIENCE:g} s; look at it with: perdure ls")
         _, errors = child.communicate()
         if ripe is not None and not killed:
-            raise click.ClickException(f"The crew ended before it could be killed {moment}; try a larger --pace. {errors}")
+            raise click.ClickException(
+                f"The crew ended before it could be killed {moment}; try a larger --pace. {errors}"
+            )
         if not killed and child.returncode != 0:
             raise click.ClickException(f"The crew failed: {errors.strip()}")
         _table(self.state())

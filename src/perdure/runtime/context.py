@@ -49,8 +49,8 @@ class StepContext:
         return self._run.durability if self._run else Durability(False, "", "no store was given")
 
     def save(self, progress: object) -> Saved:
-        """Keep ``progress`` for the next attempt, and with it all text streamed so far. Durable on return in a sync step,
-        once awaited in an async one.
+        """Keep ``progress`` for the next attempt, and with it all text streamed so far. Durable on return in a sync
+        step, once awaited in an async one.
         """
         self.progress = progress
         if self._run is None:
@@ -82,7 +82,7 @@ class StepContext:
         with self._run.lock:
             self._in_flight = bool(self._buffer) and self._run.broken is None and not self._over
             if self._in_flight:
-                self._run.emit(self._rest()).then(self._flush)
+                self._run.emit(self._rest(), lazy=True).then(self._flush)
 
     def _rest(self) -> tuple[j.Entry, ...]:
         """The text that is not queued yet, as entries."""
@@ -99,7 +99,7 @@ class StepContext:
             with self._run.lock:
                 rest = self._rest()
                 if rest and keep_text and not self._over and self._run.broken is None:
-                    self._run.emit(rest)
+                    self._run.emit(rest, lazy=True)
         self._over = True
 
 

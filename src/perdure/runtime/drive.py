@@ -70,7 +70,7 @@ def perform(command: Command, run: LiveRun | None) -> object:
     match command:
         case replay.Append(entries, wait, blobs):
             assert run is not None
-            ticket = run.emit(entries, blobs)
+            ticket = run.emit(entries, blobs, lazy=not wait)
             if wait:
                 run.wait(ticket)
         case replay.Load(digests):
@@ -89,7 +89,7 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
     match command:
         case replay.Append(entries, wait, blobs):
             assert run is not None
-            ticket = run.emit(entries, blobs)
+            ticket = run.emit(entries, blobs, lazy=not wait)
             if wait:
                 await run.wait_async(ticket)
         case replay.Load(digests):
@@ -143,13 +143,10 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     finished = False
     try:
         with entered(frame):
-            async with asyncio.timeout(body.timeout) as limit:
-                value = work()
-                if isinstance(value, Awaitable):
-                    value = await value
+            value = await _within_async(work, body)
         finished = True
     except Exception as raised:
-        error = _timed_out(body) if isinstance(raised, TimeoutError) and limit.expired() else raised
+        error = raised
     finally:
         context.end(keep_text=not finished)
     return Outcome(value, error, round(clock.monotonic() - began, 6))
@@ -164,6 +161,21 @@ def _within(work: Callable[[], object], body: Body) -> object:
         if attempt.done():  # the error is the body's own, or it ended just now
             return attempt.result()
         raise _timed_out(body) from None
+
+
+async def _within_async(work: Callable[[], object], body: Body) -> object:
+    """Await an async body (or a sync ``verify``) for at most its timeout."""
+    if body.timeout is None:
+        value = work()
+        return await value if isinstance(value, Awaitable) else value
+    try:
+        async with asyncio.timeout(body.timeout) as limit:
+            value = work()
+            return await value if isinstance(value, Awaitable) else value
+    except TimeoutError:
+        if limit.expired():
+            raise _timed_out(body) from None
+        raise
 
 
 def _timed_out(body: Body) -> StepTimeout:

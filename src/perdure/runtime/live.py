@@ -73,8 +73,11 @@ class LiveRun:
     def key(self) -> RunKey:
         return self.state.key
 
-    def emit(self, entries: Sequence[j.Entry], blobs: dict[str, bytes] | None = None, last: bool = False) -> Ticket:
-        """Apply entries to the state and queue them. ``last`` flushes what durability="exit" has held back.
+    def emit(
+        self, entries: Sequence[j.Entry], blobs: dict[str, bytes] | None = None, last: bool = False, lazy: bool = False
+    ) -> Ticket:
+        """Apply entries to the state and queue them. ``last`` flushes what durability="exit" has held back; ``lazy``:
+        nobody is going to wait for them.
 
         Raises what broke the run, if something has.
         """
@@ -94,7 +97,7 @@ class LiveRun:
             except BaseException as error:  # the state may be ahead of the journal: nothing may follow
                 self.broken = error
                 raise
-            return self._queue(seq, records, blobs or {}, tuple(before), tuple(entries), last)
+            return self._queue(seq, records, blobs or {}, tuple(before), tuple(entries), last, lazy)
 
     def _queue(
         self,
@@ -104,6 +107,7 @@ class LiveRun:
         before: tuple[Callable[[], None], ...],
         entries: tuple[j.Entry, ...],
         last: bool,
+        lazy: bool,
     ) -> Ticket:
         if not self.durability.durable:
             return _done()
@@ -116,13 +120,13 @@ class LiveRun:
             blobs = {k: v for h in held for k, v in h[2].items()} | blobs
             before = tuple(w for h in held for w in h[3]) + before
             records = [h[1] for h in held] + records
-        ticket = self.writer.submit(Item(self.lease, seq, tuple(records), self.state.meta(), blobs, before))
+        ticket = self.writer.submit(Item(self.lease, seq, tuple(records), self.state.meta(), blobs, before, lazy))
         if self._observers:
             ticket.then(lambda: self._notify(ticket, entries))
         return ticket
 
     def _emit_quietly(self, entry: j.Entry) -> None:
-        self.emit((entry,))
+        self.emit((entry,), lazy=True)
 
     def _notify(self, ticket: Ticket, entries: tuple[j.Entry, ...]) -> None:
         if ticket.error is None:

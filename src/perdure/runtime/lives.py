@@ -11,14 +11,16 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from perdure import codec, states
 from perdure import journal as j
 from perdure.clock import Clock, process_identity
-from perdure.errors import ConfigError, InDoubt, InputMismatch, PerdureError, RunStopped, StoreError
+from perdure.errors import Bug, ConfigError, InDoubt, InputMismatch, PerdureError, RunStopped, StoreError
 from perdure.fold import State, fold
 from perdure.hooks import Observer
 from perdure.model import ArgInfo, Attribution, Lease, RunKey
@@ -26,6 +28,7 @@ from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.live import LiveRun
 from perdure.runtime.outputs import Outputs, outputs_folder
 from perdure.runtime.writer import Writer
+from perdure.stores.base import Store
 from perdure.stores.disk import run_folder_name
 
 T = TypeVar("T")
@@ -75,30 +78,23 @@ class Lives:
         if self.writer is None:
             return None
         store = self.writer.store
-        rows = self._call(lambda: store.runs(start.goal))
-        latest = max((row.episode for row in rows), default=-1)
-        episode = start.episode if start.episode is not None else latest + 1 if start.new else max(latest, 0)
-        key = RunKey.of(start.goal, episode)
-        if start.new and episode <= latest and start.episode is not None:
-            raise ConfigError(
-                f"run {key} is there already, and new=True asks for a fresh one.", hint="Leave episode out."
-            )
-        if not start.rerun and any(row.key == key and row.status == states.COMPLETED for row in rows):
-            state = fold(key, self._call(lambda: store.read(key)))
-            if not self._differs(state, start):
-                return self._finished(state)
-        lease = self._call(lambda: store.claim(key))
-        try:
-            for warning in self._call(store.warnings):
-                log.warning("%s", warning)
-            state = fold(key, self._call(lambda: store.read(key)))
-            if state.status == states.COMPLETED and not start.rerun and not self._differs(state, start):
-                self._call(lambda: store.release(lease))
-                return self._finished(state)
-            return self._enter(lease, state, start)
-        except BaseException:
-            self._call(lambda: store.release(lease))
-            raise
+        for claim in (bool(start.rerun), True):
+            key, lease, lines, warnings = self._call(partial(_take_up, store, start, claim))
+            try:
+                for warning in warnings:
+                    log.warning("%s", warning)
+                state = fold(key, lines)
+                if state.status == states.COMPLETED and not start.rerun and not self._differs(state, start):
+                    if lease is not None:
+                        self._release(lease)
+                    return self._finished(state)
+                if lease is not None:
+                    return self._enter(lease, state, start)
+            except BaseException:
+                if lease is not None:
+                    self._release(lease)
+                raise
+        raise Bug("a claimed run was neither finished nor entered.")
 
     def _enter(self, lease: Lease, state: State, start: Start) -> LiveRun:
         """Append the entry with which a life begins: the first of the run, or another."""
@@ -179,19 +175,28 @@ class Lives:
         root = self.config.outputs
         return str(Path(root).resolve() / run_folder_name(key)) if root else ""
 
-    def end(self, run: LiveRun) -> None:
+    def end(self, run: LiveRun, wait: bool = True) -> None:
         """Give the run up: others may continue it, and late branches of ours are refused."""
         store_failed = isinstance(run.broken, StoreError)
         run.close("this process has given the run up")
-        if store_failed:
-            return  # nothing can be told to it any more; the lease is free when this handle is closed
-        store = run.writer.store
-        try:
-            self._call(lambda: store.release(run.lease))
-        except PerdureError as error:
-            log.warning(
-                "run %s: its lease could not be released (%s); it is free when this process ends", run.key, error
-            )
+        if not store_failed:  # else nothing can be told to it any more; the lease is free when the handle is closed
+            released = self._release(run.lease)
+            if wait:
+                released.exception()
+
+    def _release(self, lease: Lease) -> Future[None]:
+        """Queue the release of a lease; a failure is logged."""
+        assert self.writer is not None
+        store = self.writer.store
+
+        def told(future: Future[None]) -> None:
+            if future.exception() is not None:
+                text = "run %s: its lease could not be released (%s); it is free when this process ends"
+                log.warning(text, lease.key, future.exception())
+
+        released = self.writer.call(lambda: store.release(lease))
+        released.add_done_callback(told)
+        return released
 
     def _finished(self, state: State) -> Finished:
         assert state.output is not None and self.writer is not None
@@ -217,6 +222,25 @@ class Lives:
     def _call(self, verb: Callable[[], T]) -> T:
         assert self.writer is not None
         return self.writer.call(verb).result()
+
+
+def _take_up(store: Store, start: Start, claim: bool) -> tuple[RunKey, Lease | None, list[bytes], list[str]]:
+    """All that a beginning needs of a store, in one visit to the writer's thread: which run it is, its lease (none for
+    a completed run unless ``claim``), its records, and what the store warns of."""
+    rows = store.runs(start.goal)
+    latest = max((row.episode for row in rows), default=-1)
+    episode = start.episode if start.episode is not None else latest + 1 if start.new else max(latest, 0)
+    key = RunKey.of(start.goal, episode)
+    if start.new and episode <= latest and start.episode is not None:
+        raise ConfigError(f"run {key} is there already, and new=True asks for a fresh one.", hint="Leave episode out.")
+    if not claim and any(row.key == key and row.status == states.COMPLETED for row in rows):
+        return key, None, store.read(key), store.warnings()
+    lease = store.claim(key)
+    try:
+        return key, lease, store.read(key), store.warnings()
+    except BaseException:
+        store.release(lease)
+        raise
 
 
 def select(state: State, wanted: Sequence[str]) -> tuple[int, ...]:

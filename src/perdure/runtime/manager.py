@@ -103,7 +103,7 @@ class CheckpointManager:
                 await began.wait_async(began.emit((entry,), blobs, last=True))
                 return value
         finally:
-            self._lives.end(began)
+            self._lives.end(began, wait=False)
 
     async def _begin(self, start: Start) -> LiveRun | Finished | None:
         """Begin a life without blocking the loop; one that begins after we were cancelled is ended in order (B3)."""

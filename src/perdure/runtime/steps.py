@@ -6,7 +6,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from hashlib import sha256
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
@@ -61,10 +61,8 @@ class Function(Generic[P, R]):
 
     def identify(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[ArgInfo, ...]]:
         """(fingerprint, arguments as seen). Raises CodecError for an argument that cannot be part of an identity."""
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
         infos = []
-        for name, value in bound.arguments.items():
+        for name, value in self._bound(args, kwargs):
             if name in self.ignore:
                 continue
             try:
@@ -82,6 +80,22 @@ class Function(Generic[P, R]):
             return sha256(f"key:{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
         joined = "".join(f"{info.name}={info.digest};" for info in infos)
         return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
+
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, object]]:
+        # by far the most calls, and binding is slow
+        if not kwargs and self._plain is not None and len(args) == len(self._plain):
+            return zip(self._plain, args, strict=True)
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments.items()
+
+    @functools.cached_property
+    def _plain(self) -> tuple[str, ...] | None:
+        """Names of the parameters, if each takes one positional argument."""
+        declared = self.signature.parameters.values()
+        simple = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in declared)
+        return tuple(p.name for p in declared) if simple else None
 
 
 class Step(Function[P, R]):

@@ -2,8 +2,9 @@
 
 A caller queues records and gets a ``Ticket``; it waits on the ticket, blocking or awaiting, when it needs the records
 to be durable. While the device is busy with one batch the next one gathers, so the cost of a record falls as load grows
-(X8), and a lone caller never waits for company. After the store fails once nothing is tried again: every ticket, now
-and later, carries the error (rel:D4).
+(X8), and a lone caller never waits for company. Records that nobody waits for stay queued for a moment, so that they
+share the wait of the next that somebody does wait for. After the store fails once nothing is tried again: every ticket,
+now and later, carries the error (rel:D4).
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+from perdure.clock import SYSTEM
 from perdure.errors import Bug, ConfigError, PerdureError, StoreError
 from perdure.model import Lease, RunMeta
 from perdure.stores.base import Append, Store
 
 _T = TypeVar("_T")
+_LINGER: Final = 0.002
+"""seconds that records nobody waits for may stay queued"""
 log = logging.getLogger("perdure")
 
 
@@ -66,7 +70,7 @@ class Ticket:
 class Item:
     """Records of one run on their way to the store."""
 
-    __slots__ = ("before", "blobs", "lease", "meta", "records", "seq", "ticket")
+    __slots__ = ("before", "blobs", "lazy", "lease", "meta", "records", "seq", "ticket")
 
     def __init__(
         self,
@@ -76,10 +80,13 @@ class Item:
         meta: RunMeta,
         blobs: dict[str, bytes],
         before: tuple[Callable[[], None], ...],
+        lazy: bool = False,
     ) -> None:
         self.lease, self.seq, self.records, self.meta, self.blobs = lease, seq, records, meta, blobs
         self.before = before
         """work that must be done before these records are durable: the files of C4"""
+        self.lazy = lazy
+        """nobody waits for it: it may share the commit of what comes next"""
         self.ticket = Ticket()
 
 
@@ -126,12 +133,7 @@ class Writer:
 
     def _work(self) -> None:
         while True:
-            taken = [self._queue.get()]
-            while True:
-                try:
-                    taken.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
+            taken = self._take()
             batch: list[Item] = []
             for item in taken:
                 if isinstance(item, Item):
@@ -144,6 +146,18 @@ class Writer:
                     return
                 self._answer(*item)
             self._commit(batch)
+
+    def _take(self) -> list[Item | tuple[Callable[[], Any], Future[Any]] | None]:
+        """Everything that is queued; if nobody waits for any of it, everything that comes in the next moment too."""
+        taken = [self._queue.get()]
+        until = SYSTEM.monotonic() + _LINGER
+        while True:
+            last = taken[-1]
+            left = until - SYSTEM.monotonic() if isinstance(last, Item) and last.lazy else 0.0
+            try:
+                taken.append(self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait())
+            except queue.Empty:
+                return taken
 
     def _answer(self, verb: Callable[[], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():

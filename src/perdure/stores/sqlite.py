@@ -78,6 +78,7 @@ class SqliteStore(Handle):
         self._wait = busy_timeout
         self._rows: dict[RunKey, int] = {}
         """rows of the runs that this handle claimed"""
+        self._wal = False
         try:
             self._db = sqlite_setup.connect(self.path, self.url, create, busy_timeout)
             with self._guard("open"):
@@ -85,6 +86,7 @@ class SqliteStore(Handle):
                     with self._transaction("prepare"):
                         sqlite_setup.migrate(self._db, self.path, self.url, clock)
                 self._warnings += sqlite_setup.make_durable(self._db, self.path, busy_timeout, clock)
+            self._wal = self._select("PRAGMA journal_mode")[0][0] == "wal"
             self._owner = Owner(Path(f"{self.path}-owners"), clock)
             self._owner.sweep()
             _stores.add(self)
@@ -98,7 +100,7 @@ class SqliteStore(Handle):
 
     def claim(self, key: RunKey) -> Lease:
         self._check()
-        with self._transaction("claim a run in"):
+        with self._transaction("claim a run in", synced=False):
             found = self._select(f"SELECT {_Row.columns} WHERE goal = ? AND episode = ?", (key.goal, key.episode))
             if found:
                 last = self._row(found[0])
@@ -116,7 +118,7 @@ class SqliteStore(Handle):
         row = self._rows.get(lease.key)
         if row is None:
             return
-        with self._transaction("release a run in"):
+        with self._transaction("release a run in", synced=False):
             self._db.execute(
                 "UPDATE perdure_runs SET owner = '' WHERE run = ? AND epoch = ? AND owner = ?",
                 (row, lease.epoch, self._owner.id),
@@ -272,16 +274,25 @@ class SqliteStore(Handle):
     # -- transactions and failures -----------------------------------------------------------------------------------
 
     @contextmanager
-    def _transaction(self, doing: str) -> Iterator[None]:
+    def _transaction(self, doing: str, synced: bool = True) -> Iterator[None]:
+        """One transaction, on the device when it ends. With ``synced=False`` only other processes see it at once: enough
+        for leases, since a power cut that loses one has ended its holder too.
+        """
+        relaxed = self._wal and not synced  # without the write-ahead log this could damage the file
         with self._guard(doing):
-            self._db.execute("BEGIN IMMEDIATE")
+            if relaxed:
+                self._db.execute("PRAGMA synchronous = NORMAL")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            finally:
+                if relaxed:
+                    self._db.execute("PRAGMA synchronous = FULL")
 
     @contextmanager
     def _guard(self, doing: str) -> Iterator[None]:
