@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import click
 
 from perdure import __version__
+from perdure.cli.demo import demo
 from perdure.cli.listing import ls, output, pause, show
 from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
 from perdure.cli.run import resume, run
 from perdure.cli.tail import tail
-from perdure.demo.command import demo
 from perdure.errors import PerdureError
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:3d}  {meaning}" for code, meaning in MEANING.items())

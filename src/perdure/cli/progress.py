@@ -56,8 +56,8 @@ class Lines(Follower):
             click.echo(line, err=True)
 
 
-def tell(state: State, entry: j.Entry) -> str:
-    """One line about an entry, or "" for those that say nothing to people."""
+def tell(state: State, entry: j.Entry, inputs: bool = True) -> str:
+    """One line about an entry, or "" for those that say nothing to people; ``inputs``: with those of a step."""
     match entry:
         case j.RunBegan():
             return f"run {state.key} begins"
@@ -74,7 +74,8 @@ def tell(state: State, entry: j.Entry) -> str:
             return f"run {state.key} is interrupted ({entry.reason})"
         case j.StepStarted():
             again = f", attempt {entry.attempt}" if entry.attempt > 1 else ""
-            return f"  {_label(state, entry.step)}({inputs_text(state.steps[entry.step])}) started{again}"
+            given = f"({inputs_text(state.steps[entry.step])})" if inputs else ""
+            return f"  {_label(state, entry.step)}{given} started{again}"
         case j.StepCompleted():
             word = f"flagged: {entry.flagged}" if entry.flagged else "completed"
             return f"  {_label(state, entry.step)} {word} ({entry.seconds:.1f} s)"

@@ -1,4 +1,4 @@
-"""The crew that ``perdure demo`` runs: load a paper, outline it, eight experts side by side, a meta-review that streams.
+"""The crew that ``perdure demo`` runs: load a paper, outline it, eight experts side by side, a streaming meta-review.
 
 Run it by hand like any flow: ``perdure run perdure.demo.crew:review --input path=paper.md``.
 """
@@ -45,19 +45,21 @@ def _pace() -> float:
     return float(os.environ.get("PERDURE_DEMO_PACE", "0"))
 
 
-def _expert(name: str, analyse: Callable[[str], str], place: int) -> Task:
+def _expert(name: str, analyse: Callable[[str], str], place: int, backoff: float) -> Task:
+    slowness = 0.5 if name in EMPTY_AT_FIRST else 1.0 + place
+
     def examine(paper: str) -> str:
         context = perdure.context()
         for part in range(4):  # pacing: the real analysis takes milliseconds
-            SYSTEM.sleep(_pace() * (1 + place) / 12)
+            SYSTEM.sleep(_pace() * slowness / 12)
             context.save({"part": part + 1, "of": 4})
-        if _pace() and name in EMPTY_AT_FIRST and context.attempt == 1:
+        if os.environ.get("PERDURE_DEMO_EMPTY") and name in EMPTY_AT_FIRST and context.attempt == 1:
             return ""
         if model.configured():
             return model.chat(_ask(name, paper))
         return analyse(paper)
 
-    return Task(examine, name=name, retries=2, backoff=0.2 if _pace() else 1.0, timeout=900.0)
+    return Task(examine, name=name, retries=2, backoff=backoff, timeout=900.0)
 
 
 def _ask(name: str, paper: str) -> list[dict[str, str]]:
@@ -97,11 +99,13 @@ def _rest(paper: str, reviews: dict[str, str], missing: dict[str, str], text: st
         at += len(chunk)
 
 
-def build() -> Pipeline:
-    """The pipeline; ``PERDURE_DEMO_PACE`` (seconds) slows it down so that it can be watched and killed."""
+def build(backoff: float = 0.2) -> Pipeline:
+    """The pipeline; ``backoff``: seconds before the first retry. ``PERDURE_DEMO_PACE`` (seconds) slows it down so that
+    it can be watched and killed, ``PERDURE_DEMO_EMPTY`` lets two experts return nothing at first.
+    """
     crew = Crew(
-        [_expert(name, analyse, place) for place, (name, analyse) in enumerate(experts.EXPERTS.items())],
-        Task(meta_review, name="meta-review"),
+        [_expert(name, analyse, place, backoff) for place, (name, analyse) in enumerate(experts.EXPERTS.items())],
+        Task(meta_review, name="meta-review", retries=2, backoff=backoff),
         require=quorum(6),
         name="experts",
     )

@@ -81,7 +81,6 @@ class Function(Generic[P, R]):
         joined = "".join(f"{info.name}={info.digest};" for info in infos)
         return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
 
-
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, object]]:
         # by far the most calls, and binding is slow
         if not kwargs and self._plain is not None and len(args) == len(self._plain):

@@ -275,8 +275,8 @@ class SqliteStore(Handle):
 
     @contextmanager
     def _transaction(self, doing: str, synced: bool = True) -> Iterator[None]:
-        """One transaction, on the device when it ends. With ``synced=False`` only other processes see it at once: enough
-        for leases, since a power cut that loses one has ended its holder too.
+        """One transaction, on the device when it ends. With ``synced=False`` only other processes see it at once:
+        enough for leases, since a power cut that loses one has ended its holder too.
         """
         relaxed = self._wal and not synced  # without the write-ahead log this could damage the file
         with self._guard(doing):
