@@ -106,7 +106,8 @@ class Shell:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.url = url
-        self.environment = {**os.environ, "PERDURE_STORE": url, "NO_COLOR": "", "COLUMNS": "160", "LINES": "50"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {**os.environ, "PATH": path, "PERDURE_STORE": url, "COLUMNS": "160", "LINES": "50"}
         (folder / "review.py").write_text(PROGRAM)
 
     def words(self, *words: str) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import traceback
+from pathlib import Path
 from typing import Final
 
 import click
@@ -87,5 +89,10 @@ def write(content: bytes) -> None:
 
 
 def command(*words: str) -> str:
-    """A command line that a shell reads back as these words."""
-    return shlex.join(("perdure", *words))
+    """A command line that a shell reads back as these words, and that finds this program."""
+    program = [sys.executable, "-m", "perdure"]
+    if shutil.which("perdure"):
+        program = ["perdure"]
+    elif Path(sys.argv[0]).name == "perdure":
+        program = [sys.argv[0]]
+    return shlex.join([*program, *words])
