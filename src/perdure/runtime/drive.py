@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, Final, NamedTuple, cast
 
 from perdure import replay
-from perdure.clock import SYSTEM
+from perdure.clock import SYSTEM, Clock
 from perdure.errors import StepTimeout
 from perdure.replay import Call, Command, Machine, Outcome
 from perdure.runtime.context import Frame, StepContext, entered
@@ -64,6 +64,21 @@ async def drive_async(machine: Machine, run: LiveRun | None, body: Body) -> Any:
             reply, error = None, raised
 
 
+class _Wait:
+    """A wait until a time of the wall clock. Ends when that clock says so (a laptop that slept, a clock set forward),
+    or when as much time has passed as it was meant to take (a clock set back) (C9).
+    """
+
+    def __init__(self, clock: Clock, until: float) -> None:
+        self.clock, self.until = clock, until
+        self.end = clock.monotonic() + until - clock.now()
+
+    def pause(self) -> float:
+        """Seconds to sleep before looking again; none are left when it is not above 0."""
+        left = min(self.until - self.clock.now(), self.end - self.clock.monotonic())
+        return min(left, _UNTIL_SLICE)
+
+
 def perform(command: Command, run: LiveRun | None) -> object:
     """Do what a command other than Call asks for, blocking."""
     clock = run.clock if run else SYSTEM
@@ -79,8 +94,9 @@ def perform(command: Command, run: LiveRun | None) -> object:
         case replay.Now():
             return clock.now()
         case replay.Sleep(until):
-            while (left := until - clock.now()) > 0:
-                clock.sleep(min(left, _UNTIL_SLICE))
+            due = _Wait(clock, until)
+            while (pause := due.pause()) > 0:
+                clock.sleep(pause)
     return None
 
 
@@ -98,8 +114,9 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
         case replay.Now():
             return clock.now()
         case replay.Sleep(until):
-            while (left := until - clock.now()) > 0:
-                await clock.sleep_async(min(left, _UNTIL_SLICE))
+            due = _Wait(clock, until)
+            while (pause := due.pause()) > 0:
+                await clock.sleep_async(pause)
     return None
 
 
