@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from perdure import codec, states
 from perdure import journal as j
 from perdure.clock import Clock, process_identity
-from perdure.errors import Bug, ConfigError, InDoubt, InputMismatch, PerdureError, RunStopped, StoreError
+from perdure.errors import ConfigError, InDoubt, InputMismatch, PerdureError, RunStopped, StoreError
 from perdure.fold import State, fold
 from perdure.hooks import Observer
 from perdure.model import ArgInfo, Attribution, Lease, RunKey
@@ -31,7 +31,6 @@ from perdure.runtime.writer import Writer
 from perdure.stores.base import Store
 from perdure.stores.disk import run_folder_name
 
-T = TypeVar("T")
 log = logging.getLogger("perdure")
 
 
@@ -70,31 +69,36 @@ class Lives:
         self.observers = observers
         self.clock = clock
 
-    def begin(self, start: Start) -> LiveRun | Finished | None:
+    def begin(self, start: Start) -> Future[LiveRun | Finished | None]:
         """Find or create the run and become its appender. None when there is no store and the run may degrade.
 
-        Raises LeaseHeld, InputMismatch, RunStopped, CorruptStore, NewerFormat.
+        All of it is one visit to the writer's thread. The future raises LeaseHeld, InputMismatch, RunStopped,
+        CorruptStore, NewerFormat.
         """
         if self.writer is None:
-            return None
-        store = self.writer.store
-        for claim in (bool(start.rerun), True):
-            key, lease, lines, warnings = self._call(partial(_take_up, store, start, claim))
-            try:
-                for warning in warnings:
-                    log.warning("%s", warning)
-                state = fold(key, lines)
-                if state.status == states.COMPLETED and not start.rerun and not self._differs(state, start):
-                    if lease is not None:
-                        self._release(lease)
-                    return self._finished(state)
-                if lease is not None:
-                    return self._enter(lease, state, start)
-            except BaseException:
-                if lease is not None:
-                    self._release(lease)
-                raise
-        raise Bug("a claimed run was neither finished nor entered.")
+            nothing: Future[LiveRun | Finished | None] = Future()
+            nothing.set_result(None)
+            return nothing
+        return self.writer.call(partial(self._begin, self.writer.store, start))
+
+    def _begin(self, store: Store, start: Start) -> LiveRun | Finished:
+        key, status = _which(store, start)
+        if status == states.COMPLETED and not start.rerun:
+            state = fold(key, store.read(key))
+            if not self._differs(state, start):
+                return self._finished(store, state)
+        lease = store.claim(key)
+        try:
+            for warning in store.warnings():
+                log.warning("%s", warning)
+            state = fold(key, store.read(key))
+            if state.status == states.COMPLETED and not start.rerun and not self._differs(state, start):
+                store.release(lease)  # somebody completed it a moment ago
+                return self._finished(store, state)
+            return self._enter(lease, state, start)
+        except BaseException:
+            store.release(lease)
+            raise
 
     def _enter(self, lease: Lease, state: State, start: Start) -> LiveRun:
         """Append the entry with which a life begins: the first of the run, or another."""
@@ -198,12 +202,10 @@ class Lives:
         released.add_done_callback(told)
         return released
 
-    def _finished(self, state: State) -> Finished:
-        assert state.output is not None and self.writer is not None
-        store, refs = self.writer.store, state.output.refs
-        blobs = self._call(lambda: {d: store.blob(d) for d in refs})
+    def _finished(self, store: Store, state: State) -> Finished:
+        assert state.output is not None
         log.info("run %s had completed; its recorded result is returned and nothing is executed", state.key)
-        return Finished(codec.loads(state.output, blobs))
+        return Finished(codec.loads(state.output, {digest: store.blob(digest) for digest in state.output.refs}))
 
     def _differs(self, state: State, start: Start) -> list[str]:
         """Which inputs are not those the run was begun with."""
@@ -219,28 +221,16 @@ class Lives:
             if name not in old or name not in new or old[name].digest != new[name].digest
         ]
 
-    def _call(self, verb: Callable[[], T]) -> T:
-        assert self.writer is not None
-        return self.writer.call(verb).result()
 
-
-def _take_up(store: Store, start: Start, claim: bool) -> tuple[RunKey, Lease | None, list[bytes], list[str]]:
-    """All that a beginning needs of a store, in one visit to the writer's thread: which run it is, its lease (none for
-    a completed run unless ``claim``), its records, and what the store warns of."""
-    rows = store.runs(start.goal)
-    latest = max((row.episode for row in rows), default=-1)
+def _which(store: Store, start: Start) -> tuple[RunKey, str]:
+    """The run that is meant, and its status ("" when there is none)."""
+    rows = {row.episode: row for row in store.runs(start.goal)}
+    latest = max(rows, default=-1)
     episode = start.episode if start.episode is not None else latest + 1 if start.new else max(latest, 0)
     key = RunKey.of(start.goal, episode)
     if start.new and episode <= latest and start.episode is not None:
         raise ConfigError(f"run {key} is there already, and new=True asks for a fresh one.", hint="Leave episode out.")
-    if not claim and any(row.key == key and row.status == states.COMPLETED for row in rows):
-        return key, None, store.read(key), store.warnings()
-    lease = store.claim(key)
-    try:
-        return key, lease, store.read(key), store.warnings()
-    except BaseException:
-        store.release(lease)
-        raise
+    return key, rows[episode].status if episode in rows else ""
 
 
 def select(state: State, wanted: Sequence[str]) -> tuple[int, ...]:

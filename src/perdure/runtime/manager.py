@@ -107,15 +107,16 @@ class CheckpointManager:
 
     async def _begin(self, start: Start) -> LiveRun | Finished | None:
         """Begin a life without blocking the loop; one that begins after we were cancelled is ended in order (B3)."""
-        beginning = in_thread(lambda: self._lives.begin(start), "begin")
+        beginning = self._lives.begin(start)
         try:
             return await asyncio.wrap_future(beginning)
         except asyncio.CancelledError:
-            beginning.add_done_callback(self._abandon)
+            if not beginning.cancel():  # it is under way, and ends what it begins
+                in_thread(lambda: self._abandon(beginning), "abandon")
             raise
 
-    def _abandon(self, begun: Future[LiveRun | Finished | None]) -> None:
-        run = begun.result() if begun.exception() is None else None
+    def _abandon(self, beginning: Future[LiveRun | Finished | None]) -> None:
+        run = beginning.result()
         if isinstance(run, LiveRun):
             try:
                 with suppress(asyncio.CancelledError), finalised(run):
@@ -132,7 +133,7 @@ class CheckpointManager:
         return self._run_sync(function, start)
 
     def _run_sync(self, function: Function[..., Any], start: Start) -> Any:
-        began = self._lives.begin(start)
+        began = self._lives.begin(start).result()
         if isinstance(began, Finished):
             return began.value
         args, kwargs = start.inputs

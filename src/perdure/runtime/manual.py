@@ -38,7 +38,7 @@ class ManualRun:
         self._cursor = Cursor(None, "")
 
     def __enter__(self) -> Self:
-        began = self._lives.begin(self._start)
+        began = self._lives.begin(self._start).result()
         if isinstance(began, Finished):
             raise ConfigError(
                 f"run {self._start.goal} has completed already.",
