@@ -87,7 +87,7 @@ class Call(msgspec.Struct, frozen=True):
     what: str
     step: int
     attempt: int
-    idempotency_key: str
+    idempotency_key: Callable[[], str]
     progress: object
     partial_text: str
     inner: Cursor | None
@@ -296,8 +296,12 @@ class _Work:
         self.life, self.identity, self.request, self.number, self.inner = life, identity, request, number, inner
         self.attempt = len(step.attempts) if step else 0
         self.failures = step.failures if step else 0
-        self.key = idempotency_key(life, identity, step.generation if step else 0) if life else ""
+        self.generation = step.generation if step else 0
         self.final_wait = life is not None and life.durability == "strict"
+
+    def key(self) -> str:
+        """The step's idempotency key; "" without a run."""
+        return idempotency_key(self.life, self.identity, self.generation) if self.life else ""
 
     def run(self) -> Machine:
         """Attempt after attempt until one completes or the policy gives up."""
@@ -312,7 +316,7 @@ class _Work:
                 yield from self.wait_out(error, pause, outcome.seconds)
                 continue
             self.failures += 1
-            delay = self.request.options.retry.next_delay(self.failures, error, self.key)
+            delay = self.request.options.retry.next_delay(self.failures, error, self.key())
             if delay is None and payload is not None and self.request.options.on_refused == "flag":
                 yield from self.complete(payload, blobs, outcome.seconds, flagged=str(error))
                 return outcome.value

@@ -28,15 +28,20 @@ class StepContext:
     def __init__(self, run: LiveRun | None, call: Call, name: str, is_async: bool) -> None:
         self.name = name
         self.attempt = call.attempt
-        self.idempotency_key = call.idempotency_key
         self.progress = call.progress
         self.partial_text = call.partial_text
+        self._key = call.idempotency_key
         self._run = run
         self._step = call.step
         self._is_async = is_async
         self._over = False
         self._buffer: list[str] = []
         self._in_flight = False
+
+    @property
+    def idempotency_key(self) -> str:
+        """For calls to the outside: the same in every attempt and life of this step, different for all others (X7)."""
+        return self._key()
 
     @property
     def run(self) -> RunKey | None:
