@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure.demo.experts import EXPERTS, ease, meta_review
-from perdure.demo.prose import split_sentences, syllables
+from perdure.demo.prose import Prose, split_sentences, syllables
 
 CLEAN = """# A title
 
@@ -44,13 +44,22 @@ PLANTED = [
     ("sentences", LONG, "words: “We walk and"),
     ("claims", "Our sheep are always better than others.", "'always' without a figure or reference"),
     ("terms", "The ZQX is near.", "ZQX is used once and never written out"),
-    ("terms", "The ZQX is near. The zone of quick exit (ZQX) is far.", "ZQX is used before line"),
+    ("terms", "The ZQX is near. The zone of quick exit (ZQX) is far.", "written out"),
+    ("terms", "The ZQX is near.\nThe zone of quick exit (ZQX) is far.", "Line 15: ZQX is used; only later, on line 16"),
     ("repetition", "It went went away.", "'went went': a word is doubled"),
     ("repetition", "The dog was paid in bread, which it ate at once.", "this sentence stands on line"),
+    (
+        "repetition",
+        "A dog and a cat sat. A dog and a cat ran. A dog and a cat hid.",
+        "'a dog and a cat' stands 3 times",
+    ),
+    ("references", "Stones lie\n[7] still.", "Line 15: [7] is cited and not listed"),
     ("references", "Stones lie still [7].", "[7] is cited and not listed"),
     ("references", "See [here]().", "the link 'here' leads nowhere"),
     ("references", "See [here](#nowhere).", "there is no such heading"),
     ("numbers", "Five dogs came. Later seven dogs left.", "How many dogs? 5 on line"),
+    ("numbers", "We met three kings:\n\n- Caspar\n- Melchior", "three kings are announced, and 2 are listed"),
+    ("numbers", "| dog | 1 |\n|---|---|\n| a | 2 |\n| b | 3 |\n| total | 7 |", "the total of column 2 is given as 7"),
     ("numbers", "Of these 40 %, 30 % and 28 % are white.", "the shares add up to 98 percent"),
 ]
 
@@ -76,6 +85,25 @@ def test_no_text_upsets_an_expert(text: str) -> None:
     assert whole.strip() and whole == "".join(meta_review(text, reviews))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1" * 1_000_000,
+        "1," * 200_000,
+        "A. " * 100_000,
+        "1 " + "a" * 500_000,
+        "# a\n" * 20_000,
+        "a\r\n" * 100_000,
+        "." * 300_000,
+        "[1," * 100_000,
+        "- 1 dogs:\n" * 20_000,
+    ],
+)
+def test_no_pattern_goes_back_over_a_long_text_again_and_again(text: str) -> None:  # one that does takes minutes
+    for expert in EXPERTS.values():
+        assert expert(text)
+
+
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "word " * 200_000, "Aa. " * 100_000, "[" * 100_000, "[x](" * 20_000])
 def test_a_very_long_line_is_read_to_its_end(text: str) -> None:
     for expert in EXPERTS.values():
@@ -96,8 +124,38 @@ def test_the_formula_is_flesch_s() -> None:
 
 
 def test_sentences_do_not_end_at_abbreviations() -> None:
-    text = 'It is so, e.g. Here and there. "Why?" asks C. Mohan et al. They know.'
-    assert list(split_sentences(text)) == ["It is so, e.g. Here and there.", '"Why?" asks C. Mohan et al. They know.']
+    text = 'It is so, e.g. Here and there. "Why?" asks C. Mohan et al. They know. (All of it.) Élan.'
+    told = ["It is so, e.g. Here and there.", '"Why?" asks C. Mohan et al. They know.', "(All of it.)", "Élan."]
+    found = list(split_sentences(text))
+    assert [sentence for _, sentence in found] == told
+    assert all(text[at:].startswith(sentence) for at, sentence in found)
+
+
+def test_a_sentence_is_on_the_line_on_which_it_begins() -> None:
+    paper = Prose("# T\n\nOne is\nhere. Two\nis. Three is.\r\n- Four. Five.\n\nSix\n===\nSeven.\n| a | b |\n")
+    assert [(s.line, s.text) for s in paper.sentences] == [
+        (3, "One is here."),
+        (4, "Two is."),
+        (5, "Three is."),
+        (6, "- Four."),
+        (6, "Five."),
+        (10, "Seven."),
+    ]
+    assert [(t.line, t.section) for t in paper.tables] == [(11, "Six")]
+
+
+def test_headings_are_those_of_markdown() -> None:
+    text = "---\ntitle: x\n---\nSix\n===\nSeven\n---\n## Eight ##\n```\n# no\n```\n- item\n---\nTwo\nlines\n---\n"
+    assert [(h.level, h.title, h.line) for h in Prose(text).headings] == [
+        (1, "Six", 4),
+        (2, "Seven", 6),
+        (2, "Eight", 8),
+    ]
+
+
+def test_words_that_are_no_acronyms_are_not_taken_for_some() -> None:
+    found = EXPERTS["terms"]("It is FULL, see D8 and `XYZ=1`. A full [1] is an HTTP one. The ABC is out.")
+    assert "ABC" in found and not any(word in found for word in ("FULL", "D8", "XYZ", "HTTP"))
 
 
 def test_the_paper_of_the_examples_gives_every_expert_something_to_say() -> None:

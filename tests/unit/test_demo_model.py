@@ -52,6 +52,28 @@ def test_an_answer_comes_in_pieces(serve: Any) -> None:
     assert list(model.stream(MESSAGES)) == ["all ", "göod", "\n"]
 
 
+def test_a_server_that_does_not_stream_is_understood(serve: Any) -> None:
+    serve(Reply(body=b'{"choices":[{"message":{"content":"whole"}}]}', headers={"Content-Type": "application/json"}))
+    assert list(model.stream(MESSAGES)) == ["whole"]
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("?api-version=2", "/v1/chat/completions?api-version=2"),
+    ],
+)
+def test_the_base_url_is_taken_in_all_its_forms(serve: Any, monkeypatch: Any, given: str, path: str) -> None:
+    server = serve(Reply(("fine",)))
+    monkeypatch.setenv("PERDURE_MODEL_URL", server.url + given)
+    assert model._endpoint().target == path
+    if "?" not in given:
+        assert model.chat(MESSAGES) == "fine"
+
+
 @pytest.mark.parametrize("body", [b'{"choices":[{"message":{"content":null}}]}', b'{"choices":[]}', b"{}"])
 def test_no_answer_is_an_empty_one(serve: Any, body: bytes) -> None:  # C6 does the rest
     serve(Reply(body=body))
@@ -68,7 +90,17 @@ def test_a_stream_that_breaks_off_is_an_error_after_the_pieces_that_came(serve: 
 
 
 @pytest.mark.parametrize(
-    ("status", "wait", "seconds"), [(429, "7", 7.0), (429, None, 5.0), (503, "2.5", 2.5), (429, "soon", 5.0)]
+    ("status", "wait", "seconds"),
+    [
+        (429, "7", 7.0),
+        (429, None, 5.0),
+        (503, "2.5", 2.5),
+        (429, "soon", 5.0),
+        (429, "nan", 5.0),
+        (429, "inf", 86400.0),
+        (429, "-3", 0.0),
+        (429, "Mon, 99 Foo 2020 00:00:00 GMT", 5.0),
+    ],
 )
 def test_a_rate_limit_says_how_long(serve: Any, status: int, wait: str | None, seconds: float) -> None:  # C10
     serve(Reply(status=status, headers={"Retry-After": wait} if wait else {}))
@@ -89,14 +121,53 @@ def test_a_rate_limit_may_name_a_date(serve: Any) -> None:  # C10
     [
         (Reply(status=500, body=b"out of\nmemory " + b"x" * 5000), "answered 500 Internal Server Error: out of memory"),
         (Reply(status=401, body=b"bad key"), "answered 401"),
+        (Reply(status=401, body=b"no such key: " + KEY.encode()), "no such key: [key]"),
+        (Reply(status=429, body=b'{"error":{"code":"insufficient_quota"}}'), "answered 429"),
         (Reply(body=b"<html>"), "answered no JSON"),
+        (Reply(body=b'"\xff"'), "answered no JSON"),
+        (Reply(body=b'{"error":{"message":"overloaded"}}'), "answered an error"),
     ],
 )
 def test_other_refusals_say_what_came_and_never_the_key(serve: Any, reply: Reply, said: str) -> None:
     serve(reply)
-    with pytest.raises(model.ModelError) as error:
+    kind = ConfigError if reply.status == 401 else model.ModelError  # a wrong key is not tried again
+    with pytest.raises(kind) as error:
         model.chat(MESSAGES)
     assert said in str(error.value) and KEY not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_an_error_in_the_middle_of_a_stream_is_told(serve: Any) -> None:
+    serve(Reply(body=b'data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: {"error":{"message":"broken"}}\n\n'))
+    pieces = model.stream(MESSAGES)
+    assert next(pieces) == "a"
+    with pytest.raises(model.ModelError, match="broken"):
+        next(pieces)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PERDURE_MODEL_KEY", f"{KEY}\r\nHost: evil"),
+        ("PERDURE_MODEL_KEY", f"{KEY}…"),
+        ("PERDURE_MODEL_TIMEOUT", "soon"),
+        ("PERDURE_MODEL_TIMEOUT", "-1"),
+        ("PERDURE_MODEL_TIMEOUT", "nan"),
+        ("PERDURE_MODEL_URL", "http://host:99999/v1"),
+        ("PERDURE_MODEL_URL", "http://[::1/v1"),
+        ("PERDURE_MODEL_URL", "http://"),
+        ("PERDURE_MODEL_URL", "http://a b/v1"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_without_showing_the_key(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:  # rel:S8
+    server = serve(Reply())
+    monkeypatch.setenv(name, value)
+    for attempt in (model.check, lambda: model.chat(MESSAGES)):
+        with pytest.raises(ConfigError) as error:
+            attempt()
+        assert "secret" not in str(error.value) and len(str(error.value)) < 200
+    assert server.requests == []
 
 
 def test_silence_is_a_time_out(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,19 +19,22 @@ import click
 import msgspec
 
 from perdure import journal as j
-from perdure.cli.outcome import CTRL_C, FLOW_FAILED, OK, command, write
+from perdure.cli.outcome import CTRL_C, FLOW_FAILED, OK, SIGTERM, command, write
 from perdure.cli.progress import tell
 from perdure.cli.words import age, head
 from perdure.clock import SYSTEM
 from perdure.demo import model
-from perdure.errors import ConfigError, FixError
+from perdure.errors import ConfigError, FixError, StoreBusy
 from perdure.fold import State, fold
 from perdure.model import RunKey
+from perdure.runtime.api import sigterm_as_exit
 from perdure.runtime.client import Client
 from perdure.runtime.outputs import Outputs
 
 _LOOK = 0.02
 """seconds between two looks at the journal"""
+_PATIENCE = 5.0
+"""seconds without news after which a line says what is going on"""
 
 
 class Moment(NamedTuple):
@@ -61,27 +64,45 @@ def demo(doc: str | None, folder: str, pace: float, as_json: bool) -> int:
     """
     path = Path(doc) if doc else _paper()
     words = len(_text(path).split())
-    place = Path(folder).resolve()
-    place.mkdir(parents=True, exist_ok=True)
-    watch = Watch(place, path.resolve(), 0.0 if model.configured() else pace)
-    click.echo(f"Reviewing {path.name} ({words} words) with eight experts. Everything is kept in {place}", err=True)
+    if model.configured():
+        model.check()
+    watch = Watch(_made(Path(folder)), path.resolve(), 0.0 if model.configured() else pace)
+    click.echo(
+        f"Reviewing {path.name} ({words} words) with eight experts. Everything is kept in {watch.place}", err=True
+    )
     began = SYSTEM.monotonic()
     try:
-        killed = [watch.life("1", _EXPERTS), watch.life("2", _META)]
-        survived = _streamed(watch.state)
-        if not all(killed):
-            click.echo("It was too quick to be killed as planned; a larger --pace slows it down.", err=True)
-        watch.life("3", None)
-    except KeyboardInterrupt:
-        again = command("demo", *(("--doc", doc) if doc else ()), "--folder", folder)
-        click.echo(f"\nStopped. What finished is kept; look with: {watch.show()}\nBegin anew: {again}", err=True)
-        return CTRL_C
-    account = _account(watch, survived, sum(killed), SYSTEM.monotonic() - began)
+        with sigterm_as_exit():
+            killed, survived = _lives(watch)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        click.echo(f"\nStopped. What finished is kept. Go on with:\n  {watch.resume()}", err=True)
+        return CTRL_C if isinstance(stop, KeyboardInterrupt) else SIGTERM
+    account = _account(watch, survived, killed, SYSTEM.monotonic() - began)
     if as_json:
         write(msgspec.json.encode(account))
     else:
         _print(account, watch)
     return OK if account["status"] == "completed" else FLOW_FAILED
+
+
+def _lives(watch: Watch) -> tuple[int, str]:
+    """Run to the end, killed on the way; (how often it was, the meta-review's text when it was)."""
+    killed = watch.life("1", _EXPERTS) + (watch.running and watch.life("2", _META))
+    survived = _streamed(watch.state)
+    if killed < 2 and watch.state.status == "completed":
+        slower = "" if model.configured() else "; a larger --pace slows it down"
+        click.echo(f"It was too quick to be killed as planned{slower}.", err=True)
+    if watch.running:
+        watch.life("3", None)
+    return killed, survived
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}.", hint="Give another --folder.") from None
+    return folder.resolve()
 
 
 def _paper() -> Path:
@@ -92,9 +113,13 @@ def _paper() -> Path:
 
 def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{path} cannot be read as text: {error}.", hint="Give a text or Markdown file.") from None
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", hint="Give a text or Markdown file.") from None
+    except UnicodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8: {error}.", hint="Give a text or Markdown file.") from None
+    if "\0" in text:
+        raise ConfigError(f"{path} is no text: it contains zero bytes.", hint="Give a text or Markdown file.")
     if not text.strip():
         raise ConfigError(f"{path} is empty: there is nothing to review.", hint="Give a text or Markdown file.")
     return text
@@ -109,6 +134,8 @@ class Watch:
         self.goal = f"review of {doc.name}"
         self.key = RunKey.of(self.goal, self._next_episode())
         self.state = State(self.key)
+        self.reused: set[int] = set()
+        """numbers of steps that were recorded when a later life began"""
         self.saved = 0.0
         """seconds of recorded work that later lives did not do again"""
         self._words = [
@@ -120,6 +147,7 @@ class Watch:
             str(self.key.episode),
             str(doc),
         ]
+        self._told = SYSTEM.monotonic()
         self._environment = {**os.environ, "PERDURE_DEMO_PACE": str(pace), "PERDURE_DEMO_EMPTY": "1"}
 
     def _next_episode(self) -> int:
@@ -127,6 +155,15 @@ class Watch:
             return 0
         with Client(self.store) as client:
             return max((row.episode for row in client.runs(self.goal)), default=-1) + 1
+
+    @property
+    def running(self) -> bool:
+        """Whether there is something left to do."""
+        return self.state.status not in ("completed", "failed")
+
+    def resume(self) -> str:
+        """The command that goes on with this run."""
+        return command("resume", str(self.key), "--app", "perdure.demo.crew:review", "--store", self.store)
 
     def show(self) -> str:
         """The command that shows this run."""
@@ -136,6 +173,7 @@ class Watch:
         """One process; SIGKILLed at the moment, or left to finish. Returns whether it was killed."""
         recorded = [step for step in self.state.steps.values() if step.recorded]
         self.saved += sum(step.seconds for step in recorded)
+        self.reused.update(step.number for step in recorded)
         plan = f"will be killed {moment.told}" if moment else "left to finish"
         kept = f"; {len(recorded)} steps are recorded" if recorded else ""
         click.secho(f"\nLife {number}: {plan}{kept}", bold=True, err=True)
@@ -157,7 +195,9 @@ class Watch:
                 child.wait()
         self.look()
         if child.returncode != 0 and self.state.status != "failed":
-            raise ConfigError(f"The crew could not run; see {self.place / 'child.log'}.")
+            log_file = self.place / "child.log"
+            last = [line for line in log_file.read_text(errors="replace").splitlines() if line.strip()][-1:]
+            raise ConfigError(f"The crew could not run: {''.join(last)} (see {log_file})")
         return False
 
     def look(self) -> None:
@@ -165,18 +205,31 @@ class Watch:
         try:
             with Client(self.store) as client:
                 entries = client.entries(str(self.key), self.state.seq)
-        except FixError:  # the child has not begun yet
+        except (FixError, StoreBusy):  # the child has not begun yet, or is making the store
             return
         for entry in entries:
             self.state.apply(entry)
             line = tell(self.state, entry, inputs=False)
             if line and not isinstance(entry, j.RunBegan | j.RunResumed | j.RunCompleted):
                 click.echo(line, err=True)
+                self._told = SYSTEM.monotonic()
+        if SYSTEM.monotonic() - self._told > _PATIENCE:
+            click.echo(f"    ... {_doing(self.state)}", err=True)
+            self._told = SYSTEM.monotonic()
 
     def final(self) -> State:
         """The run as its journal tells it, read once more."""
         with Client(self.store) as client:
             return fold(self.key, [j.encode(self.key, entry) for entry in client.entries(str(self.key))])
+
+
+def _doing(state: State) -> str:
+    """What a run is at, for those who wait for it."""
+    text = _streamed(state)
+    if text:
+        return f"{len(text):,} characters of the meta-review: ...{head(text[-60:], 60)}"
+    busy = [step.name for step in state.steps.values() if not step.recorded]
+    return f"{', '.join(busy) or 'the crew'} at work"
 
 
 def _at_work(step: Any) -> bool:
@@ -200,30 +253,36 @@ def _account(watch: Watch, survived: str, killed: int, elapsed: float) -> dict[s
         "seconds": round(elapsed, 3),
         "seconds_saved": round(watch.saved, 3),
         "seconds_lost": round(sum(a.seconds for a in crashed), 3),
-        "reused": [s.name for s in steps if outcomes[s.name][-1] == "completed" and "crashed" not in outcomes[s.name]],
+        "reused": [s.name for s in steps if s.number in watch.reused and "crashed" not in outcomes[s.name]],
         "executed_again": [name for name, seen in outcomes.items() if "crashed" in seen],
         "empty_and_retried": [name for name, seen in outcomes.items() if "refused" in seen],
         "completed_twice": [name for name, seen in outcomes.items() if seen.count("completed") > 1],
         "text_that_survived": survived,
-        "outputs": str(watch.place / "outputs"),
+        "outputs": state.outputs,
         "files": {s.name: str(path) for s in steps if (path := Outputs(Path(state.outputs)).find(s))},
     }
 
 
 def _print(account: dict[str, Any], watch: Watch) -> None:
+    survived, again = account["text_that_survived"], ", ".join(account["executed_again"])
+    lives = "1 life" if account["lives"] == 1 else f"{account['lives']} lives"
     rows = {
-        "status": f"{account['status']} in {account['lives']} lives and {age(account['seconds'])}",
-        "reused": f"{', '.join(account['reused']) or 'nothing'}",
-        "executed again": f"{', '.join(account['executed_again']) or 'nothing'} (at work when the process died)",
+        "status": f"{account['status']} in {lives} and {age(account['seconds'])}",
+        "reused": ", ".join(account["reused"]) or "nothing",
+        "executed again": f"{again} (at work when the process died)" if again else "nothing",
         "completed twice": ", ".join(account["completed_twice"]) or "nothing",
         "empty at first": f"{', '.join(account['empty_and_retried']) or 'none'} (retried, never taken for a result)",
-        "text that survived": f"{len(account['text_that_survived'])} characters of the meta-review: "
-        f"{head(account['text_that_survived'], 50)}",
+        "text that survived": f"{len(survived)} characters of the meta-review, up to: ...{head(survived[-50:], 50)}"
+        if survived
+        else "none was at stake",
         "saved": f"{age(account['seconds_saved'])} of work not done again; {age(account['seconds_lost'])} lost",
-        "outputs": str(Path(watch.final().outputs)),
+        "outputs": account["outputs"],
     }
     click.secho("\nWhat happened", bold=True)
     for title, text in rows.items():
         click.echo(f"  {title:<19} {text}")
     click.echo(f"\nEvery step:      {watch.show()}")
-    click.echo(f"The meta-review: {command('output', account['run'], 'meta-review', '--store', watch.store)}")
+    if account["status"] == "completed":
+        click.echo(f"The meta-review: {command('output', account['run'], 'meta-review', '--store', watch.store)}")
+    else:
+        click.echo(f"To try again:    {watch.resume()}")

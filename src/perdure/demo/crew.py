@@ -13,6 +13,7 @@ from typing import Final
 import perdure
 from perdure.clock import SYSTEM
 from perdure.demo import experts, model
+from perdure.demo.prose import Prose
 from perdure.runners import Crew, Pipeline, Task, quorum
 
 EMPTY_AT_FIRST: Final = ("terms", "references")
@@ -32,12 +33,12 @@ _ASPECTS: Final = {
 
 def load(path: str) -> str:
     """The document's text."""
-    return Path(path).read_text(encoding="utf-8")
+    return Path(path).read_text(encoding="utf-8-sig")
 
 
 def outline(paper: str) -> str:
     """The document's headings, as Markdown."""
-    heads = [line.strip() for line in paper.splitlines() if line.startswith("#")]
+    heads = [f"{'#' * heading.level} {heading.title}" for heading in Prose(paper).headings]
     return "\n".join(heads) or "(no headings)"
 
 
@@ -112,4 +113,4 @@ def build(backoff: float = 0.2) -> Pipeline:
     return Pipeline([Task(load, name="paper"), Task(outline, name="outline"), crew], name="review")
 
 
-review = build()
+review = build(backoff=2.0 if model.configured() else 0.2)
