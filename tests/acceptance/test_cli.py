@@ -12,7 +12,7 @@ import sys
 from typing import IO
 
 import pytest
-from conftest import Shell
+from stranger import Shell
 
 RUN = ("run", "review.py:review", "--input", "path=a.md", "--goal", "paper")
 

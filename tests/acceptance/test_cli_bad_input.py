@@ -11,7 +11,7 @@ from pathlib import Path
 
 import apsw
 import pytest
-from conftest import Shell
+from stranger import Shell
 
 RUN = ("run", "review.py:review", "--input", "path=a.md", "--goal", "paper")
 
