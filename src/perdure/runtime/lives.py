@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -296,7 +297,7 @@ def _signal(error: BaseException) -> str:
         return "Ctrl-C"
     if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
         return "SIGTERM"
-    return type(error).__name__
+    return "cancelled" if isinstance(error, CancelledError) else type(error).__name__
 
 
 def _log_resume(state: State, invalid: tuple[int, ...]) -> None:
