@@ -6,7 +6,6 @@ every entry against the tables of states.py. Outputs stay encoded; they are deco
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -133,7 +132,8 @@ class State:
         """(scope, fan) -> branches in the order in which their results were handed on"""
         self.current = ""
         self._running: dict[int, Step] = {}
-        self._counts: Counter[str] = Counter()
+        self._counts = dict.fromkeys(states.STEP.values(), 0)
+        """steps in each state"""
 
     def apply(self, entry: j.Entry) -> None:
         """Take the next entry. Raises CorruptStore if it cannot follow what came before."""

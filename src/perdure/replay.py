@@ -134,6 +134,8 @@ class Life:
         self.lock = lock
         self.numbers = itertools.count(max(state.steps, default=0) + 1)
         self.asked: set[int] = set()
+        self.used_up: set[tuple[str, str]] = set()
+        """(scope, name) of which every record has been asked for"""
         self.reused: dict[int, float] = {}
         self.diverged = False
         """some step was executed again although it had a record: later inputs may differ, and rightly"""
@@ -457,15 +459,17 @@ def idempotency_key(life: Life, identity: Identity, generation: int) -> str:
 def _tell_difference(life: Life, identity: Identity, request: Request) -> None:
     """A request without a record, though records of that name are left over under unchanged code, is not what happened
     last time: say which argument differs, or refuse in strict mode."""
-    if life.diverged or not life.same_code:
+    named = (identity.scope, identity.name)
+    if life.diverged or not life.same_code or named in life.used_up:
         return
     with life.lock:
         left = [
             step
-            for step in life.state.by_name.get((identity.scope, identity.name), ())
+            for step in life.state.by_name.get(named, ())
             if step.number not in life.asked and step.recorded and not step.unused
         ]
     if not left:
+        life.used_up.add(named)
         return
     old = {a.name: a for a in left[0].args}
     changes = [

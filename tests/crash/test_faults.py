@@ -16,7 +16,7 @@ from crash_zygote import Zygote
 Record = Callable[[str, object], None]
 FAULTS = {"full": (errno.ENOSPC, True), "failing": (errno.EIO, False)}
 """a full disk stays full until somebody makes space; a failing one fails once and then says that all is well"""
-LEAST = {"file": 90, "sqlite": 160}
+LEAST = {"file": 70, "sqlite": 110}
 
 
 def _faults(zygote: Zygote, place: Path, store: str, colour: str, fault: str, record: Record) -> None:

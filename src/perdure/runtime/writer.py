@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
-from perdure.clock import SYSTEM
 from perdure.errors import Bug, ConfigError, PerdureError, StoreError
 from perdure.model import Lease, RunMeta
 from perdure.stores.base import Append, Store
@@ -90,12 +89,22 @@ class Item:
         self.ticket = Ticket()
 
 
+_Work: TypeAlias = Item | tuple[Callable[[], Any], Future[Any]] | None
+"""records, a verb of the store, or the order to end"""
+
+
 class Writer:
     """The one thread that uses a store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._queue: queue.SimpleQueue[Item | tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._queue: deque[_Work] = deque()
+        self._urgent = False
+        """somebody waits for something in the queue"""
+        self._asleep = False
+        """the thread sleeps until it is rung for; otherwise it looks at the queue within a moment by itself"""
+        self._bell = threading.Lock()
+        self._bell.acquire()
         self._error: PerdureError | None = None
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._work, name="perdure-writer", daemon=True)
@@ -105,22 +114,32 @@ class Writer:
     def submit(self, item: Item) -> Ticket:
         """Queue records. Never blocks."""
         self._check()
-        self._queue.put(item)
+        self._put(item, urgent=not item.lazy)
         return item.ticket
 
     def call(self, verb: Callable[[], _T]) -> Future[_T]:
         """Run any other verb of the store on the writer's thread, in order with the appends."""
         self._check()
         future: Future[_T] = Future()
-        self._queue.put((verb, future))
+        self._put((verb, future))
         return future
 
     def close(self) -> None:
         """Commit what is queued, close the store, end the thread."""
         if not self._closed and os.getpid() == self._pid:
             self._closed = True
-            self._queue.put(None)
+            self._put(None)
             self._thread.join()
+
+    def _put(self, work: _Work, urgent: bool = True) -> None:
+        self._queue.append(work)
+        if urgent:
+            self._urgent = True
+        if (urgent or self._asleep) and self._bell.locked():
+            try:
+                self._bell.release()
+            except RuntimeError:  # another thread has just rung
+                pass
 
     def _check(self) -> None:
         if self._closed:
@@ -147,17 +166,25 @@ class Writer:
                 self._answer(*item)
             self._commit(batch)
 
-    def _take(self) -> list[Item | tuple[Callable[[], Any], Future[Any]] | None]:
-        """Everything that is queued; if nobody waits for any of it, everything that comes in the next moment too."""
-        taken = [self._queue.get()]
-        until = SYSTEM.monotonic() + _LINGER
-        while True:
-            last = taken[-1]
-            left = until - SYSTEM.monotonic() if isinstance(last, Item) and last.lazy else 0.0
-            try:
-                taken.append(self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait())
-            except queue.Empty:
-                return taken
+    def _take(self) -> list[_Work]:
+        """Everything that is queued; if nobody waits for any of it, everything that comes in the next moment too.
+
+        Records that nobody waits for do not wake this thread in the moment after a commit, since changing threads costs
+        as much as a step: mostly somebody waits for the next.
+        """
+        self._bell.acquire(timeout=_LINGER)
+        while not self._queue:
+            self._asleep = True
+            if not self._queue:  # whoever put something before we slept has not rung
+                self._bell.acquire()
+            self._asleep = False
+            if not self._urgent:
+                self._bell.acquire(timeout=_LINGER)
+        self._urgent = False
+        taken = []
+        while self._queue:
+            taken.append(self._queue.popleft())
+        return taken
 
     def _answer(self, verb: Callable[[], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
