@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from perdure import codec, states
 from perdure import journal as j
+from perdure.checks import not_empty
 from perdure.errors import OutputRefused, RateLimited
 from perdure.fold import State, fold
 from perdure.model import RunKey
@@ -29,7 +30,6 @@ from perdure.replay import (
     Sleep,
     StepOptions,
     execute,
-    not_empty,
 )
 from perdure.retry import RetryPolicy
 

@@ -22,9 +22,9 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 
 import msgspec
 
+from perdure.checks import refusal
 from perdure.errors import ConfigError, FencedError, IncompleteCrew, InDoubt, StoreError
 from perdure.model import ErrorInfo
-from perdure.replay import refusal
 from perdure.runtime.fanout import gather as side_by_side
 from perdure.runtime.fanout import gather_async
 from perdure.runtime.steps import Flow, Step, step

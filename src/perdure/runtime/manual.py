@@ -17,9 +17,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from perdure import codec
+from perdure.checks import not_empty
 from perdure.errors import ConfigError
 from perdure.model import ArgInfo, RunKey, check_name
-from perdure.replay import Call, Cursor, Outcome, Request, StepOptions, execute, not_empty
+from perdure.replay import Call, Cursor, Outcome, Request, StepOptions, execute
 from perdure.runtime.context import Frame, StepContext, entered, requester
 from perdure.runtime.drive import perform
 from perdure.runtime.live import Durability, LiveRun

@@ -12,9 +12,10 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 from perdure import codec
+from perdure.checks import not_empty
 from perdure.errors import CodecError, ConfigError
 from perdure.model import ArgInfo, check_name
-from perdure.replay import Cursor, Request, StepOptions, execute, not_empty
+from perdure.replay import Cursor, Request, StepOptions, execute
 from perdure.retry import RetryPolicy
 from perdure.runtime.context import Frame, current, entered, requester
 from perdure.runtime.drive import Body, drive, drive_async
