@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from perdure.clock import SYSTEM
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.runtime.writer import Item, Ticket, Writer
@@ -15,6 +16,7 @@ from perdure.stores.base import Append
 from perdure.stores.memory import MemoryStore
 
 DEADLINE = 20.0
+"""seconds for what takes none"""
 
 
 class Counting(MemoryStore):
@@ -69,10 +71,21 @@ def durable(ticket: Ticket) -> bool:
     return told.wait(DEADLINE)
 
 
-def test_records_nobody_waits_for_become_durable_by_themselves(writer: Writer, store: Counting) -> None:
-    # rel:D1; each may find the writer asleep, or in the moment after the commit of the one before
+def until_asleep(writer: Writer) -> None:
+    """Return when the writer's thread has nothing to do and will not look at the queue by itself."""
+    end = SYSTEM.monotonic() + DEADLINE
+    while not writer._asleep:
+        assert SYSTEM.monotonic() < end
+        SYSTEM.sleep(0.0005)
+
+
+@pytest.mark.parametrize("asleep", [True, False])
+def test_records_nobody_waits_for_become_durable_by_themselves(writer: Writer, store: Counting, asleep: bool) -> None:
+    # rel:D1
     run = begin(writer)
     for _ in range(50):
+        if asleep:
+            until_asleep(writer)
         assert durable(run.put(lazy=True))
     assert sum(store.batches) == 50
 

@@ -148,8 +148,15 @@ async def _gather_async(made: Sequence[Branch], return_exceptions: bool, limit: 
 
 
 async def _gated(branch: Branch, gate: asyncio.Semaphore) -> Any:
-    async with gate:
+    try:
+        await gate.acquire()
+    except BaseException:
+        branch.drop()
+        raise
+    try:
         return await branch.task()
+    finally:
+        gate.release()
 
 
 async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
@@ -345,7 +352,7 @@ def _take(fan: str, label: str) -> None:
     """Journal whose turn it was. Not waited for: any later record is durable only together with this one."""
     frame = current()
     if frame is not None and frame.run is not None:
-        frame.run.emit((j.BranchTaken(scope=frame.cursor.scope, fan=fan, branch=label),))
+        frame.run.emit((j.BranchTaken(scope=frame.cursor.scope, fan=fan, branch=label),), lazy=True)
 
 
 def _in_loop() -> bool:
