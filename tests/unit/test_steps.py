@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -651,3 +653,31 @@ def test_a_run_cancelled_while_it_begins_is_left_in_order(ledger: Ledger) -> Non
     with CheckpointManager(store) as manager:
         asyncio.run(main(manager))
     assert ledger.take() == []
+
+
+def test_a_step_in_a_thread_that_does_not_know_the_run_says_that_it_is_not_durable(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:  # B4 B10: never silently
+    @perdure.step(name="called in a pool")
+    def work(n: int) -> int:
+        return n + 1
+
+    @perdure.flow
+    def pooled() -> list[int]:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(work, range(3)))
+
+    @perdure.flow
+    def carried() -> int:
+        with ThreadPoolExecutor() as pool:
+            return pool.submit(contextvars.copy_context().run, work, 1).result()
+
+    assert perdure.run(carried, goal="carried", store=url) == 2
+    assert "WITHOUT durability" not in caplog.text
+    assert perdure.run(pooled, goal="pooled", store=url) == [1, 2, 3]
+    [record] = [r for r in caplog.records if "WITHOUT durability" in r.message]
+    assert "called in a pool" in record.message and "pooled#0" in record.message and "perdure.map" in record.message
+    with perdure.Client(url) as client:
+        assert [len(client.state(goal).steps) for goal in ("carried", "pooled")] == [1, 0]
+    caplog.clear()
+    assert work(1) == 2 and caplog.text == "", "outside of runs a step is a plain function"

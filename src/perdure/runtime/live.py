@@ -20,6 +20,9 @@ from perdure.runtime.writer import Item, Ticket, Writer
 
 log = logging.getLogger("perdure")
 
+running: set[LiveRun] = set()
+"""runs in the hands of this process"""
+
 
 class Durability(msgspec.Struct, frozen=True):
     """Whether what a run reports is on stable storage (B10)."""
@@ -67,6 +70,7 @@ class LiveRun:
         )
         self._degrade = degrade
         self._observers = tuple(observers)
+        running.add(self)
         self._held: list[tuple[int, bytes, dict[str, bytes], tuple[Callable[[], None], ...]]] = []
 
     @property
@@ -168,6 +172,7 @@ class LiveRun:
 
     def close(self, reason: str) -> None:
         """Refuse further entries: branches that are still running find out at their next step."""
+        running.discard(self)
         with self.lock:
             self.broken = self.broken or LeaseLost(f"run {self.key}: {reason}; this branch came too late.")
 

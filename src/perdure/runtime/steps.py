@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import logging
 import textwrap
+import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from hashlib import sha256
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
@@ -17,12 +19,15 @@ from perdure.errors import CodecError, ConfigError
 from perdure.model import ArgInfo, check_name
 from perdure.replay import Cursor, Request, StepOptions, execute
 from perdure.retry import RetryPolicy
+from perdure.runtime import live
 from perdure.runtime.context import Frame, current, entered, requester
 from perdure.runtime.drive import Body, drive, drive_async
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _NO_STORE = Frame(None, Cursor(None, ""))
+_told_outside: set[str] = set()
+log = logging.getLogger("perdure")
 
 
 class Function(Generic[P, R]):
@@ -124,7 +129,7 @@ class Step(Function[P, R]):
         return Step(self.fn, name or self.name, declared, self.verify, key or self.key, self.ignore)
 
     def run_body(self, invocation: Invocation) -> Any:
-        frame = current() or _NO_STORE
+        frame = current() or _outside(self)
         by = requester()
         request = invocation.request or self.request(frame, invocation)
         machine = execute(frame.run.life if frame.run else None, invocation.cursor or frame.cursor, request, by)
@@ -170,6 +175,21 @@ class Flow(Function[P, R]):
         except CodecError:  # told apart by number alone
             fingerprint = ""
         return Cursor(frame.cursor.life, frame.cursor.branch(self.name, fingerprint))
+
+
+def _outside(step: Step[..., Any]) -> Frame:
+    """Where a step runs that no run called. While there are runs in this process this is probably a mistake."""
+    if live.running and step.name not in _told_outside:
+        _told_outside.add(step.name)
+        log.warning(
+            "step %s is executed WITHOUT durability: it was called outside of any run, in thread %s, while %s is "
+            "running. Threads and executors of your own do not know the run that started them: use perdure.gather or "
+            "perdure.map, or start them with contextvars.copy_context().run.",
+            step.name,
+            threading.current_thread().name,
+            ", ".join(str(run.key) for run in list(live.running)[:3]),
+        )
+    return _NO_STORE
 
 
 async def _inside(frame: Frame, work: Coroutine[Any, Any, R]) -> R:
