@@ -15,6 +15,7 @@ import traceback
 from typing import Any, NamedTuple, NoReturn
 
 _PATIENCE = 60
+_END = "end\n"
 
 
 class Ended(NamedTuple):
@@ -50,6 +51,7 @@ class Zygote:
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(_END)  # a stray child of another test may hold our end of the pipe open
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
@@ -59,6 +61,8 @@ def serve() -> None:
     for module in ("crash_lives", "crash_shapes", "crash_endings", "perdure.stores.file", "perdure.stores.sqlite"):
         importlib.import_module(module)
     for line in sys.stdin:
+        if line == _END:
+            return
         function, arguments = json.loads(line)
         source, sink = os.pipe()
         pid = os.fork()
