@@ -333,13 +333,15 @@ class SharedStoreConformance(StoreConformance):
             hear()
 
         child = Child(work)
-        assert [child.hear() for _ in range(4)] == ["True", "True", "True", "closed"]
-        with pytest.raises(LeaseHeld):
+        try:
+            assert [child.hear() for _ in range(4)] == ["True", "True", "True", "closed"]
+            with pytest.raises(LeaseHeld):
+                self._claim_once(tmp_path, key)
+            assert store.append([item(lease, 0)]) == [None]
+            self.abandon(store)
             self._claim_once(tmp_path, key)
-        assert store.append([item(lease, 0)]) == [None]
-        self.abandon(store)
-        self._claim_once(tmp_path, key)
-        child.kill()
+        finally:
+            child.kill()
 
     def _claim_once(self, place: Path, key: RunKey) -> None:
         store = self.open(place)
