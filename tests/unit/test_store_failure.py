@@ -1,0 +1,79 @@
+"""B4 B10: a store that fails in the middle of a run stops it, or degrades it with a reason; never silently."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import pytest
+
+import perdure
+from perdure.errors import PerdureError, StoreError
+from perdure.runtime.live import Durability
+from perdure.stores.base import Append
+from perdure.stores.memory import MemoryStore
+
+
+class Failing(MemoryStore):
+    """Its device breaks after some batches."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__()
+        self.good = good
+
+    def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
+        self.good -= 1
+        if self.good < 0:
+            raise StoreError("The device is gone.")
+        return super().append(batch)
+
+
+told: list[Durability] = []
+
+
+@perdure.step
+def double(number: int) -> int:
+    told.append(perdure.context().durability)
+    return 2 * number
+
+
+@perdure.step
+async def double_async(number: int) -> int:
+    context = perdure.context()
+    context.stream("some text")
+    await context.save({"number": number})
+    told.append(context.durability)
+    return 2 * number
+
+
+@perdure.flow
+def chain() -> list[int]:
+    return [double(n) for n in range(4)] + perdure.gather(*(functools.partial(double, n) for n in (7, 8)))
+
+
+@perdure.flow
+async def side_by_side() -> list[int]:
+    return [await double_async(1), *await perdure.gather(*(double_async(n) for n in range(2, 7)))]
+
+
+@pytest.mark.parametrize("flow", [chain, side_by_side])
+@pytest.mark.parametrize("good", range(1, 5))
+def test_a_run_that_may_degrade_goes_on_and_says_since_when(
+    flow: Callable[[], object], good: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    told.clear()
+    config = perdure.CheckpointConfig(store_failure="degrade")
+    result = perdure.run(flow, goal="g", store=Failing(good), config=config)
+    assert result in ([0, 2, 4, 6, 14, 16], [2, 4, 6, 8, 10, 12])
+    [warning] = [record for record in caplog.records if "WITHOUT durability since" in record.message]
+    assert "The device is gone" in warning.message
+    assert told[-1].durable is False and "The device is gone" in told[-1].reason and told[-1].since
+
+
+@pytest.mark.parametrize("flow", [chain, side_by_side])
+@pytest.mark.parametrize("good", range(5))
+def test_a_run_that_may_not_stops_at_once(flow: Callable[[], object], good: int) -> None:  # rel:R7
+    told.clear()
+    with pytest.raises(StoreError, match="The device is gone"):
+        perdure.run(flow, goal="g", store=Failing(good))
+    assert all(durability.durable for durability in told)
