@@ -138,3 +138,62 @@ class Attribution(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     parent: str = ""
     """the run that started this one, as goal#episode"""
     tags: dict[str, str] = {}
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What calls of models used, as far as they say (X6). Usages add up with ``+``."""
+
+    calls: int = 0
+    """attempts of metered steps, crashed ones included"""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    """in whatever currency the reporter counts in"""
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            calls=self.calls + other.calls,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cost=round(self.cost + other.cost, 9),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.calls or self.tokens or self.cost)
+
+    def __str__(self) -> str:
+        told = [f"{self.calls} calls"] if self.calls else []
+        told += [f"{self.tokens:,} tokens"] if self.tokens else []
+        told += [f"cost {self.cost:.4f}"] if self.cost else []
+        return ", ".join(told) or "nothing"
+
+
+class Budget(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Caps on what a run may use over all its lives; None: no cap. Checked before every attempt of a step: when a cap
+    is reached the run is PAUSED, and goes on when it is run again with a larger one (X6).
+
+    Raises ConfigError for a cap that is not a number above 0.
+    """
+
+    cost: float | None = None
+    tokens: int | None = None
+    calls: int | None = None
+    """attempts of metered steps: an agent's calls of its model, and steps declared ``metered=True``"""
+    seconds: float | None = None
+    """time during which some process executed the run"""
+
+    def __post_init__(self) -> None:
+        for field in self.__struct_fields__:
+            cap = getattr(self, field)
+            if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int | float) or not cap > 0):
+                raise ConfigError(f"budget: {field} must be a number above 0, not {cap!r}.")
+
+    def used_up(self, usage: Usage, seconds: float) -> str:
+        """Which cap is reached, for people; "" if none is."""
+        used = {"cost": usage.cost, "tokens": usage.tokens, "calls": usage.calls, "seconds": seconds}
+        reached = [f for f in self.__struct_fields__ if getattr(self, f) is not None and used[f] >= getattr(self, f)]
+        return "; ".join(f"{field}: {used[field]:g} of {getattr(self, field):g}" for field in reached)
