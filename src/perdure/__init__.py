@@ -6,9 +6,10 @@ Decorate functions with ``step`` and ``flow``, and execute them with ``run``; se
 
 from perdure.codec import register
 from perdure.errors import PerdureError, RateLimited
-from perdure.model import Attribution, RunKey
+from perdure.model import Attribution, Budget, RunKey
 from perdure.retry import RetryPolicy
 from perdure.runtime.api import run
+from perdure.runtime.children import child
 from perdure.runtime.client import Client
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.context import context
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Attribution",
+    "Budget",
     "CheckpointConfig",
     "CheckpointManager",
     "Client",
@@ -29,6 +31,7 @@ __all__ = [
     "RetryPolicy",
     "RunKey",
     "as_completed",
+    "child",
     "context",
     "first",
     "flow",

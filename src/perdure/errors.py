@@ -12,7 +12,10 @@
     │   ├── Nondeterminism    strict mode: a step was asked for with inputs no record has
     │   ├── OutputRefused     a step's output is empty or its check refused it
     │   ├── StepTimeout       an attempt ran longer than the step's timeout
-    │   ├── InDoubt           a step may have had its effect and is declared on_crash="fail"
+    │   ├── MutatedInput      a step's body changed one of its arguments
+    │   ├── RunPaused         the run cannot go on by itself; it is paused, and goes on when somebody has decided
+    │   │   ├── InDoubt       a step may have had its effect and is declared on_crash="fail"
+    │   │   └── LimitReached  a budget, the bound of a cycle, an agent's iterations or its transcript are used up
     │   ├── IncompleteCrew    fewer experts delivered than the crew requires
     │   ├── RunFailed         the recorded failure of a run, told to somebody who waited for it
     │   ├── RunStopped        a person stopped this run; it stays stopped until a person lets it go on
@@ -97,8 +100,20 @@ class StepTimeout(FixError, TimeoutError):
     """An attempt ran longer than the step's ``timeout``."""
 
 
-class InDoubt(FixError):
+class MutatedInput(FixError):
+    """A step's body changed one of its arguments, which no later life of the run would see."""
+
+
+class RunPaused(FixError):
+    """The run cannot go on by itself. It is recorded as paused, and goes on when it is run again."""
+
+
+class InDoubt(RunPaused):
     """A step was started, crashed, may have had its effect, and is declared ``on_crash="fail"``."""
+
+
+class LimitReached(RunPaused):
+    """A declared limit is used up. What finished is kept; raise the limit and run it again."""
 
 
 class IncompleteCrew(FixError):

@@ -15,7 +15,7 @@ from perdure import journal as j
 from perdure import states
 from perdure.codec import Payload
 from perdure.errors import CorruptStore
-from perdure.model import ArgInfo, Attribution, ErrorInfo, RunKey, RunMeta
+from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, RunKey, RunMeta, Usage
 
 
 class Attempt(msgspec.Struct):
@@ -25,12 +25,25 @@ class Attempt(msgspec.Struct):
     started: float
     ended: float = 0.0
     outcome: str = states.RUNNING
-    """running, completed, flagged, failed, timed_out, refused, waiting, crashed or interrupted"""
+    """running, completed, flagged, failed, timed_out, refused, waiting, crashed, interrupted or copied"""
     error: ErrorInfo | None = None
     seconds: float = 0.0
     progress: Payload | None = None
     text: list[str] = []
     """what it streamed, in order"""
+    usage: Usage = Usage()
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of an agent's conversation; its content stands in ``content`` or is the output of a step."""
+
+    role: str
+    step: int = 0
+    content: Payload | None = None
+    call_id: str = ""
+    covers: int = 0
+    """a summary: how many messages before it the model is no longer shown"""
+    at: float = 0.0
 
 
 class Identity(NamedTuple):
@@ -41,6 +54,12 @@ class Identity(NamedTuple):
     fingerprint: str
     n: int
     """ordinal among requests equal in all the rest"""
+
+
+def enclosing(scope: str) -> list[str]:
+    """A scope's path and those of all scopes around it, but for the top."""
+    parts = scope.split("/")
+    return ["/".join(parts[:k]) for k in range(len(parts), 0, -1)] if scope else []
 
 
 class Step(msgspec.Struct):
@@ -86,6 +105,11 @@ class Step(msgspec.Struct):
         return self.attempts[-1].seconds if self.attempts else 0.0
 
     @property
+    def usage(self) -> Usage:
+        """What all its attempts used, those that crashed or failed included."""
+        return sum((attempt.usage for attempt in self.attempts), Usage())
+
+    @property
     def partial_text(self) -> str:
         """What the latest attempt that streamed anything has streamed."""
         return next(("".join(a.text) for a in reversed(self.attempts) if a.text), "")
@@ -121,6 +145,16 @@ class State:
         self.saved = 0.0
         self.stopped_by = ""
         """the person who paused the run, if one did"""
+        self.budget: Budget | None = None
+        self.usage = Usage()
+        """what all lives used, whatever became of it"""
+        self.paid = Usage()
+        """what the latest life used"""
+        self.saved_usage = Usage()
+        """what the steps reused by the life that completed had used"""
+        self.seconds = 0.0
+        """time during which lives before the latest one executed the run"""
+        self._life_began = 0.0
         self.output: Payload | None = None
         self.error: ErrorInfo | None = None
         self.steps: dict[int, Step] = {}
@@ -130,6 +164,10 @@ class State:
         self.scopes: dict[Identity, str] = {}
         self.taken: dict[tuple[str, str], list[str]] = {}
         """(scope, fan) -> branches in the order in which their results were handed on"""
+        self.latest: dict[tuple[str, str], Step] = {}
+        """(name, fingerprint) -> the step that was executed and completed last, in whatever scope"""
+        self.conversations: dict[str, list[Message]] = {}
+        """scope of an agent -> its messages, in order"""
         self.current = ""
         self._running: dict[int, Step] = {}
         self._counts = dict.fromkeys(states.STEP.values(), 0)
@@ -142,6 +180,12 @@ class State:
         _APPLY[type(entry)](self, entry)
         self.seq = entry.seq
         self.updated = entry.at
+
+    def around(self, step: Step) -> list[int]:
+        """The steps inside which a step was executed."""
+        identities = {path: identity for identity, path in self.scopes.items()}
+        found = (self.index.get(identities[path]) for path in enclosing(step.identity.scope) if path in identities)
+        return [outer.number for outer in found if outer is not None]
 
     def meta(self) -> RunMeta:
         """The row that listings show."""
@@ -180,13 +224,16 @@ class State:
         self.run_id, self.flow, self.digest, self.target = entry.run_id, entry.flow, entry.digest, entry.target
         self.inputs, self.args, self.attribution = entry.inputs, entry.args, entry.attribution
         self.durability, self.created, self.epoch, self.lives = entry.durability, entry.at, entry.epoch, 1
-        self.outputs = entry.outputs
+        self.outputs, self.budget, self._life_began = entry.outputs, entry.budget, entry.at
 
     def _run_resumed(self, entry: j.RunResumed) -> None:
         self._end_running("step_crashed", states.CRASHED, entry.at)
         self._move_run(entry)
+        self.seconds += max(self.updated - self._life_began, 0.0)
+        self._life_began, self.paid = entry.at, Usage()
         self.lives += 1
         self.epoch = entry.epoch
+        self.budget = entry.budget or self.budget
         self.digest = entry.digest or self.digest
         self.outputs = entry.outputs or self.outputs
         self.reason, self.error, self.stopped_by = "", None, ""
@@ -196,6 +243,7 @@ class State:
     def _run_completed(self, entry: j.RunCompleted) -> None:
         self._end_run(entry)
         self.output, self.reused, self.saved = entry.output, entry.reused, entry.saved
+        self.saved_usage = entry.saved_usage
         unused = set(entry.unused)
         for step in self.steps.values():
             step.unused = step.number in unused
@@ -280,13 +328,15 @@ class State:
     def _branch_taken(self, entry: j.BranchTaken) -> None:
         self.taken.setdefault((entry.scope, entry.fan), []).append(entry.branch)
 
+    def _new_step(self, entry: j.StepStarted | j.StepCopied) -> Step:
+        identity = Identity(entry.scope, entry.name, entry.fingerprint, entry.n)
+        step = Step(entry.step, identity, entry.args, entry.digest)
+        self.steps[entry.step] = self.index[identity] = step
+        self.by_name.setdefault((entry.scope, entry.name), []).append(step)
+        return step
+
     def _step_started(self, entry: j.StepStarted) -> None:
-        step = self.steps.get(entry.step)
-        if step is None:
-            identity = Identity(entry.scope, entry.name, entry.fingerprint, entry.n)
-            step = Step(entry.step, identity, entry.args, entry.digest)
-            self.steps[entry.step] = self.index[identity] = step
-            self.by_name.setdefault((entry.scope, entry.name), []).append(step)
+        step = self.steps.get(entry.step) or self._new_step(entry)
         if entry.attempt != len(step.attempts) + 1:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} starts attempt {entry.attempt} out of order.")
         self._move_step(step, "step_started")
@@ -294,6 +344,8 @@ class State:
         step.attempts.append(Attempt(entry.attempt, entry.at))
         step.until, step.unused = 0.0, False
         self.current = step.path
+        if entry.metered:
+            self._use(step.attempts[-1], Usage(calls=1))
 
     def _step_progress(self, entry: j.StepProgress) -> None:
         self._attempt(entry.step, entry.attempt).progress = entry.value
@@ -301,10 +353,35 @@ class State:
     def _step_chunk(self, entry: j.StepChunk) -> None:
         self._attempt(entry.step, entry.attempt).text.append(entry.text)
 
+    def _step_usage(self, entry: j.StepUsage) -> None:
+        self._use(self._attempt(entry.step, entry.attempt), entry.usage)
+
+    def _use(self, attempt: Attempt, usage: Usage) -> None:
+        attempt.usage += usage
+        self.usage += usage
+        self.paid += usage
+
+    def _step_copied(self, entry: j.StepCopied) -> None:
+        source = self._step(entry.source)
+        if entry.step in self.steps or source.output is None:
+            raise CorruptStore(f"run {self.key}: entry {entry.seq} copies step {entry.source} into {entry.step}.")
+        step = self._new_step(entry)
+        self._move_step(step, "step_copied")
+        step.attempts.append(Attempt(1, entry.at, entry.at, "copied"))
+        step.output, step.flagged = source.output, source.flagged
+
+    def _message_added(self, entry: j.MessageAdded) -> None:
+        messages = self.conversations.setdefault(entry.scope, [])
+        if entry.place > len(messages):
+            raise CorruptStore(f"run {self.key}: entry {entry.seq} is message {entry.place} after {len(messages)}.")
+        message = Message(entry.role, entry.step, entry.content, entry.call_id, entry.covers, entry.at)
+        messages[entry.place :] = [message]
+
     def _step_completed(self, entry: j.StepCompleted) -> None:
         event = "step_flagged" if entry.flagged else "step_completed"
         step = self._end_attempt(entry, event, seconds=entry.seconds)
         step.output, step.flagged, step.failures = entry.output, entry.flagged, 0
+        self.latest[step.name, step.identity.fingerprint] = step
 
     def _step_failed(self, entry: j.StepFailed) -> None:
         event = "step_failed" if entry.final else "step_retrying"

@@ -1,7 +1,8 @@
 """The kinds of journal entries: every fact of a run that is kept, and nothing that is not.
 
 Each kind carries its version in its tag (``step_started/1``). A changed kind gets a new tag and a reader for the old
-one; a tag this program does not know means that a newer Perdure wrote it, and is refused.
+one; a tag this program does not know means that a newer Perdure wrote it, and is refused. A field that says nothing
+about the meaning of the others, and whose absence means its default, may be added under the same tag.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 from perdure.codec import Payload
 from perdure.errors import CorruptStore, NewerFormat
 from perdure.framing import frame, unframe
-from perdure.model import ArgInfo, Attribution, ErrorInfo, RunKey
+from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, RunKey, Usage
 
 
 class Entry(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind"):
@@ -41,6 +42,7 @@ class RunBegan(Entry, tag="run_began/1"):
     """what the command line was given; shown to people, never imported"""
     outputs: str = ""
     """the folder in which this life keeps outputs as files, if it was given one"""
+    budget: Budget | None = None
 
 
 class RunResumed(Entry, tag="run_resumed/1"):
@@ -54,6 +56,8 @@ class RunResumed(Entry, tag="run_resumed/1"):
     """only when the run goes on with inputs that differ from the recorded ones, as told to"""
     args: tuple[ArgInfo, ...] = ()
     outputs: str = ""
+    budget: Budget | None = None
+    """only when it was changed"""
 
 
 class RunCompleted(Entry, tag="run_completed/1"):
@@ -64,6 +68,8 @@ class RunCompleted(Entry, tag="run_completed/1"):
     """seconds those steps took when they were executed"""
     unused: tuple[int, ...] = ()
     """recorded steps that this life did not ask for: superseded by an edit or other inputs"""
+    saved_usage: Usage = Usage()
+    """what the reused steps had used when they were executed"""
 
 
 class RunFailed(Entry, tag="run_failed/1"):
@@ -114,6 +120,8 @@ class StepStarted(Entry, tag="step_started/1"):
     n: int = 0
     args: tuple[ArgInfo, ...] = ()
     digest: str = ""
+    metered: bool = False
+    """this attempt counts as a call in the run's usage"""
 
 
 class StepProgress(Entry, tag="step_progress/1"):
@@ -132,6 +140,14 @@ class StepChunk(Entry, tag="step_chunk/1"):
     text: str
 
 
+class StepUsage(Entry, tag="step_usage/1"):
+    """What a running attempt has used since it last said so."""
+
+    step: int
+    attempt: int
+    usage: Usage
+
+
 class StepCompleted(Entry, tag="step_completed/1"):
     """Durable before the caller has the result. ``flagged`` says why the output is suspect, if it is."""
 
@@ -142,6 +158,19 @@ class StepCompleted(Entry, tag="step_completed/1"):
     seconds: float = 0.0
     verified: bool = False
     """found by the step's ``verify`` after a crash; no new attempt was made"""
+
+
+class StepCopied(Entry, tag="step_copied/1"):
+    """A step got the recorded result of an earlier one, ``source``, as its cache allows; nothing was executed."""
+
+    step: int
+    source: int
+    scope: str = ""
+    name: str = ""
+    fingerprint: str = ""
+    n: int = 0
+    args: tuple[ArgInfo, ...] = ()
+    digest: str = ""
 
 
 class StepFailed(Entry, tag="step_failed/1"):
@@ -182,6 +211,23 @@ class StepsInvalidated(Entry, tag="steps_invalidated/1"):
     why: str
 
 
+class MessageAdded(Entry, tag="message_added/1"):
+    """Message number ``place`` of the conversation of the agent in ``scope``; what stood there and after is replaced.
+
+    The content of a reply or of a tool's result is the output of ``step``, which is not stored again.
+    """
+
+    scope: str
+    place: int
+    role: str
+    step: int = 0
+    content: Payload | None = None
+    call_id: str = ""
+    """the call that a tool's result belongs to"""
+    covers: int = 0
+    """a summary: how many messages before it the model is no longer shown"""
+
+
 KINDS: tuple[type[Entry], ...] = (
     RunBegan,
     RunResumed,
@@ -194,11 +240,14 @@ KINDS: tuple[type[Entry], ...] = (
     StepStarted,
     StepProgress,
     StepChunk,
+    StepUsage,
     StepCompleted,
+    StepCopied,
     StepFailed,
     StepWaiting,
     StepInterrupted,
     StepsInvalidated,
+    MessageAdded,
 )
 _TAGS = {str(kind.__struct_config__.tag): kind for kind in KINDS}
 _T = TypeVar("_T")

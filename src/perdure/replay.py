@@ -44,9 +44,20 @@ import msgspec
 from perdure import codec, states
 from perdure import journal as j
 from perdure.checks import refusal
-from perdure.errors import AmbiguousStep, CodecError, CorruptStore, InDoubt, Nondeterminism, OutputRefused, StepTimeout
-from perdure.fold import Identity, State, Step
-from perdure.model import ArgInfo
+from perdure.errors import (
+    AmbiguousStep,
+    CodecError,
+    ConfigError,
+    CorruptStore,
+    InDoubt,
+    LimitReached,
+    MutatedInput,
+    Nondeterminism,
+    OutputRefused,
+    StepTimeout,
+)
+from perdure.fold import Identity, State, Step, enclosing
+from perdure.model import ArgInfo, Usage
 from perdure.retry import RetryPolicy, retry_after
 
 
@@ -58,6 +69,12 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
     check: Callable[[Any], object] | None = None
     on_refused: str = "fail"
     on_crash: str = "rerun"
+    metered: bool = False
+    """each attempt counts as a call in the run's usage"""
+    cache: float = 0.0
+    """for how many seconds the result may be used for equal requests anywhere in the run; 0: never"""
+    child: str = ""
+    """"role": its scope is numbered when it is called; "name": and it is the only one of its name there"""
 
 
 class Request(msgspec.Struct):
@@ -70,6 +87,8 @@ class Request(msgspec.Struct):
     digest: str = ""
     n: int | None = None
     """claimed beforehand by gather; None: claim when execution begins"""
+    look_again: Callable[[], tuple[ArgInfo, ...]] | None = None
+    """digests of the arguments as they are now, where a body could have changed them"""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -125,8 +144,11 @@ class Life:
         emit: Callable[[j.Entry], None],
         tell: Callable[[str], None],
         lock: AbstractContextManager[Any],
+        elapsed: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.state = state
+        self.elapsed = elapsed
+        """seconds since this life began"""
         self.durability = durability
         self.strict = strict
         self.same_code = same_code
@@ -164,8 +186,32 @@ class Life:
             return path
 
     def unused(self) -> tuple[int, ...]:
-        """Recorded steps that this life has not asked for."""
-        return tuple(n for n, step in self.state.steps.items() if n not in self.asked and step.recorded)
+        """Recorded steps that this life did not ask for, and that no step contains whose result it reused."""
+        inside = self._inside_reused()
+        return tuple(
+            n for n, step in self.state.steps.items() if n not in self.asked and step.recorded and n not in inside
+        )
+
+    def saved_usage(self) -> Usage:
+        """What had been used for the results that this life reused."""
+        numbers = self.reused.keys() | self._inside_reused()
+        return sum((self.state.steps[n].attempts[-1].usage for n in numbers), Usage())
+
+    def _inside_reused(self) -> set[int]:
+        """Steps that were executed inside a step whose result this life reused."""
+        steps = self.state.steps
+        scopes = {self.state.scopes.get(steps[n].identity) for n in self.reused}
+        return {n for n, step in steps.items() if any(path in scopes for path in enclosing(step.identity.scope))}
+
+    def check_budget(self) -> None:
+        """Raises LimitReached when the run's budget leaves nothing for another attempt (X6)."""
+        budget = self.state.budget
+        reached = budget.used_up(self.state.usage, self.state.seconds + self.elapsed()) if budget else ""
+        if reached:
+            raise LimitReached(
+                f"run {self.state.key}: its budget is used up ({reached}). What finished is kept.",
+                hint="Run it again with a larger budget to go on (--budget on the command line).",
+            )
 
 
 class Cursor:
@@ -176,6 +222,8 @@ class Cursor:
         self._scope = scope
         self._used: dict[tuple[str, str], int] = {}
         self._claims: dict[tuple[str, str], list[Hashable]] = {}
+        self._names: set[str] = set()
+        """of children that have a name of their own"""
 
     @property
     def scope(self) -> str:
@@ -184,12 +232,22 @@ class Cursor:
             self._scope = self.life.scope_path(self._scope) if self.life else ""
         return self._scope
 
-    def claim(self, name: str, fingerprint: str, by: Hashable) -> int:
-        """The next ordinal among equal requests. Raises AmbiguousStep if another task's equal request is under way."""
-        key = (name, fingerprint)
+    def claim(self, request: Request, by: Hashable) -> int:
+        """The next ordinal among equal requests. Raises AmbiguousStep if another task's equal request is under way,
+        ConfigError for a second child of one name.
+        """
+        name, fingerprint = key = (request.name, request.fingerprint)
         if self.life is None:
             return 0
         with self.life.lock:
+            if request.options.child == "name":
+                if name in self._names:
+                    raise ConfigError(
+                        f"run {self.life.state.key}, scope {self.scope or 'top'!r}: a second child is started under "
+                        f"the name {name!r}. Nothing was lost.",
+                        hint="Give each child a name of its own, or leave name= out: then they are numbered.",
+                    )
+                self._names.add(name)
             others = self._claims.setdefault(key, [])
             if any(other != by for other in others):
                 raise AmbiguousStep(
@@ -201,6 +259,8 @@ class Cursor:
             others.append(by)
             n = self._used.get(key, 0)
             self._used[key] = n + 1
+            if request.options.child:
+                self.life.scope_path(Identity(self.scope, name, fingerprint, n))
             return n
 
     def branch(self, name: str, fingerprint: str) -> Identity:
@@ -226,7 +286,7 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
     if life is None:
         return (yield from _Work(None, Identity(cursor.scope, request.name, "", 0), request, 0, None).run())
     claimed = request.n is not None
-    n = request.n if request.n is not None else cursor.claim(request.name, request.fingerprint, by)
+    n = request.n if request.n is not None else cursor.claim(request, by)
     try:
         identity = Identity(cursor.scope, request.name, request.fingerprint, n)
         step = life.state.index.get(identity)
@@ -234,6 +294,9 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
             _tell_difference(life, identity, request)
             number = next(life.numbers)
             life.asked.add(number)
+            source = (yield from _cached(life, request)) if request.options.cache else None
+            if source is not None:
+                return (yield from _copy(life, identity, request, number, source))
             return (yield from _Work(life, identity, request, number, Cursor(life, identity)).run())
         life.asked.add(step.number)
         if step.recorded:
@@ -261,6 +324,33 @@ def _reuse(life: Life, step: Step, request: Request) -> Machine:
     except (CodecError, CorruptStore) as error:  # they know the value or the blob, and not whose it is
         whose = f"Run {life.state.key}, result of step {step.number} ({step.path})"
         raise type(error)(f"{whose}: {error.args[0]}", hint=error.hint) from error
+
+
+def _cached(life: Life, request: Request) -> Machine:
+    """The step whose result an equal request may use, because its code is the same and it is young enough (W5)."""
+    source = life.state.latest.get((request.name, request.fingerprint))
+    if source is None or source.output is None or source.flagged or source.digest != request.digest:
+        return None
+    age = (yield Now()) - source.attempts[-1].ended
+    return source if age <= request.options.cache else None
+
+
+def _copy(life: Life, identity: Identity, request: Request, number: int, source: Step) -> Machine:
+    """Take over another step's result. It is journaled, so that later lives do not depend on the cache's clock."""
+    assert source.output is not None
+    scope, name, fingerprint, n = identity
+    entry = j.StepCopied(
+        step=number,
+        source=source.number,
+        scope=scope,
+        name=name,
+        fingerprint=fingerprint,
+        n=n,
+        args=request.args,
+        digest=request.digest,
+    )
+    yield Append((entry,), False)
+    return (yield from load(source.output))
 
 
 def load(payload: codec.Payload) -> Machine:
@@ -325,13 +415,22 @@ class _Work:
                 return outcome.value
             yield from self.fail(error, delay, outcome.seconds)
             if delay is None:
-                raise error
+                raise self.located(error)
+
+    def located(self, error: Exception) -> Exception:
+        """The error with a note of where it arose; the innermost step's note stays the only one."""
+        whose = f"run {self.life.state.key}, " if self.life else ""
+        if self.life and not any(note.startswith(whose) for note in getattr(error, "__notes__", ())):
+            path = f"{self.identity.scope}/{self.identity.name}" if self.identity.scope else self.identity.name
+            error.add_note(f"{whose}step {self.number} ({path}), attempt {self.attempt}")
+        return error
 
     def call(self) -> Machine:
         """Make the start durable, then run the body."""
         self.attempt += 1
         progress, partial = None, ""
         if self.life:
+            self.life.check_budget()
             step = self.life.state.steps.get(self.number)
             if step is not None:
                 partial = step.partial_text
@@ -347,7 +446,12 @@ class _Work:
 
     def started(self, first: bool) -> j.StepStarted:
         if not first:
-            return j.StepStarted(step=self.number, attempt=self.attempt, digest=self.request.digest)
+            return j.StepStarted(
+                step=self.number,
+                attempt=self.attempt,
+                digest=self.request.digest,
+                metered=self.request.options.metered,
+            )
         scope, name, fingerprint, n = self.identity
         return j.StepStarted(
             step=self.number,
@@ -358,6 +462,7 @@ class _Work:
             n=n,
             args=self.request.args,
             digest=self.request.digest,
+            metered=self.request.options.metered,
         )
 
     def judge(self, outcome: Outcome) -> tuple[Exception | None, codec.Payload | None, dict[str, bytes]]:
@@ -365,6 +470,7 @@ class _Work:
         if outcome.error is not None:
             return outcome.error, None, {}
         try:
+            _refuse_changed_arguments(self.request)
             error = refusal(self.request.name, self.request.options.check, outcome.value)
             payload, blobs = codec.dumps(outcome.value, f"{self.request.name}()") if self.life else (_NOTHING, {})
         except Exception as unusable:
@@ -414,6 +520,23 @@ class _Work:
             yield Append((entry,), self.final_wait)
         if delay is not None:
             yield Sleep(until)
+
+
+def _refuse_changed_arguments(request: Request) -> None:
+    """Raises MutatedInput if the body changed an argument: on resume the body does not run, and the change is gone."""
+    if request.look_again is None:
+        return
+    try:
+        now = {info.name: info.digest for info in request.look_again()}
+    except CodecError:  # something that cannot be stored was put into it
+        now = {}
+    changed = [info.name for info in request.args if info.digest and now.get(info.name) != info.digest]
+    if changed:
+        raise MutatedInput(
+            f"step {request.name} changed its argument {', '.join(changed)}. When the run resumes, the step is not "
+            "executed again and the change would be missing.",
+            hint="Return a new value instead; or keep the argument out of the identity with ignore=.",
+        )
 
 
 _NOTHING = codec.Payload(codec=codec.CODEC_VERSION)

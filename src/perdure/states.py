@@ -39,6 +39,7 @@ RUN: Final[dict[tuple[str | None, str], str]] = {
 
 STEP: Final[dict[tuple[str | None, str], str]] = {
     (None, "step_started"): RUNNING,
+    (None, "step_copied"): COMPLETED,
     (RUNNING, "step_completed"): COMPLETED,
     (RUNNING, "step_flagged"): FLAGGED,
     (RUNNING, "step_failed"): FAILED,

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
     "Attribution",
+    "Budget",
     "CheckpointConfig",
     "CheckpointManager",
     "Client",
@@ -24,6 +25,7 @@ PUBLIC = [
     "RetryPolicy",
     "RunKey",
     "as_completed",
+    "child",
     "context",
     "first",
     "flow",

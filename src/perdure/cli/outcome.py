@@ -16,11 +16,11 @@ from perdure.errors import (
     FencedError,
     FixError,
     IncompleteCrew,
-    InDoubt,
     OutputRefused,
     PerdureError,
     RetryError,
     RunFailed,
+    RunPaused,
     RunStopped,
     StepTimeout,
     StoreError,
@@ -41,13 +41,13 @@ MEANING: Final = {
     FIX: "something in the command, the program or its inputs must be changed first",
     HELD: "another process is executing this run",
     STORE: "the store failed or is damaged",
-    STOPPED: "the run waits for a person: stopped, or a step is in doubt",
+    STOPPED: "the run waits for a person: stopped, a step is in doubt, or a limit is reached",
     CTRL_C: "Ctrl-C; the run can be resumed",
     SIGTERM: "SIGTERM; the run can be resumed",
 }
 
 _CODES: Final[tuple[tuple[tuple[type[BaseException], ...], int], ...]] = (
-    ((InDoubt, RunStopped), STOPPED),
+    ((RunPaused, RunStopped), STOPPED),
     ((OutputRefused, StepTimeout, IncompleteCrew, RunFailed), FLOW_FAILED),
     ((FencedError,), HELD),
     ((StoreError, RetryError), STORE),
@@ -64,6 +64,7 @@ def report(error: Exception, *, as_json: bool, run: str = "", resume: str = "", 
     """Tell about ``error``: a paragraph on stderr, with ``as_json`` an object on stdout too. Returns the exit code."""
     code = exit_code(error)
     message = str(error) if isinstance(error, PerdureError) else f"{type(error).__name__}: {error}{_place(error)}."
+    message += "".join(f" In {note}." for note in getattr(error, "__notes__", ()) if note.startswith("run "))
     if show_traceback:
         traceback.print_exception(error)
     click.echo(f"Error: {message}", err=True)

@@ -23,11 +23,12 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 import msgspec
 
 from perdure.checks import refusal
-from perdure.errors import ConfigError, FencedError, IncompleteCrew, InDoubt, StoreError
+from perdure.errors import ConfigError, FencedError, IncompleteCrew, RunPaused, StoreError
 from perdure.model import ErrorInfo
+from perdure.runtime.children import as_step
 from perdure.runtime.fanout import gather as side_by_side
 from perdure.runtime.fanout import gather_async
-from perdure.runtime.steps import Flow, Step, step
+from perdure.runtime.steps import Flow, Step
 
 
 class Task:
@@ -38,12 +39,7 @@ class Task:
     ) -> None:
         if not callable(fn):
             raise ConfigError(f"A stage must be a function or step, a list of them, or a Crew, not {fn!r}.")
-        if isinstance(fn, Step):
-            if options:
-                raise ConfigError(f"{fn.name} is a step already; give {', '.join(options)} to @step instead.")
-            self.step: Step[..., Any] = fn.options(name=name)
-        else:
-            self.step = step(name=name, **options)(fn)
+        self.step: Step[..., Any] = as_step(fn, name, **options)
         self.name = self.step.name
         self.given = dict(given or {})
         declared = self.step.signature.parameters.values()
@@ -109,7 +105,7 @@ class Crew:
         good: dict[str, Any] = {}
         missing: dict[str, str] = {}
         for expert, outcome in zip(self.experts, outcomes, strict=True):
-            if isinstance(outcome, StoreError | FencedError | InDoubt) or (
+            if isinstance(outcome, StoreError | FencedError | RunPaused) or (
                 isinstance(outcome, BaseException) and not isinstance(outcome, Exception)
             ):
                 raise outcome

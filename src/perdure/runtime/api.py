@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 from perdure.clock import SYSTEM
 from perdure.errors import LeaseHeld
 from perdure.hooks import Observer
-from perdure.model import Attribution, RunKey
+from perdure.model import Attribution, Budget, RunKey
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.manager import CheckpointManager
 from perdure.stores.base import Store
@@ -37,6 +37,7 @@ def run(
     resume_stopped: bool = False,
     wait: bool = False,
     attribution: Attribution | None = None,
+    budget: Budget | None = None,
     target: str = "",
     observers: Sequence[Observer] = (),
     **kwargs: Any,
@@ -50,6 +51,7 @@ def run(
     - ``rerun``: "failed", "flagged" or names of steps to execute again, with what depends on them.
     - ``adopt_input``: go on with inputs that differ from the recorded ones. ``resume_stopped``: although a person
       stopped it.
+    - ``budget``: caps for all lives of the run together; one that differs from the recorded one replaces it.
     - ``wait``: if another process runs it, wait for it instead of raising LeaseHeld.
 
     Raises what the flow raises; LeaseHeld, InputMismatch, RunStopped, StoreError and others of ``perdure.errors``.
@@ -68,6 +70,7 @@ def run(
                     adopt_input=adopt_input,
                     resume_stopped=resume_stopped,
                     attribution=attribution or Attribution(),
+                    budget=budget,
                     target=target,
                     **kwargs,
                 )

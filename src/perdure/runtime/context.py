@@ -11,7 +11,7 @@ from typing import Any
 from perdure import codec
 from perdure import journal as j
 from perdure.errors import ConfigError, StepTimeout
-from perdure.model import RunKey
+from perdure.model import RunKey, Usage
 from perdure.replay import Call, Cursor
 from perdure.runtime.live import Durability, LiveRun
 from perdure.runtime.writer import Ticket
@@ -67,6 +67,20 @@ class StepContext:
         if not self._is_async:
             self._run.wait(ticket)
         return Saved(self._run, ticket)
+
+    def spent(self, *, calls: int = 0, input_tokens: int = 0, output_tokens: int = 0, cost: float = 0.0) -> None:
+        """Count what this attempt has used, as often as there is something to say: it adds up in the run's usage, also
+        if the attempt crashes or fails later, and counts against its budget (X6). Does not wait.
+
+        Raises ConfigError for anything but numbers from 0.
+        """
+        numbers = (calls, input_tokens, output_tokens, cost)
+        if not all(isinstance(n, int | float) and n >= 0 for n in numbers):
+            raise ConfigError(f"step {self.name}: spent() takes numbers from 0, not {numbers!r}.")
+        usage = Usage(calls=calls, input_tokens=input_tokens, output_tokens=output_tokens, cost=cost)
+        if self._run is not None and usage:
+            self._check()
+            self._run.emit((j.StepUsage(step=self._step, attempt=self.attempt, usage=usage),), lazy=True)
 
     def stream(self, text: str) -> None:
         """Add to the text streamed so far. Readers see it at once; it is durable within about one write of the device.

@@ -59,6 +59,7 @@ class LiveRun:
         self.lock = threading.RLock()
         self.broken: BaseException | None = None
         """why nothing can be appended any more"""
+        began = clock.monotonic()
         self.life = Life(
             state,
             durability=durability,
@@ -67,6 +68,7 @@ class LiveRun:
             emit=lambda entry: self._emit_quietly(entry),
             tell=lambda message: log.warning("%s", message),
             lock=self.lock,
+            elapsed=lambda: clock.monotonic() - began,
         )
         self._degrade = degrade
         self._observers = tuple(observers)

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 from perdure import codec, states
 from perdure import journal as j
 from perdure.clock import Clock, process_identity
-from perdure.errors import ConfigError, InDoubt, InputMismatch, PerdureError, RunStopped, StoreError
+from perdure.errors import ConfigError, InputMismatch, PerdureError, RunPaused, RunStopped, StoreError
 from perdure.fold import State, fold
 from perdure.hooks import Observer
-from perdure.model import ArgInfo, Attribution, Lease, RunKey
+from perdure.model import ArgInfo, Attribution, Budget, Lease, RunKey
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.live import LiveRun
 from perdure.runtime.outputs import Outputs, outputs_folder
@@ -46,6 +46,7 @@ class Start(NamedTuple):
     resume_stopped: bool = False
     attribution: Attribution = Attribution()
     target: str = ""
+    budget: Budget | None = None
     flow: str = ""
     digest: str = ""
     args: tuple[ArgInfo, ...] = ()
@@ -132,6 +133,7 @@ class Lives:
                         attribution=start.attribution,
                         durability=self.config.durability,
                         target=start.target,
+                        budget=start.budget,
                         outputs=self._outputs(state.key),
                         epoch=lease.epoch,
                         pid=pid,
@@ -149,6 +151,7 @@ class Lives:
             digest=start.digest,
             inputs=inputs,
             args=start.args if differs else (),
+            budget=start.budget if start.budget != state.budget else None,
             outputs=self._outputs(state.key),
         )
         _log_resume(state, invalid)
@@ -237,22 +240,21 @@ def _which(store: Store, start: Start) -> tuple[RunKey, str]:
 def select(state: State, wanted: Sequence[str]) -> tuple[int, ...]:
     """Recorded steps that ``wanted`` names: "failed", "flagged", a step's number, name or path.
 
-    Failed steps have no result to drop; asking for them only opens the run again. Raises ConfigError for a name that no
-    step has.
+    With a step goes every step inside which it was executed. Failed steps have no result to drop; asking for them only
+    opens the run again. Raises ConfigError for a name that no step has.
     """
     chosen: set[int] = set()
     for word in wanted:
-        if word == "failed":
-            continue
-        if word == "flagged":
-            chosen.update(n for n, step in state.steps.items() if step.status == states.FLAGGED)
+        if word in (states.FAILED, states.FLAGGED):
+            chosen.update(n for n, step in state.steps.items() if step.status == word)
             continue
         found = [s for s in state.steps.values() if word in (str(s.number), s.name, s.path)]
         if not found:
             names = ", ".join(dict.fromkeys(s.path for s in state.steps.values())) or "none"
             raise ConfigError(f"run {state.key} has no step {word!r}.", hint=f"Its steps: {names}; or failed, flagged.")
-        chosen.update(s.number for s in found if s.recorded)
-    return tuple(sorted(chosen))
+        chosen.update(s.number for s in found)
+    around = {n for number in chosen for n in state.around(state.steps[number])}
+    return tuple(sorted(n for n in chosen | around if state.steps[n].recorded))
 
 
 def completed(run: LiveRun, value: object) -> tuple[j.RunCompleted, dict[str, bytes]]:
@@ -262,7 +264,10 @@ def completed(run: LiveRun, value: object) -> tuple[j.RunCompleted, dict[str, by
     saved = round(sum(life.reused.values()), 6)
     if life.reused:
         log.info("run %s completed: %d steps reused, %.1f s saved", run.key, len(life.reused), saved)
-    return j.RunCompleted(output=output, reused=len(life.reused), saved=saved, unused=life.unused()), blobs
+    entry = j.RunCompleted(
+        output=output, reused=len(life.reused), saved=saved, unused=life.unused(), saved_usage=life.saved_usage()
+    )
+    return entry, blobs
 
 
 @contextmanager
@@ -278,7 +283,7 @@ def finalised(run: LiveRun) -> Iterator[None]:
 
 def _record_end(run: LiveRun, error: BaseException) -> None:
     entry: j.Entry
-    if isinstance(error, InDoubt):
+    if isinstance(error, RunPaused):
         entry = j.RunPaused(reason=str(error))
     elif isinstance(error, Exception):
         entry = j.RunFailed(error=codec.describe_error(error))

@@ -12,7 +12,7 @@ from typing import Any, Self
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import ConfigError, PerdureError, StoreError
 from perdure.hooks import Observer
-from perdure.model import Attribution, RunKey
+from perdure.model import Attribution, Budget, RunKey
 from perdure.replay import Cursor
 from perdure.runtime.config import CheckpointConfig, default_store
 from perdure.runtime.context import Frame, entered
@@ -77,11 +77,21 @@ class CheckpointManager:
         rerun: str | Sequence[str] = (),
         resume_stopped: bool = False,
         attribution: Attribution | None = None,
+        budget: Budget | None = None,
     ) -> ManualRun:
         """A run for a loop of your own: ``with manager.begin(goal=...) as run``. Options as for ``perdure.run``."""
         wanted = (rerun,) if isinstance(rerun, str) else tuple(rerun)
         RunKey.of(goal)
-        start = Start(goal, episode, new, wanted, False, resume_stopped, attribution or Attribution(), flow="(manual)")
+        start = Start(
+            goal,
+            episode,
+            new,
+            wanted,
+            resume_stopped=resume_stopped,
+            attribution=attribution or Attribution(),
+            budget=budget,
+            flow="(manual)",
+        )
         return ManualRun(self._lives, start)
 
     async def run(self, flow: Callable[..., Any], *args: Any, goal: str, **options: Any) -> Any:
@@ -158,7 +168,7 @@ def _start(
     if isinstance(flow, Step):
         raise ConfigError(f"{flow.name} is a step, not a flow.", hint="Run a flow that calls it.")
     function = flow if isinstance(flow, Function) else _plain(flow)
-    chosen = {name: options[name] for name in Start._fields[1:8] if name in options}
+    chosen = {name: options[name] for name in Start._fields[1:9] if name in options}
     kwargs = {name: value for name, value in options.items() if name not in chosen}
     try:
         _, infos = function.identify(args, kwargs)

@@ -10,8 +10,11 @@ import textwrap
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from hashlib import sha256
+from types import NoneType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
+
+from msgspec.structs import replace
 
 from perdure import codec
 from perdure.checks import not_empty
@@ -25,6 +28,7 @@ from perdure.runtime.drive import Body, drive, drive_async
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_IMMUTABLE = frozenset({str, bytes, int, float, bool, NoneType})
 _NO_STORE = Frame(None, Cursor(None, ""))
 _told_outside: set[str] = set()
 log = logging.getLogger("perdure")
@@ -125,8 +129,14 @@ class Step(Function[P, R]):
 
     def options(self, *, name: str | None = None, key: str | None = None, timeout: float | None = None) -> Step[P, R]:
         """The same step under another name, with an explicit identity ``key``, or another time limit."""
-        declared = self.declared if timeout is None else _with_timeout(self.declared, timeout)
-        return Step(self.fn, name or self.name, declared, self.verify, key or self.key, self.ignore)
+        declared = self.declared if timeout is None else replace(self.declared, timeout=timeout)
+        return self.variant(name or self.name, declared, key or self.key)
+
+    def variant(self, name: str, declared: StepOptions, key: str | Callable[P, str] | None = None) -> Step[P, R]:
+        """The same function as another step."""
+        made = Step(self.fn, name, declared, self.verify, key, self.ignore)
+        made.__dict__ |= {known: value for known, value in self.__dict__.items() if known in ("signature", "digest")}
+        return made
 
     def run_body(self, invocation: Invocation) -> Any:
         frame = current() or _outside(self)
@@ -146,7 +156,10 @@ class Step(Function[P, R]):
         if frame.run is None:
             return Request(self.name, self.declared)
         fingerprint, infos = self.identify(invocation.args, invocation.kwargs)
-        return Request(self.name, self.declared, fingerprint, infos, self.digest)
+        request = Request(self.name, self.declared, fingerprint, infos, self.digest)
+        if not all(type(value) in _IMMUTABLE for value in (*invocation.args, *invocation.kwargs.values())):
+            request.look_again = lambda: self.identify(invocation.args, invocation.kwargs)[1]
+        return request
 
 
 class Flow(Function[P, R]):
@@ -227,7 +240,7 @@ class Invocation:
             return self.cursor.scope
         self.cursor = frame.cursor
         self.request = self.function.request(frame, self)
-        self.request.n = frame.cursor.claim(self.request.name, self.request.fingerprint, by)
+        self.request.n = frame.cursor.claim(self.request, by)
         return f"{self.request.name}:{self.request.fingerprint}:{self.request.n}"
 
     def release(self, by: Hashable) -> None:
@@ -255,6 +268,7 @@ def step(
     verify: Callable[..., object] | None = None,
     key: str | Callable[..., str] | None = None,
     ignore: tuple[str, ...] = (),
+    metered: bool = False,
 ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 def step(
     fn: Callable[P, R] | None = None,
@@ -270,6 +284,7 @@ def step(
     verify: Callable[..., object] | None = None,
     key: str | Callable[..., str] | None = None,
     ignore: tuple[str, ...] = (),
+    metered: bool = False,
 ) -> Step[P, R] | Callable[[Callable[P, R]], Step[P, R]]:
     """Make a function a step: a named unit of work whose result is kept.
 
@@ -281,6 +296,8 @@ def step(
     - ``on_crash``: what to do when an attempt was started and never ended: ``"rerun"`` (same idempotency key),
       ``"verify"`` (``verify`` gets the same arguments and returns the result, or None if nothing happened), ``"fail"``.
     - ``key``: identity instead of the arguments, text or a function of them. ``ignore``: arguments outside of it.
+    - ``metered``: each attempt is a call that is paid for; it counts in the run's usage and against its budget, also
+      when it crashes. What a call has used, ``context().spent`` says.
 
     Raises ConfigError for a wrong declaration.
     """
@@ -300,7 +317,12 @@ def step(
         returns_nothing = getattr(fn, "__annotations__", {}).get("return", ...) in (None, "None")
         checked = check if check is not None else (None if returns_nothing else not_empty)
         declared = StepOptions(
-            retry=policy, timeout=timeout, check=checked or None, on_refused=on_refused, on_crash=on_crash
+            retry=policy,
+            timeout=timeout,
+            check=checked or None,
+            on_refused=on_refused,
+            on_crash=on_crash,
+            metered=metered,
         )
         return Step(fn, name or str(getattr(fn, "__name__", "step")), declared, verify, key, tuple(ignore))
 
@@ -322,16 +344,6 @@ def flow(
         return Flow(fn, name or str(getattr(fn, "__name__", "flow")), None, ())
 
     return decorate(fn) if fn is not None else decorate
-
-
-def _with_timeout(declared: StepOptions, timeout: float) -> StepOptions:
-    return StepOptions(
-        retry=declared.retry,
-        timeout=timeout,
-        check=declared.check,
-        on_refused=declared.on_refused,
-        on_crash=declared.on_crash,
-    )
 
 
 def code_digest(fn: Callable[..., object]) -> str:
