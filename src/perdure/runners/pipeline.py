@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_type_hints
 
 import msgspec
@@ -25,10 +24,10 @@ import msgspec
 from perdure.checks import refusal
 from perdure.errors import ConfigError, FencedError, IncompleteCrew, RunPaused, StoreError
 from perdure.model import ErrorInfo
+from perdure.runners.shape import Plan, Shape, Side, Work
 from perdure.runtime.children import as_step
-from perdure.runtime.fanout import gather as side_by_side
-from perdure.runtime.fanout import gather_async
-from perdure.runtime.steps import Flow, Step
+from perdure.runtime.fanout import Failure, result
+from perdure.runtime.steps import Step
 
 
 class Task:
@@ -105,12 +104,11 @@ class Crew:
         good: dict[str, Any] = {}
         missing: dict[str, str] = {}
         for expert, outcome in zip(self.experts, outcomes, strict=True):
-            if isinstance(outcome, StoreError | FencedError | RunPaused) or (
-                isinstance(outcome, BaseException) and not isinstance(outcome, Exception)
-            ):
-                raise outcome
-            if isinstance(outcome, Exception):
-                missing[expert.name] = str(ErrorInfo(type(outcome).__name__, str(outcome)))
+            if isinstance(outcome, Failure):
+                error = outcome.error
+                if isinstance(error, StoreError | FencedError | RunPaused) or not isinstance(error, Exception):
+                    raise error
+                missing[expert.name] = str(ErrorInfo(type(error).__name__, str(error)))
                 continue
             refused = refusal(expert.name, expert.step.declared.check, outcome)
             if refused is not None:
@@ -129,10 +127,9 @@ class Crew:
 
 
 Stage: TypeAlias = Task | list[Task] | Crew
-Calls: TypeAlias = list[tuple[Task, dict[str, Any]]]
 
 
-class Pipeline(Flow[..., Any]):
+class Pipeline(Shape):
     """Stages one after the other; a list among them is a group that runs side by side. Run it like a flow:
     ``perdure.run(Pipeline([load, [spell, facts], report]), goal="paper-17", path="paper.md")``; its result is the last
     stage's output. ``inputs`` names inputs that later stages need and the first does not.
@@ -146,17 +143,14 @@ class Pipeline(Flow[..., Any]):
     ) -> None:
         self.stages = [_stage(stage) for stage in stages]
         tasks = [task for stage in self.stages for task in _tasks(stage)]
-        asynchronous = any(task.step.is_async for task in tasks)
-        super().__init__(self._run_async if asynchronous else self._run, name, None, ())
+        self.name = name
         self.inputs = self._check(list(inputs))
-        types = {name: hint for task in reversed(tasks) for name, hint in _types(task).items()}
+        types = {name: hint for task in reversed(tasks) for name, hint in task_types(task).items()}
         parameters = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=types.get(name, Any))
             for name in self.inputs
         ]
-        self.__dict__["signature"] = inspect.Signature(parameters)
-        plan = ";".join(f"{task.name}={task.step.digest}" for task in tasks)
-        self.__dict__["digest"] = sha256(plan.encode()).hexdigest()[:16]
+        super().__init__(name, [task.step for task in tasks], parameters)
 
     def _check(self, inputs: list[str]) -> list[str]:
         """Names of the pipeline's inputs. Raises one ConfigError for all that is wrong."""
@@ -183,57 +177,31 @@ class Pipeline(Flow[..., Any]):
             )
         return inputs
 
-    def _plan(self, values: dict[str, Any]) -> Generator[Calls, list[Any], Any]:
-        """The order of work: yields calls to make side by side, is sent their outcomes (errors as values)."""
-        previous: Any = None
+    def plan(self, inputs: dict[str, Any]) -> Plan:
+        values, previous = dict(inputs), None
         for stage in self.stages:
             if isinstance(stage, Crew):
-                outcomes = yield [(expert, expert.arguments(values, previous)) for expert in stage.experts]
-                good, missing = stage.assess(outcomes)
+                ended = yield Side([_work(expert, values, previous) for expert in stage.experts])
+                good, missing = stage.assess(ended)
                 extra = {"missing": missing} if "missing" in {p.name for p in stage.gather.parameters} else {}
-                previous = _value((yield [(stage.gather, stage.gather.arguments(values | extra, good))])[0])
+                previous = result((yield Side([_work(stage.gather, values | extra, good)]))[0])
                 values |= good | {stage.name: good, stage.gather.name: previous}
             elif isinstance(stage, list):
-                outcomes = yield [(task, task.arguments(values, previous)) for task in stage]
-                previous = {task.name: _value(outcome) for task, outcome in zip(stage, outcomes, strict=True)}
+                ended = yield Side([_work(task, values, previous) for task in stage])
+                previous = {task.name: result(outcome) for task, outcome in zip(stage, ended, strict=True)}
                 values |= previous
             else:
-                previous = _value((yield [(stage, stage.arguments(values, previous))])[0])
+                previous = result((yield Side([_work(stage, values, previous)]))[0])
                 values[stage.name] = previous
         return previous
 
-    def _run(self, **inputs: Any) -> Any:
-        plan = self._plan(dict(inputs))
-        outcomes: list[Any] | None = None
-        while True:
-            try:
-                calls = next(plan) if outcomes is None else plan.send(outcomes)
-            except StopIteration as end:
-                return end.value
-            starts = [functools.partial(task.step, **arguments) for task, arguments in calls]
-            if len(starts) > 1:
-                outcomes = side_by_side(*starts, return_exceptions=True)
-            else:
-                try:
-                    outcomes = [starts[0]()]
-                except Exception as error:
-                    outcomes = [error]
 
-    async def _run_async(self, **inputs: Any) -> Any:
-        plan = self._plan(dict(inputs))
-        outcomes: list[Any] | None = None
-        while True:
-            try:
-                calls = next(plan) if outcomes is None else plan.send(outcomes)
-            except StopIteration as end:
-                return end.value
-            outcomes = await gather_async(
-                task.step(**arguments) if task.step.is_async else functools.partial(task.step, **arguments)
-                for task, arguments in calls
-            )
+def _work(task: Task, values: Mapping[str, Any], previous: Any) -> Work:
+    return functools.partial(task.step, **task.arguments(values, previous))
 
 
-def _types(task: Task) -> dict[str, Any]:
+def task_types(task: Task) -> dict[str, Any]:
+    """Annotations of a task's function, resolved; {} where they cannot be."""
     try:
         return get_type_hints(task.step.fn)
     except Exception:  # an annotation that is known to type checkers only
@@ -252,9 +220,3 @@ def _tasks(stage: Stage) -> list[Task]:
     if isinstance(stage, Crew):
         return [*stage.experts, stage.gather]
     return stage if isinstance(stage, list) else [stage]
-
-
-def _value(outcome: Any) -> Any:
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome

@@ -118,10 +118,8 @@ def _returning(made: Step[P, Any]) -> Step[P, Any]:
             return told(error)
 
     chosen = body_async if inspect.iscoroutinefunction(inner) else body
-    declared = replace(made.declared, check=_not_failed, on_refused="flag")
-    returning: Step[P, Any] = Step(chosen, made.name, declared, None, None, ())
-    returning.__dict__ |= {"signature": made.signature, "digest": made.digest}
-    return returning
+    returning = cast(Step[P, Any], made.with_body(chosen))
+    return returning.variant(made.name, replace(made.declared, check=_not_failed, on_refused="flag"))
 
 
 def _not_failed(value: object) -> bool | str:

@@ -16,6 +16,7 @@ import contextvars
 import functools
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -94,8 +95,8 @@ def _invocation(item: Awaitable[Any] | Thunk[Any]) -> Invocation | None:
     return None
 
 
-def _branches(items: Iterable[Awaitable[Any] | Thunk[Any]]) -> tuple[list[Branch], bool]:
-    """Branches in order, and whether they are async."""
+def _branches(items: Iterable[Awaitable[Any] | Thunk[Any]], fan: object = None) -> tuple[list[Branch], bool]:
+    """Branches in order, and whether they are async. Those of one ``fan`` may ask for equal things at once."""
     listed = list(items)
     for item in listed:
         if not isinstance(item, Awaitable) and not callable(item):
@@ -103,7 +104,7 @@ def _branches(items: Iterable[Awaitable[Any] | Thunk[Any]]) -> tuple[list[Branch
                 f"A branch must be an awaitable or a callable without arguments, not {type(item).__name__}.",
                 hint="In sync code write functools.partial(step, argument), or use perdure.map(step, items).",
             )
-    fan = object()
+    fan = fan or object()
     return [Branch(item, fan) for item in listed], any(isinstance(item, Awaitable) for item in listed)
 
 
@@ -124,18 +125,26 @@ def gather(*branches: Any, return_exceptions: bool = False) -> Any:
     made, is_async = _branches(branches)
     if is_async or (not made and _in_loop()):
         return _gather_async(made, return_exceptions)
-    return _settle(
-        [outcome for _, outcome in sorted(_run_threads(made, None), key=lambda pair: pair[0])], return_exceptions
-    )
+    return _settle(_in_order(_run_threads(made, None)), return_exceptions)
 
 
-async def gather_async(items: Iterable[Awaitable[Any] | Thunk[Any]]) -> list[Any]:
-    """Outcomes in order, errors as values; callables run in threads. For runners, which mix both colours."""
+def outcomes(items: Iterable[Thunk[Any]], limit: int | None = None) -> list[Any]:
+    """What callables return, in order, at most ``limit`` at a time; a Failure for each that raised."""
     made, _ = _branches(items)
-    return await _gather_async(made, True)
+    return _in_order(_run_threads(made, limit))
+
+
+async def outcomes_async(items: Iterable[Awaitable[Any] | Thunk[Any]], limit: int | None = None) -> list[Any]:
+    """As ``outcomes``, for awaitables; callables among them run in threads."""
+    made, _ = _branches(items)
+    return await _finish(made, limit)
 
 
 async def _gather_async(made: Sequence[Branch], return_exceptions: bool, limit: int | None = None) -> list[Any]:
+    return _settle(await _finish(made, limit), return_exceptions)
+
+
+async def _finish(made: Sequence[Branch], limit: int | None) -> list[Any]:
     gate = asyncio.Semaphore(limit) if limit else None
     tasks = [asyncio.ensure_future(_gated(b, gate)) if gate else b.task() for b in made]
     try:
@@ -144,7 +153,7 @@ async def _gather_async(made: Sequence[Branch], return_exceptions: bool, limit: 
     except BaseException:
         await _cancel(tasks)
         raise
-    return _settle([_outcome(task) for task in tasks], return_exceptions)
+    return [_outcome(task) for task in tasks]
 
 
 async def _gated(branch: Branch, gate: asyncio.Semaphore) -> Any:
@@ -167,24 +176,35 @@ async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
         await asyncio.wait(left)
 
 
-class _Failure:
+class Failure:
+    """The outcome of a branch that raised ``error``; never a value that a branch returned."""
+
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 def _outcome(task: asyncio.Future[Any]) -> Any:
     if task.cancelled():
-        return _Failure(asyncio.CancelledError())
+        return Failure(asyncio.CancelledError())
     error = task.exception()
-    return _Failure(error) if error is not None else task.result()
+    return Failure(error) if error is not None else task.result()
 
 
-def _settle(outcomes: list[Any], return_exceptions: bool) -> list[Any]:
+def result(outcome: Any) -> Any:
+    """The value of an outcome; raises the error of a Failure."""
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome
+
+
+def _in_order(ended: Iterable[tuple[int, Any]]) -> list[Any]:
+    return [outcome for _, outcome in sorted(ended, key=lambda pair: pair[0])]
+
+
+def _settle(ended: list[Any], return_exceptions: bool) -> list[Any]:
     if not return_exceptions:
-        for outcome in outcomes:
-            if isinstance(outcome, _Failure):
-                raise outcome.error
-    return [o.error if isinstance(o, _Failure) else o for o in outcomes]
+        return [result(outcome) for outcome in ended]
+    return [o.error if isinstance(o, Failure) else o for o in ended]
 
 
 def _run_threads(made: Sequence[Branch], limit: int | None) -> Iterator[tuple[int, Any]]:
@@ -203,7 +223,7 @@ def _run_threads(made: Sequence[Branch], limit: int | None) -> Iterator[tuple[in
             try:
                 ended.put((index, branch.call()))
             except BaseException as error:
-                ended.put((index, _Failure(error)))
+                ended.put((index, Failure(error)))
 
     threads = [
         threading.Thread(target=work, name=f"perdure-branch-{k}", daemon=True)
@@ -235,7 +255,7 @@ def map(fn: Callable[[A], Any], items: Iterable[A], *, limit: int | None = None)
     made, _ = _branches(fn(item) if asynchronous else functools.partial(fn, item) for item in items)
     if asynchronous:
         return _gather_async(made, False, limit)
-    return _settle([outcome for _, outcome in sorted(_run_threads(made, limit), key=lambda pair: pair[0])], False)
+    return _settle(_in_order(_run_threads(made, limit)), False)
 
 
 @overload
@@ -247,44 +267,114 @@ def as_completed(*branches: Any) -> Any:
 
     The order is journaled, and the same in every later life of the run. A branch's error is raised at its turn.
     """
-    fan = _fan("as_completed")
-    made, is_async = _branches(branches)
-    return _as_completed_async(made, fan) if is_async else _as_completed(made, fan)
+    fan = Fan("as_completed")
+    made, is_async = _branches(branches, fan)
+    return _as_completed_async(fan, made) if is_async else _as_completed(fan, made)
 
 
-async def _as_completed_async(made: Sequence[Branch], fan: str) -> AsyncIterator[Any]:
-    tasks = {branch.label or str(i): branch.task() for i, branch in enumerate(made)}
-    labels = {task: label for label, task in tasks.items()}
+async def _as_completed_async(fan: Fan, made: Sequence[Branch]) -> AsyncIterator[Any]:
     try:
-        for label in _recorded(fan):
-            if label in tasks:
-                yield await tasks.pop(label)
-        while tasks:
-            ended, _ = await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
-                tasks.pop(labels[task])
-                _take(fan, labels[task])
-                yield await task
+        for branch in made:
+            fan.start_task(branch)
+        while fan.flying:
+            _, outcome = await fan.next_async()
+            yield result(outcome)
     finally:
-        await _cancel(tasks.values())
+        await fan.cancel()
 
 
-def _as_completed(made: Sequence[Branch], fan: str) -> Iterator[Any]:
-    labels = [branch.label or str(i) for i, branch in enumerate(made)]
-    early: dict[str, Any] = {}
-    ended = _run_threads(made, None)
-    for label in _recorded(fan):
-        while label in labels and label not in early:
-            index, outcome = next(ended)
-            early[labels[index]] = outcome
-        if label in early:
-            yield from _settle([early.pop(label)], False)
-    for label, outcome in early.items():
-        _take(fan, label)
-        yield from _settle([outcome], False)
-    for index, outcome in ended:
-        _take(fan, labels[index])
-        yield from _settle([outcome], False)
+def _as_completed(fan: Fan, made: Sequence[Branch]) -> Iterator[Any]:
+    for branch in made:
+        fan.start_thread(branch)
+    while fan.flying:
+        _, outcome = fan.next()
+        yield result(outcome)
+
+
+class Fan:
+    """Branches that are started one by one. The order in which their outcomes are taken is journaled where there is a
+    choice, and is the same in every later life of the run.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.flying: dict[str, int] = {}
+        """label of each branch whose outcome was not taken yet, and its place among all that were started"""
+        self._name = _fan(kind)
+        self._order = deque(_recorded(self._name))
+        self._frame = current()
+        self._started = 0
+        self._tasks: dict[asyncio.Future[Any], str] = {}
+        self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._early: dict[str, Any] = {}
+
+    def call(self, work: Thunk[Any]) -> int:
+        """Start one more branch, in a thread of its own. Returns its place."""
+        return self.start_thread(Branch(work, self))
+
+    def call_async(self, item: Awaitable[Any] | Thunk[Any]) -> int:
+        """Start one more branch, as a task; a callable runs in a thread. Returns its place."""
+        return self.start_task(Branch(item, self))
+
+    def start_thread(self, branch: Branch) -> int:
+        """Run a branch in a thread of its own. Returns its place."""
+        label = self._fly(branch)
+
+        def work() -> None:
+            try:
+                self._ended.put((label, branch.call()))
+            except BaseException as error:
+                self._ended.put((label, Failure(error)))
+
+        threading.Thread(target=work, name=f"perdure-branch-{label}", daemon=True).start()
+        return self.flying[label]
+
+    def start_task(self, branch: Branch) -> int:
+        """Run a branch as a task. Returns its place."""
+        label = self._fly(branch)
+        self._tasks[branch.task()] = label
+        return self.flying[label]
+
+    def _fly(self, branch: Branch) -> str:
+        label = branch.label or str(self._started)
+        self.flying[label] = self._started
+        self._started += 1
+        return label
+
+    def next(self) -> tuple[int, Any]:
+        """(place, outcome) of the branch whose turn it is, once it has ended; an error stands in a Failure."""
+        due = self._due()
+        while due not in self._early if due else not self._early:
+            label, outcome = self._ended.get()
+            self._early[label] = outcome
+        return self._taken(due)
+
+    async def next_async(self) -> tuple[int, Any]:
+        """As ``next``, for branches that are tasks."""
+        due = self._due()
+        while due not in self._early if due else not self._early:
+            ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in self._tasks if task in ended]:
+                self._early[self._tasks.pop(task)] = _outcome(task)
+        return self._taken(due)
+
+    def _due(self) -> str:
+        """The branch whose turn it was in an earlier life; "" when that is not known. One branch leaves no choice."""
+        while len(self.flying) > 1 and self._order:
+            label = self._order.popleft()
+            if label in self.flying:
+                return label
+        return ""
+
+    def _taken(self, due: str) -> tuple[int, Any]:
+        label = due or next(iter(self._early))
+        if not due and len(self.flying) > 1:
+            _take(self._name, label, self._frame)
+        return self.flying.pop(label), self._early.pop(label)
+
+    async def cancel(self) -> None:
+        """Stop what still runs; threads cannot be stopped and are ignored."""
+        self.flying.clear()
+        await _cancel(self._tasks)
 
 
 @overload
@@ -318,7 +408,7 @@ async def _first_async(made: Sequence[Branch], fan: str, known: bool) -> Any:
                 failure = task.exception()
                 if failure is None:
                     if not known:
-                        _take(fan, tasks[task].label)
+                        _take(fan, tasks[task].label, current())
                     return task.result()
     finally:
         await _cancel(left)
@@ -329,9 +419,9 @@ async def _first_async(made: Sequence[Branch], fan: str, known: bool) -> Any:
 def _first(made: Sequence[Branch], fan: str, known: bool) -> Any:
     outcome: Any = None
     for index, outcome in _run_threads(made, None):
-        if not isinstance(outcome, _Failure):
+        if not isinstance(outcome, Failure):
             if not known:
-                _take(fan, made[index].label)
+                _take(fan, made[index].label, current())
             return outcome
     raise outcome.error
 
@@ -348,9 +438,8 @@ def _recorded(fan: str) -> list[str]:
     return list(frame.run.state.taken.get((frame.cursor.scope, fan), ()))
 
 
-def _take(fan: str, label: str) -> None:
+def _take(fan: str, label: str, frame: Frame | None) -> None:
     """Journal whose turn it was. Not waited for: any later record is durable only together with this one."""
-    frame = current()
     if frame is not None and frame.run is not None:
         frame.run.emit((j.BranchTaken(scope=frame.cursor.scope, fan=fan, branch=label),), lazy=True)
 

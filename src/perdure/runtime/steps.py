@@ -138,6 +138,12 @@ class Step(Function[P, R]):
         made.__dict__ |= {known: value for known, value in self.__dict__.items() if known in ("signature", "digest")}
         return made
 
+    def with_body(self, fn: Callable[..., Any]) -> Step[..., Any]:
+        """The same step (name, options, signature, digest) with another function of the same colour as its body."""
+        made: Step[..., Any] = Step(fn, self.name, self.declared, None, None, self.ignore)
+        made.__dict__ |= {"signature": self.signature, "digest": self.digest}
+        return made
+
     def run_body(self, invocation: Invocation) -> Any:
         frame = current() or _outside(self)
         by = requester()

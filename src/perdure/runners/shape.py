@@ -1,0 +1,129 @@
+"""How runners are written once for both colours of code: a shape is a generator that says what to start.
+
+A shape's ``plan`` is given the inputs and yields commands; the two drivers below perform them, in threads or as tasks:
+
+    Side(works, limit)   run them side by side     -> their outcomes, in the order written
+    Start(work)          begin one more            -> its place: 0 for the first that was started, 1, 2 ...
+    Next()               wait for one that ends    -> (place, outcome); the order is journaled
+
+A work is a ``functools.partial`` of a step; an outcome its value, or a Failure. A plan keeps everything it knows in its
+own local variables, so that runs of one shape side by side never mix (G6). What is started and not taken when a plan
+ends is not needed any more: tasks are cancelled, threads run on and are ignored.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Generator, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple, TypeAlias
+
+from perdure.runtime.context import current
+from perdure.runtime.fanout import Failure, Fan, outcomes, outcomes_async
+from perdure.runtime.steps import Flow, Step
+
+Work: TypeAlias = functools.partial[Any]
+
+
+class Side(NamedTuple):
+    """Run works side by side, at most ``limit`` at a time; the reply is the list of their outcomes."""
+
+    works: Sequence[Work]
+    limit: int | None = None
+
+
+class Start(NamedTuple):
+    """Begin one more work; the reply is its place."""
+
+    work: Work
+
+
+class Next(NamedTuple):
+    """Wait until one of the works that were started has ended; the reply is (place, outcome)."""
+
+
+Plan: TypeAlias = Generator[Side | Start | Next, Any, Any]
+
+
+class Shape(Flow[..., Any]):
+    """A flow made of steps by a plan. Subclasses say what the plan is; it is async if any of its steps is."""
+
+    def __init__(self, name: str, steps: Sequence[Step[..., Any]], inputs: Sequence[inspect.Parameter]) -> None:
+        asynchronous = any(step.is_async for step in steps)
+        super().__init__(self._run_async if asynchronous else self._run, name, None, ())
+        self.__dict__["signature"] = inspect.Signature(inputs)
+        plan = ";".join(f"{step.name}={step.digest}" for step in steps)
+        self.__dict__["digest"] = sha256(plan.encode()).hexdigest()[:16]
+
+    def plan(self, inputs: dict[str, Any]) -> Plan:
+        """What to do with these inputs: yields commands, returns the result."""
+        raise NotImplementedError
+
+    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        return carry_out(self.plan(self._inputs(args, kwargs)))
+
+    async def _run_async(self, *args: Any, **kwargs: Any) -> Any:
+        return await carry_out_async(self.plan(self._inputs(args, kwargs)))
+
+
+def carry_out(plan: Plan) -> Any:
+    """Run a plan to its end in this thread; returns its result."""
+    fan = Fan("plan")
+    reply: Any = None
+    while True:
+        try:
+            command = plan.send(reply)
+        except StopIteration as end:
+            return end.value
+        if isinstance(command, Start):
+            reply = fan.call(command.work)
+        elif isinstance(command, Next):
+            reply = fan.next()
+        else:
+            reply = _alone(command.works[0]) if len(command.works) == 1 else outcomes(command.works, command.limit)
+
+
+def _alone(work: Work) -> list[Any]:
+    """One work needs no thread."""
+    try:
+        return [work()]
+    except Exception as error:
+        return [Failure(error)]
+
+
+async def carry_out_async(plan: Plan) -> Any:
+    """Run a plan to its end in this task; sync steps in it run in threads. Returns its result."""
+    fan = Fan("plan")
+    reply: Any = None
+    try:
+        while True:
+            try:
+                command = plan.send(reply)
+            except StopIteration as end:
+                return end.value
+            if isinstance(command, Start):
+                reply = fan.call_async(_item(command.work))
+            elif isinstance(command, Next):
+                reply = await fan.next_async()
+            else:
+                reply = await outcomes_async([_item(work) for work in command.works], command.limit)
+    finally:
+        await fan.cancel()
+
+
+def _item(work: Work) -> Any:
+    return work() if isinstance(work.func, Step) and work.func.is_async else work
+
+
+def place() -> str:
+    """The run and scope that this code runs in, for messages; "" without a run."""
+    frame = current()
+    if frame is None or frame.run is None:
+        return ""
+    return f"run {frame.run.key}, scope {frame.cursor.scope or 'top'!r}: "
