@@ -187,6 +187,11 @@ class State:
         found = (self.index.get(identities[path]) for path in enclosing(step.identity.scope) if path in identities)
         return [outer.number for outer in found if outer is not None]
 
+    def from_earlier_lives(self) -> list[Step]:
+        """Steps whose results were there when the latest life began, and that it did not do without."""
+        began = self._life_began
+        return [s for s in self.steps.values() if s.recorded and not s.unused and s.attempts[-1].started < began]
+
     def meta(self) -> RunMeta:
         """The row that listings show."""
         count = self._counts

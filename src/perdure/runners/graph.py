@@ -45,9 +45,9 @@ import msgspec
 from perdure.errors import ConfigError, LimitReached
 from perdure.runners.graph_check import Drawn, problems
 from perdure.runners.mapped import mapped
-from perdure.runners.pipeline import Task, task_types
 from perdure.runners.shape import Next, Plan, Shape, Start, Work, place
 from perdure.runners.state import Held, Keeper
+from perdure.runners.task import Task, inputs_of, work_of
 from perdure.runtime.fanout import Failure
 
 
@@ -137,15 +137,7 @@ class Graph(Shape):
         if wrong:
             listed = "\n".join(f"  - {problem}" for problem in wrong)
             raise ConfigError(f"graph {name} cannot be run:\n{listed}\nNothing was executed.")
-        hints = {key: hint for task in self.tasks.values() for key, hint in task_types(task).items()}
-        super().__init__(
-            name,
-            [task.step for task in self.tasks.values()],
-            [
-                inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=hints.get(key, hint))
-                for key, hint in types.items()
-            ],
-        )
+        super().__init__(name, [task.step for task in self.tasks.values()], inputs_of(types, self.tasks.values()))
 
     def plan(self, inputs: dict[str, Any]) -> Plan:
         return _Execution(self, inputs).plan()
@@ -207,10 +199,10 @@ class _Execution:
 
     def work(self, name: str, previous: Any) -> Work:
         task = self.graph.tasks[name]
-        arguments = task.arguments(self.values, previous)
         if isinstance(task, Keeper):
+            arguments = task.arguments(self.values, previous)
             return functools.partial(task.keeping(self.held), state_before=task.before(self.held), **arguments)
-        return functools.partial(task.step, **arguments)
+        return work_of(task, self.values, previous)
 
     def needed(self) -> bool:
         """Whether something runs that somebody waits for: not the losers of a join of any."""

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from perdure.runners.pipeline import Task, task_types
+from perdure.runners.task import Task, task_types
 
 if TYPE_CHECKING:
     from perdure.runners.graph import Edge

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from typing import Any
 
 from perdure.errors import ConfigError
-from perdure.runners.pipeline import Task
 from perdure.runners.shape import Plan, Shape, Side, place
+from perdure.runners.task import Task
 from perdure.runtime.fanout import result
 
 

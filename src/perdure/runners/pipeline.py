@@ -14,53 +14,17 @@ A gather step that may run on less than all (``require``) takes a parameter ``mi
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_type_hints
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from perdure.checks import refusal
 from perdure.errors import ConfigError, FencedError, IncompleteCrew, RunPaused, StoreError
 from perdure.model import ErrorInfo
-from perdure.runners.shape import Plan, Shape, Side, Work
-from perdure.runtime.children import as_step
+from perdure.runners.shape import Plan, Shape, Side
+from perdure.runners.task import Task, inputs_of, work_of
 from perdure.runtime.fanout import Failure, result
-from perdure.runtime.steps import Step
-
-
-class Task:
-    """One stage: a step under the stage's name. ``fn`` is a function, or a step whose options are kept."""
-
-    def __init__(
-        self, fn: Callable[..., Any], *, name: str | None = None, given: Mapping[str, Any] | None = None, **options: Any
-    ) -> None:
-        if not callable(fn):
-            raise ConfigError(f"A stage must be a function or step, a list of them, or a Crew, not {fn!r}.")
-        self.step: Step[..., Any] = as_step(fn, name, **options)
-        self.name = self.step.name
-        self.given = dict(given or {})
-        declared = self.step.signature.parameters.values()
-        self.parameters = [p for p in declared if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        unknown = self.given.keys() - {p.name for p in self.parameters}
-        if unknown and not any(p.kind is p.VAR_KEYWORD for p in declared):
-            raise ConfigError(f"stage {self.name}: given names {sorted(unknown)}, which {self.step!r} does not take.")
-
-    def open(self, known: set[str]) -> list[str]:
-        """Parameters without a default that no known name and no fixed value fills."""
-        return [
-            p.name
-            for p in self.parameters
-            if p.name not in known and p.name not in self.given and p.default is inspect.Parameter.empty
-        ]
-
-    def arguments(self, values: Mapping[str, Any], previous: Any) -> dict[str, Any]:
-        """Arguments for one call; ``previous`` goes to the one open parameter."""
-        chosen = {p.name: values[p.name] for p in self.parameters if p.name in values}
-        for name in self.open(set(values)):
-            chosen[name] = previous
-        return chosen | self.given
 
 
 class quorum(msgspec.Struct, frozen=True):  # reads as a value: require=quorum(5)
@@ -145,12 +109,7 @@ class Pipeline(Shape):
         tasks = [task for stage in self.stages for task in _tasks(stage)]
         self.name = name
         self.inputs = self._check(list(inputs))
-        types = {name: hint for task in reversed(tasks) for name, hint in task_types(task).items()}
-        parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=types.get(name, Any))
-            for name in self.inputs
-        ]
-        super().__init__(name, [task.step for task in tasks], parameters)
+        super().__init__(name, [task.step for task in tasks], inputs_of(self.inputs, tasks))
 
     def _check(self, inputs: list[str]) -> list[str]:
         """Names of the pipeline's inputs. Raises one ConfigError for all that is wrong."""
@@ -181,31 +140,19 @@ class Pipeline(Shape):
         values, previous = dict(inputs), None
         for stage in self.stages:
             if isinstance(stage, Crew):
-                ended = yield Side([_work(expert, values, previous) for expert in stage.experts])
+                ended = yield Side([work_of(expert, values, previous) for expert in stage.experts])
                 good, missing = stage.assess(ended)
                 extra = {"missing": missing} if "missing" in {p.name for p in stage.gather.parameters} else {}
-                previous = result((yield Side([_work(stage.gather, values | extra, good)]))[0])
+                previous = result((yield Side([work_of(stage.gather, values | extra, good)]))[0])
                 values |= good | {stage.name: good, stage.gather.name: previous}
             elif isinstance(stage, list):
-                ended = yield Side([_work(task, values, previous) for task in stage])
+                ended = yield Side([work_of(task, values, previous) for task in stage])
                 previous = {task.name: result(outcome) for task, outcome in zip(stage, ended, strict=True)}
                 values |= previous
             else:
-                previous = result((yield Side([_work(stage, values, previous)]))[0])
+                previous = result((yield Side([work_of(stage, values, previous)]))[0])
                 values[stage.name] = previous
         return previous
-
-
-def _work(task: Task, values: Mapping[str, Any], previous: Any) -> Work:
-    return functools.partial(task.step, **task.arguments(values, previous))
-
-
-def task_types(task: Task) -> dict[str, Any]:
-    """Annotations of a task's function, resolved; {} where they cannot be."""
-    try:
-        return get_type_hints(task.step.fn)
-    except Exception:  # an annotation that is known to type checkers only
-        return {}
 
 
 def _stage(stage: Fn | Crew | Sequence[Fn]) -> Stage:

@@ -60,16 +60,17 @@ class Shape(Flow[..., Any]):
         """What to do with these inputs: yields commands, returns the result."""
         raise NotImplementedError
 
-    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs by name, with defaults. Raises TypeError for others than declared."""
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        return carry_out(self.plan(self._inputs(args, kwargs)))
+        return carry_out(self.plan(self.bind(args, kwargs)))
 
     async def _run_async(self, *args: Any, **kwargs: Any) -> Any:
-        return await carry_out_async(self.plan(self._inputs(args, kwargs)))
+        return await carry_out_async(self.plan(self.bind(args, kwargs)))
 
 
 def carry_out(plan: Plan) -> Any:
@@ -115,6 +116,19 @@ async def carry_out_async(plan: Plan) -> Any:
                 reply = await outcomes_async([_item(work) for work in command.works], command.limit)
     finally:
         await fan.cancel()
+
+
+def traced(plan: Plan, path: list[str]) -> Plan:
+    """The same plan, adding the names of what it starts to ``path``."""
+    reply: Any = None
+    while True:
+        try:
+            command = plan.send(reply)
+        except StopIteration as end:
+            return end.value
+        works = command.works if isinstance(command, Side) else [command.work] if isinstance(command, Start) else []
+        path += [work.func.name for work in works if isinstance(work.func, Step)]
+        reply = yield command
 
 
 def _item(work: Work) -> Any:

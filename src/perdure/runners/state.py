@@ -26,8 +26,8 @@ from msgspec.structs import replace
 
 from perdure import codec
 from perdure.errors import ConfigError, NewerFormat
-from perdure.runners.pipeline import Task
 from perdure.runners.shape import place
+from perdure.runners.task import Task
 from perdure.runtime.steps import Step
 
 

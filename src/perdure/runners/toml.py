@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from perdure.errors import ConfigError
-from perdure.runners.pipeline import Crew, Pipeline, Task, quorum
+from perdure.runners.pipeline import Crew, Pipeline, quorum
+from perdure.runners.task import Task
 
 _TASK: Final = ("run", "name", "given", "retries", "backoff", "timeout", "on_refused", "on_crash")
 _CREW: Final = ("crew", "experts", "gather", "require")

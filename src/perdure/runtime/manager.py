@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import ConfigError, PerdureError, StoreError
+from perdure.fold import State, fold
 from perdure.hooks import Observer
 from perdure.model import Attribution, Budget, RunKey
 from perdure.replay import Cursor
@@ -93,6 +94,18 @@ class CheckpointManager:
             flow="(manual)",
         )
         return ManualRun(self._lives, start)
+
+    def state(self, goal: str, episode: int | None = None) -> State | None:
+        """What the journal tells of a run (its latest episode), read anew; None if there is none, or no store."""
+        if self._writer is None:
+            return None
+        store = self._writer.store
+
+        def read() -> State | None:
+            rows = [row for row in store.runs(goal) if episode in (None, row.episode)]
+            return fold(rows[-1].key, store.read(rows[-1].key)) if rows else None
+
+        return self._writer.call(read).result()
 
     async def run(self, flow: Callable[..., Any], *args: Any, goal: str, **options: Any) -> Any:
         """Run ``flow`` inside an event loop; sync flows run in a thread. Options as for ``perdure.run``."""
