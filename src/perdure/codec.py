@@ -43,7 +43,7 @@ from perdure.codec_tags import BLOB_THRESHOLD
 from perdure.codec_types import declare, learn, register
 from perdure.codec_walk import ATOMS, MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Reader, Writer
 from perdure.errors import CodecError
-from perdure.model import ErrorInfo
+from perdure.model import ErrorInfo, File
 
 __all__ = [
     "BLOB_THRESHOLD",
@@ -177,3 +177,6 @@ def _written(writer: Writer, value: object, where: str) -> bytes:
         ) from problem
     except Exception as problem:  # changed by another thread meanwhile, a name with broken Unicode ...
         raise CodecError(f"{where} cannot be stored ({type(problem).__name__}).") from problem
+
+
+register(File, name="perdure:File")

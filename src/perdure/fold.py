@@ -34,18 +34,6 @@ class Attempt(msgspec.Struct):
     usage: Usage = Usage()
 
 
-class Message(msgspec.Struct, frozen=True):
-    """One message of an agent's conversation; its content stands in ``content`` or is the output of a step."""
-
-    role: str
-    step: int = 0
-    content: Payload | None = None
-    call_id: str = ""
-    covers: int = 0
-    """a summary: how many messages before it the model is no longer shown"""
-    at: float = 0.0
-
-
 class Identity(NamedTuple):
     """What makes a step the same step in another life of the run."""
 
@@ -166,7 +154,7 @@ class State:
         """(scope, fan) -> branches in the order in which their results were handed on"""
         self.latest: dict[tuple[str, str], Step] = {}
         """(name, fingerprint) -> the step that was executed and completed last, in whatever scope"""
-        self.conversations: dict[str, list[Message]] = {}
+        self.conversations: dict[str, list[j.SpokenMessage]] = {}
         """scope of an agent -> its messages, in order"""
         self.current = ""
         self._running: dict[int, Step] = {}
@@ -375,12 +363,11 @@ class State:
         step.attempts.append(Attempt(1, entry.at, entry.at, "copied"))
         step.output, step.flagged = source.output, source.flagged
 
-    def _message_added(self, entry: j.MessageAdded) -> None:
+    def _messages_added(self, entry: j.MessagesAdded) -> None:
         messages = self.conversations.setdefault(entry.scope, [])
         if entry.place > len(messages):
             raise CorruptStore(f"run {self.key}: entry {entry.seq} is message {entry.place} after {len(messages)}.")
-        message = Message(entry.role, entry.step, entry.content, entry.call_id, entry.covers, entry.at)
-        messages[entry.place :] = [message]
+        messages[entry.place :] = entry.messages
 
     def _step_completed(self, entry: j.StepCompleted) -> None:
         event = "step_flagged" if entry.flagged else "step_completed"

@@ -17,6 +17,20 @@ from perdure.framing import frame, unframe
 from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, RunKey, Usage
 
 
+class SpokenMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One message of an agent's conversation. A reply, a tool's result and a summary are outputs of ``step``, and are
+    not stored again; the content of any other message stands here.
+    """
+
+    role: str
+    step: int = 0
+    content: Payload | None = None
+    call_id: str = ""
+    """the call that a tool's result belongs to"""
+    covers: int = 0
+    """a summary: of the messages before it, so many are not shown to the model any more"""
+
+
 class Entry(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind"):
     """Base of all kinds. ``seq`` counts from 1 without gaps; ``at`` is seconds since 1970 by the appender's clock."""
 
@@ -211,21 +225,12 @@ class StepsInvalidated(Entry, tag="steps_invalidated/1"):
     why: str
 
 
-class MessageAdded(Entry, tag="message_added/1"):
-    """Message number ``place`` of the conversation of the agent in ``scope``; what stood there and after is replaced.
-
-    The content of a reply or of a tool's result is the output of ``step``, which is not stored again.
-    """
+class MessagesAdded(Entry, tag="messages_added/1"):
+    """The conversation of the agent in ``scope`` goes on at ``place``; what stood there and after is replaced."""
 
     scope: str
     place: int
-    role: str
-    step: int = 0
-    content: Payload | None = None
-    call_id: str = ""
-    """the call that a tool's result belongs to"""
-    covers: int = 0
-    """a summary: how many messages before it the model is no longer shown"""
+    messages: tuple[SpokenMessage, ...]
 
 
 KINDS: tuple[type[Entry], ...] = (
@@ -247,7 +252,7 @@ KINDS: tuple[type[Entry], ...] = (
     StepWaiting,
     StepInterrupted,
     StepsInvalidated,
-    MessageAdded,
+    MessagesAdded,
 )
 _TAGS = {str(kind.__struct_config__.tag): kind for kind in KINDS}
 _T = TypeVar("_T")

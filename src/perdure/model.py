@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mimetypes
 import re
 import unicodedata
+from pathlib import Path
 
 import msgspec
 
@@ -197,3 +199,24 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         used = {"cost": usage.cost, "tokens": usage.tokens, "calls": usage.calls, "seconds": seconds}
         reached = [f for f in self.__struct_fields__ if getattr(self, f) is not None and used[f] >= getattr(self, f)]
         return "; ".join(f"{field}: {used[field]:g} of {getattr(self, field):g}" for field in reached)
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file that a step made, kept whole: its name, content and media type (W6). Large contents are stored once."""
+
+    name: str
+    content: bytes
+    type: str = "application/octet-stream"
+
+    def __post_init__(self) -> None:
+        check_name("file name", self.name)
+        if "/" in self.name or "\\" in self.name or self.name.startswith("."):
+            raise ConfigError(f"A file's name is no path: {self.name!r}.", hint="Give the last part only.")
+
+    @classmethod
+    def read(cls, path: Path, type: str = "") -> File:
+        """The file at ``path``; its media type is guessed from its name. Raises OSError."""
+        return cls(path.name, path.read_bytes(), type or mimetypes.guess_type(path.name)[0] or cls.type)
+
+    def __repr__(self) -> str:
+        return f"File({self.name!r}, {self.type!r}, {len(self.content):,} bytes)"

@@ -85,6 +85,8 @@ class Request(msgspec.Struct):
     fingerprint: str = ""
     args: tuple[ArgInfo, ...] = ()
     digest: str = ""
+    number: int = 0
+    """of the step in its run, once it is known"""
     n: int | None = None
     """claimed beforehand by gather; None: claim when execution begins"""
     look_again: Callable[[], tuple[ArgInfo, ...]] | None = None
@@ -117,6 +119,9 @@ class Outcome(msgspec.Struct, frozen=True):
     value: object
     error: Exception | None
     seconds: float
+    progress: object = None
+    text: str = ""
+    """what the attempt saved and streamed, for the next one where there is no journal"""
 
 
 class Sleep(msgspec.Struct, frozen=True):
@@ -292,12 +297,13 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
         step = life.state.index.get(identity)
         if step is None:
             _tell_difference(life, identity, request)
-            number = next(life.numbers)
+            number = request.number = next(life.numbers)
             life.asked.add(number)
             source = (yield from _cached(life, request)) if request.options.cache else None
             if source is not None:
                 return (yield from _copy(life, identity, request, number, source))
             return (yield from _Work(life, identity, request, number, Cursor(life, identity)).run())
+        request.number = step.number
         life.asked.add(step.number)
         if step.recorded:
             return (yield from _reuse(life, step, request))
@@ -391,6 +397,8 @@ class _Work:
         self.failures = step.failures if step else 0
         self.generation = step.generation if step else 0
         self.final_wait = life is not None and life.durability == "strict"
+        self.progress: object = None
+        self.text = ""
 
     def key(self) -> str:
         """The step's idempotency key; "" without a run."""
@@ -400,6 +408,7 @@ class _Work:
         """Attempt after attempt until one completes or the policy gives up."""
         while True:
             outcome: Outcome = yield from self.call()
+            self.progress, self.text = outcome.progress, outcome.text or self.text
             error, payload, blobs = self.judge(outcome)
             if error is None:
                 yield from self.complete(payload, blobs, outcome.seconds)
@@ -428,7 +437,7 @@ class _Work:
     def call(self) -> Machine:
         """Make the start durable, then run the body."""
         self.attempt += 1
-        progress, partial = None, ""
+        progress, partial = self.progress, self.text
         if self.life:
             self.life.check_budget()
             step = self.life.state.steps.get(self.number)

@@ -1,15 +1,20 @@
 """Shapes made of steps: pipelines and crews, graphs, agents, attempts at one goal."""
 
+from perdure.model import File
+from perdure.runners.agent import Agent, Phase
 from perdure.runners.executor import GraphExecutor, GraphResult, Runner
 from perdure.runners.flexible import FlexibleGraph, FlexibleGraphExecutor, PlanStep, Verdict
 from perdure.runners.graph import Edge, Graph, Node
 from perdure.runners.messages import Message, Reply, ToolCall
 from perdure.runners.pipeline import Crew, Pipeline, quorum
 from perdure.runners.task import Task
+from perdure.runners.tool import Tool, tool
 
 __all__ = [
+    "Agent",
     "Crew",
     "Edge",
+    "File",
     "FlexibleGraph",
     "FlexibleGraphExecutor",
     "Graph",
@@ -17,12 +22,15 @@ __all__ = [
     "GraphResult",
     "Message",
     "Node",
+    "Phase",
     "Pipeline",
     "PlanStep",
     "Reply",
     "Runner",
     "Task",
+    "Tool",
     "ToolCall",
     "Verdict",
     "quorum",
+    "tool",
 ]

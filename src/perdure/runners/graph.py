@@ -35,7 +35,6 @@ anew in every run, and its state is kept (see state.py).
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -201,7 +200,7 @@ class _Execution:
         task = self.graph.tasks[name]
         if isinstance(task, Keeper):
             arguments = task.arguments(self.values, previous)
-            return functools.partial(task.keeping(self.held), state_before=task.before(self.held), **arguments)
+            return Work(task.keeping(self.held), (), arguments | {"state_before": task.before(self.held)})
         return work_of(task, self.values, previous)
 
     def needed(self) -> bool:

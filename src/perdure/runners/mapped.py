@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Collection
 from typing import Any
 
 from perdure.errors import ConfigError
-from perdure.runners.shape import Plan, Shape, Side, place
+from perdure.runners.shape import Plan, Shape, Side, Work, place
 from perdure.runners.task import Task
 from perdure.runtime.fanout import result
 
@@ -40,5 +39,5 @@ class _Map(Shape):
             raise ConfigError(
                 f"{place()}{self.name} runs over {self.over}, which is no list but {type(items).__name__}."
             )
-        works = [functools.partial(self.task.step, **{self.item: item}, **inputs, **self.task.given) for item in items]
+        works = [Work(self.task.step, (), {self.item: item, **inputs, **self.task.given}) for item in items]
         return [result(outcome) for outcome in (yield Side(works, self.limit))]

@@ -6,14 +6,13 @@ A shape's ``plan`` is given the inputs and yields commands; the two drivers belo
     Start(work)          begin one more            -> its place: 0 for the first that was started, 1, 2 ...
     Next()               wait for one that ends    -> (place, outcome); the order is journaled
 
-A work is a ``functools.partial`` of a step; an outcome its value, or a Failure. A plan keeps everything it knows in its
+A work is one call of a step or flow; an outcome its value, or a Failure. A plan keeps everything it knows in its
 own local variables, so that runs of one shape side by side never mix (G6). What is started and not taken when a plan
 ends is not needed any more: tasks are cancelled, threads run on and are ignored.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Generator, Mapping, Sequence
 from hashlib import sha256
@@ -21,9 +20,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from perdure.runtime.context import current
 from perdure.runtime.fanout import Failure, Fan, outcomes, outcomes_async
-from perdure.runtime.steps import Flow, Step
+from perdure.runtime.steps import Flow, Invocation, Step
 
-Work: TypeAlias = functools.partial[Any]
+Work: TypeAlias = Invocation
 
 
 class Side(NamedTuple):
@@ -93,7 +92,7 @@ def carry_out(plan: Plan) -> Any:
 def _alone(work: Work) -> list[Any]:
     """One work needs no thread."""
     try:
-        return [work()]
+        return [work.start()]
     except Exception as error:
         return [Failure(error)]
 
@@ -127,12 +126,12 @@ def traced(plan: Plan, path: list[str]) -> Plan:
         except StopIteration as end:
             return end.value
         works = command.works if isinstance(command, Side) else [command.work] if isinstance(command, Start) else []
-        path += [work.func.name for work in works if isinstance(work.func, Step)]
+        path += [work.function.name for work in works]
         reply = yield command
 
 
 def _item(work: Work) -> Any:
-    return work() if isinstance(work.func, Step) and work.func.is_async else work
+    return work.start() if work.function.is_async else work
 
 
 def place() -> str:

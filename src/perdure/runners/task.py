@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_type_hints
@@ -48,7 +47,7 @@ class Task:
 
 def work_of(task: Task, values: Mapping[str, Any], previous: Any) -> Work:
     """One call of a task."""
-    return functools.partial(task.step, **task.arguments(values, previous))
+    return Work(task.step, (), task.arguments(values, previous))
 
 
 def task_types(task: Task) -> dict[str, Any]:

@@ -8,7 +8,7 @@ number (``worker-2``), given in the order in which the parent starts its childre
 ``planner-0/worker-2``.
 
 What a parent sees of a child that fails is declared: the exception, which ends the parent too unless it is caught; or a
-``ChildFailed`` value, which is recorded like a result (flagged), so that what a parent concluded from it stays true in
+``Failed`` value, which is recorded like a result (flagged), so that what a parent concluded from it stays true in
 later lives until a person reruns the flagged.
 """
 
@@ -25,17 +25,18 @@ from msgspec.structs import replace
 from perdure import codec
 from perdure.codec import describe_error
 from perdure.errors import ConfigError, FencedError, RunPaused, StoreError
+from perdure.retry import retry_after
 from perdure.runtime.steps import Flow, Step, step
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@codec.register(name="perdure:ChildFailed")
-class ChildFailed(msgspec.Struct, frozen=True):
-    """What a parent gets for a child that failed and was declared ``on_error="return"``."""
+@codec.register(name="perdure:Failed")
+class Failed(msgspec.Struct, frozen=True):
+    """What stands in the place of the result of a child or tool that failed and was declared to return that."""
 
-    child: str
+    name: str
     error: str
     """its type and message"""
 
@@ -48,11 +49,9 @@ def child(flow: Callable[P, R], *, name: str | None = None, on_error: Literal["r
 @overload
 def child(
     flow: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None, on_error: Literal["return"]
-) -> Step[P, Coroutine[Any, Any, R | ChildFailed]]: ...
+) -> Step[P, Coroutine[Any, Any, R | Failed]]: ...
 @overload
-def child(
-    flow: Callable[P, R], *, name: str | None = None, on_error: Literal["return"]
-) -> Step[P, R | ChildFailed]: ...
+def child(flow: Callable[P, R], *, name: str | None = None, on_error: Literal["return"]) -> Step[P, R | Failed]: ...
 def child(
     flow: Callable[P, Any], *, name: str | None = None, on_error: Literal["raise", "return"] = "raise"
 ) -> Step[P, Any]:
@@ -60,7 +59,7 @@ def child(
 
     - ``name``: its own name among its parent's children; two of one name are refused. Without it children of one flow
       are numbered in the order in which they are started.
-    - ``on_error``: ``"raise"``, or ``"return"`` a ``ChildFailed`` (false in conditions) in the place of a result.
+    - ``on_error``: ``"raise"``, or ``"return"`` a ``Failed`` (false in conditions) in the place of a result.
 
     Children run side by side in ``gather`` and ``map``, sync and async. Raises ConfigError for a wrong declaration.
     """
@@ -71,7 +70,7 @@ def child(
     made = as_step(flow if isinstance(flow, Flow) else Flow(flow, _name_of(flow), None, ()), name)
     if name is not None:
         made = made.variant(made.name, replace(made.declared, child="name"))
-    return made if on_error == "raise" else _returning(made)
+    return made if on_error == "raise" else returning(made)
 
 
 def as_step(fn: Callable[P, R], name: str | None = None, **options: Any) -> Step[P, R]:
@@ -93,15 +92,15 @@ def _name_of(fn: Callable[..., Any]) -> str:
     return str(getattr(fn, "__name__", "child")).replace("<lambda>", "child")
 
 
-def _returning(made: Step[P, Any]) -> Step[P, Any]:
-    """The same child, with a failure as a value. What is no fault of the child still raises."""
+def returning(made: Step[P, Any]) -> Step[P, Any]:
+    """The same step, with its failure after the last retry as a flagged value. What is not its own fault is raised."""
     inner = made.fn
 
-    def told(error: Exception) -> ChildFailed:
-        if isinstance(error, StoreError | FencedError | RunPaused):
+    def told(error: Exception) -> Failed:
+        if isinstance(error, StoreError | FencedError | RunPaused) or retry_after(error) is not None:
             raise error
         info = describe_error(error)
-        return ChildFailed(made.name, f"{info.type.rpartition('.')[2]}: {info.message}")
+        return Failed(made.name, f"{info.type.rpartition('.')[2]}: {info.message}")
 
     @functools.wraps(inner)
     def body(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -123,4 +122,4 @@ def _returning(made: Step[P, Any]) -> Step[P, Any]:
 
 
 def _not_failed(value: object) -> bool | str:
-    return value.error if isinstance(value, ChildFailed) else True
+    return value.error if isinstance(value, Failed) else True

@@ -87,6 +87,8 @@ class StepContext:
 
         Does not wait: while one piece is being written the following ones gather into the next.
         """
+        if self._run is None:
+            self._buffer.append(text)
         if self._run is None or not text:
             return
         self._check()
@@ -94,6 +96,11 @@ class StepContext:
             self._buffer.append(text)
             if not self._in_flight:
                 self._flush()
+
+    @property
+    def kept(self) -> tuple[object, str]:
+        """Progress and text, where no journal has them: for the next attempt in this process."""
+        return (self.progress, "".join(self._buffer)) if self._run is None else (None, "")
 
     def _flush(self) -> None:
         assert self._run is not None

@@ -148,7 +148,7 @@ def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:
         error = raised
     finally:
         context.end(keep_text=error is not None)
-    return Outcome(value, error, round(clock.monotonic() - began, 6))
+    return Outcome(value, error, round(clock.monotonic() - began, 6), *context.kept)
 
 
 async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
@@ -166,7 +166,7 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
         error = raised
     finally:
         context.end(keep_text=not finished)
-    return Outcome(value, error, round(clock.monotonic() - began, 6))
+    return Outcome(value, error, round(clock.monotonic() - began, 6), *context.kept)
 
 
 def _within(work: Callable[[], object], body: Body) -> object:

@@ -18,7 +18,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
 
 from perdure import journal as j
 from perdure.errors import ConfigError
@@ -30,12 +30,13 @@ from perdure.runtime.threads import in_thread
 T = TypeVar("T")
 A = TypeVar("A")
 Thunk = Callable[[], T]
+Item: TypeAlias = Awaitable[Any] | Callable[[], Any] | Invocation
 
 
 class Branch:
     """One branch: a label that is stable over lives, and how to run it in its place."""
 
-    def __init__(self, item: Awaitable[Any] | Thunk[Any], fan: object) -> None:
+    def __init__(self, item: Item, fan: object) -> None:
         self.item = item
         self.fan = fan
         self.label = ""
@@ -71,7 +72,7 @@ class Branch:
         try:
             if isinstance(self.item, Awaitable):
                 return await self.item
-            work = self.invocation.start if self.invocation else self.item
+            work = self.invocation.start if self.invocation else cast(Thunk[Any], self.item)
             return await asyncio.wrap_future(in_thread(work, f"branch-{self.label}"))
         finally:
             self._release()
@@ -87,7 +88,9 @@ class Branch:
             self.item.close()
 
 
-def _invocation(item: Awaitable[Any] | Thunk[Any]) -> Invocation | None:
+def _invocation(item: Item) -> Invocation | None:
+    if isinstance(item, Invocation):
+        return item
     if isinstance(item, Coroutine):
         return pending.get(item)
     if isinstance(item, functools.partial) and isinstance(item.func, Step | Flow):
@@ -95,11 +98,11 @@ def _invocation(item: Awaitable[Any] | Thunk[Any]) -> Invocation | None:
     return None
 
 
-def _branches(items: Iterable[Awaitable[Any] | Thunk[Any]], fan: object = None) -> tuple[list[Branch], bool]:
+def _branches(items: Iterable[Item], fan: object = None) -> tuple[list[Branch], bool]:
     """Branches in order, and whether they are async. Those of one ``fan`` may ask for equal things at once."""
     listed = list(items)
     for item in listed:
-        if not isinstance(item, Awaitable) and not callable(item):
+        if not isinstance(item, Awaitable | Invocation) and not callable(item):
             raise ConfigError(
                 f"A branch must be an awaitable or a callable without arguments, not {type(item).__name__}.",
                 hint="In sync code write functools.partial(step, argument), or use perdure.map(step, items).",
@@ -128,13 +131,13 @@ def gather(*branches: Any, return_exceptions: bool = False) -> Any:
     return _settle(_in_order(_run_threads(made, None)), return_exceptions)
 
 
-def outcomes(items: Iterable[Thunk[Any]], limit: int | None = None) -> list[Any]:
+def outcomes(items: Iterable[Item], limit: int | None = None) -> list[Any]:
     """What callables return, in order, at most ``limit`` at a time; a Failure for each that raised."""
     made, _ = _branches(items)
     return _in_order(_run_threads(made, limit))
 
 
-async def outcomes_async(items: Iterable[Awaitable[Any] | Thunk[Any]], limit: int | None = None) -> list[Any]:
+async def outcomes_async(items: Iterable[Item], limit: int | None = None) -> list[Any]:
     """As ``outcomes``, for awaitables; callables among them run in threads."""
     made, _ = _branches(items)
     return await _finish(made, limit)
@@ -307,11 +310,11 @@ class Fan:
         self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._early: dict[str, Any] = {}
 
-    def call(self, work: Thunk[Any]) -> int:
+    def call(self, work: Item) -> int:
         """Start one more branch, in a thread of its own. Returns its place."""
         return self.start_thread(Branch(work, self))
 
-    def call_async(self, item: Awaitable[Any] | Thunk[Any]) -> int:
+    def call_async(self, item: Item) -> int:
         """Start one more branch, as a task; a callable runs in a thread. Returns its place."""
         return self.start_task(Branch(item, self))
 

@@ -147,7 +147,7 @@ class Step(Function[P, R]):
     def run_body(self, invocation: Invocation) -> Any:
         frame = current() or _outside(self)
         by = requester()
-        request = invocation.request or self.request(frame, invocation)
+        request = invocation.request = invocation.request or self.request(frame, invocation)
         machine = execute(frame.run.life if frame.run else None, invocation.cursor or frame.cursor, request, by)
         body = Body(
             self.name,
@@ -172,14 +172,12 @@ class Flow(Function[P, R]):
     """A function whose steps are durable when it is run with a store; a plain function call otherwise."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        frame = current()
-        if frame is None or frame.run is None:
-            return self.fn(*args, **kwargs)
         return cast(R, Invocation(self, args, kwargs).start())
 
     def run_body(self, invocation: Invocation) -> Any:
         frame = current()
-        assert frame is not None
+        if frame is None or frame.run is None:
+            return self.fn(*invocation.args, **invocation.kwargs)
         cursor = invocation.cursor or self.open(frame, invocation)
         inner = Frame(frame.run, cursor, frame.step)
         if not self.is_async:

@@ -1,0 +1,76 @@
+"""The conversation of one agent: what its model is shown, kept incrementally (B7, W4).
+
+Every message is stored once: replies, tools' results and summaries as outputs of the steps that made them, the others
+in the journal's entries of the conversation. The conversation has an identity that grows with it: the digest of a
+message is mixed into that of all before, so that asking the model costs what was added and not what it has become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import TypeAlias
+
+import msgspec
+
+from perdure import codec
+from perdure import journal as j
+from perdure.runners.messages import Message
+from perdure.runtime.context import Frame
+
+Added: TypeAlias = tuple[Message, int, int]
+"""a message, the step whose output it is (0 for none), and how many messages before it a summary covers"""
+
+
+class Conversation:
+    """Messages in order; ``digest`` is their identity, ``size`` their length in characters."""
+
+    def __init__(self, frame: Frame | None) -> None:
+        self.messages: list[Message] = []
+        self.digest = ""
+        self.size = 0
+        self._frame = frame
+        self._place = 0
+        """how many messages there were, those that a summary covers included"""
+
+    def add(self, *added: Added) -> None:
+        """The next messages. In a run they are journaled; not waited for, as the steps they come from are durable."""
+        spoken = []
+        for message, step, covers in added:
+            self.messages.append(message)
+            raw = msgspec.json.encode(message)
+            self.digest = sha256(self.digest.encode() + raw).hexdigest()[:32]
+            self.size += len(message["content"]) + sum(
+                len(call["function"]["arguments"]) for call in message.get("tool_calls", ())
+            )
+            spoken.append(_spoken(message, step, covers))
+        self._journal(spoken)
+
+    def say(self, role: str, content: str) -> None:
+        """A message that no step made."""
+        self.add(({"role": role, "content": content}, 0, 0))  # type: ignore[typeddict-item]
+
+    def summarised(self, summary: str, step: int, keep: int) -> None:
+        """From now on the model is shown the first ``keep`` messages and the summary instead of all."""
+        shown, covered = self.messages[:keep], len(self.messages) - keep
+        self.messages, self.size, self.digest = [], 0, ""
+        place, self._frame, frame = self._place, None, self._frame
+        self.add(*((message, 0, 0) for message in shown))  # these are journaled already
+        self._place, self._frame = place, frame
+        text = f"Summary of the conversation so far:\n\n{summary}"
+        self.add(({"role": "user", "content": text}, step, covered))
+
+    def _journal(self, spoken: Sequence[j.SpokenMessage]) -> None:
+        place, self._place = self._place, self._place + len(spoken)
+        if self._frame is None or self._frame.run is None:
+            return
+        run, scope = self._frame.run, self._frame.cursor.scope
+        with run.lock:
+            recorded = run.state.conversations.get(scope, [])
+            if list(spoken) != recorded[place : self._place]:
+                run.emit((j.MessagesAdded(scope=scope, place=place, messages=tuple(spoken)),), lazy=True)
+
+
+def _spoken(message: Message, step: int, covers: int) -> j.SpokenMessage:
+    content = None if step else codec.dumps(message["content"], "message")[0]
+    return j.SpokenMessage(message["role"], step, content, message.get("tool_call_id", ""), covers)
