@@ -71,7 +71,8 @@ _from_json = msgspec.json.Decoder().decode
 class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a value stands inside a journal entry."""
 
-    codec: int
+    codec: int = 1
+    """version of the form; what is stored without one has the first"""
     value: msgspec.Raw = msgspec.Raw(b"")
     """tagged JSON; absent when the whole value is the blob refs[0]"""
     refs: tuple[str, ...] = ()

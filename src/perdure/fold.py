@@ -67,6 +67,8 @@ class Step(msgspec.Struct):
     """when the next attempt is due"""
     generation: int = 0
     """how often a person asked for it to be executed again"""
+    spoken: bool = False
+    """its output is a message of a conversation"""
     unused: bool = False
     """the last completed life of the run did not ask for it"""
 
@@ -329,7 +331,10 @@ class State:
         return step
 
     def _step_started(self, entry: j.StepStarted) -> None:
-        step = self.steps.get(entry.step) or self._new_step(entry)
+        step = self.steps.get(entry.step)
+        if step is None:
+            step = self._new_step(entry)
+            step.spoken = entry.spoken
         if entry.attempt != len(step.attempts) + 1:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} starts attempt {entry.attempt} out of order.")
         self._move_step(step, "step_started")

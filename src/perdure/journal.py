@@ -123,11 +123,11 @@ class BranchTaken(Entry, tag="branch_taken/1"):
     scope: str = ""
 
 
-class StepStarted(Entry, tag="step_started/1"):
+class StepStarted(Entry, kw_only=True, tag="step_started/1"):
     """Durable before the body runs. Identity and arguments stand in the first attempt's entry only."""
 
     step: int
-    attempt: int
+    attempt: int = 1
     scope: str = ""
     name: str = ""
     fingerprint: str = ""
@@ -136,37 +136,39 @@ class StepStarted(Entry, tag="step_started/1"):
     digest: str = ""
     metered: bool = False
     """this attempt counts as a call in the run's usage"""
+    spoken: bool = False
+    """its output is a message of a conversation, and gets no file of its own"""
 
 
-class StepProgress(Entry, tag="step_progress/1"):
+class StepProgress(Entry, kw_only=True, tag="step_progress/1"):
     """What a running attempt saved for the next one."""
 
     step: int
-    attempt: int
+    attempt: int = 1
     value: Payload
 
 
-class StepChunk(Entry, tag="step_chunk/1"):
+class StepChunk(Entry, kw_only=True, tag="step_chunk/1"):
     """Text that a running attempt streamed."""
 
     step: int
-    attempt: int
+    attempt: int = 1
     text: str
 
 
-class StepUsage(Entry, tag="step_usage/1"):
+class StepUsage(Entry, kw_only=True, tag="step_usage/1"):
     """What a running attempt has used since it last said so."""
 
     step: int
-    attempt: int
+    attempt: int = 1
     usage: Usage
 
 
-class StepCompleted(Entry, tag="step_completed/1"):
+class StepCompleted(Entry, kw_only=True, tag="step_completed/1"):
     """Durable before the caller has the result. ``flagged`` says why the output is suspect, if it is."""
 
     step: int
-    attempt: int
+    attempt: int = 1
     output: Payload
     flagged: str = ""
     seconds: float = 0.0
@@ -187,11 +189,11 @@ class StepCopied(Entry, tag="step_copied/1"):
     digest: str = ""
 
 
-class StepFailed(Entry, tag="step_failed/1"):
+class StepFailed(Entry, kw_only=True, tag="step_failed/1"):
     """An attempt failed. ``final`` means that the flow was told; else the next attempt is due at ``until``."""
 
     step: int
-    attempt: int
+    attempt: int = 1
     outcome: str
     """failed, timed_out or refused"""
     error: ErrorInfo
@@ -200,21 +202,21 @@ class StepFailed(Entry, tag="step_failed/1"):
     seconds: float = 0.0
 
 
-class StepWaiting(Entry, tag="step_waiting/1"):
+class StepWaiting(Entry, kw_only=True, tag="step_waiting/1"):
     """A rate limit: the next attempt is due at ``until``; the retry policy is not touched."""
 
     step: int
-    attempt: int
+    attempt: int = 1
     until: float
     error: ErrorInfo
     seconds: float = 0.0
 
 
-class StepInterrupted(Entry, tag="step_interrupted/1"):
+class StepInterrupted(Entry, kw_only=True, tag="step_interrupted/1"):
     """An attempt was cancelled while the run went on or was being stopped."""
 
     step: int
-    attempt: int
+    attempt: int = 1
     reason: str = ""
 
 

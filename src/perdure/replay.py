@@ -71,6 +71,8 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
     on_crash: str = "rerun"
     metered: bool = False
     """each attempt counts as a call in the run's usage"""
+    spoken: bool = False
+    """its output is a message of an agent's conversation"""
     cache: float = 0.0
     """for how many seconds the result may be used for equal requests anywhere in the run; 0: never"""
     child: str = ""
@@ -454,12 +456,13 @@ class _Work:
             raise
 
     def started(self, first: bool) -> j.StepStarted:
+        options = self.request.options
         if not first:
             return j.StepStarted(
                 step=self.number,
                 attempt=self.attempt,
                 digest=self.request.digest,
-                metered=self.request.options.metered,
+                metered=options.metered,
             )
         scope, name, fingerprint, n = self.identity
         return j.StepStarted(
@@ -471,7 +474,8 @@ class _Work:
             n=n,
             args=self.request.args,
             digest=self.request.digest,
-            metered=self.request.options.metered,
+            metered=options.metered,
+            spoken=options.spoken,
         )
 
     def judge(self, outcome: Outcome) -> tuple[Exception | None, codec.Payload | None, dict[str, bytes]]:

@@ -20,6 +20,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from perdure.checks import not_empty
 from perdure.errors import ConfigError, LimitReached, OutputRefused
 from perdure.model import check_name
@@ -183,7 +185,8 @@ def _compaction(
 
 def _asking(name: str, fn: Callable[[Conversation], Any], **options: Any) -> Step[..., Any]:
     """A step whose identity is the conversation it is given."""
-    return step(name=name, key=lambda conversation: conversation.digest, ignore=("conversation",), **options)(fn)
+    made = step(name=name, key=lambda conversation: conversation.digest, ignore=("conversation",), **options)(fn)
+    return made.variant(name, replace(made.declared, spoken=True))
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:
@@ -235,7 +238,7 @@ class _Loop(Shape):
             calls = as_reply(message).tool_calls
             if not calls:
                 return message["content"]
-            conversation.add(*(yield from self.do(calls)))
+            conversation.add(*(yield from self.do(calls)), more=True)
         raise LimitReached(
             f"{place()}agent {self.agent.name}: it has replied {self.max_iterations} times"
             f"{f' in phase {self.name}' if self.phase else ''} and is not done. What was done is kept.",

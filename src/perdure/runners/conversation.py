@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -30,12 +30,15 @@ class Conversation:
         self.digest = ""
         self.size = 0
         self._frame = frame
+        self._unsaid: list[j.SpokenMessage] = []
         self._place = 0
         """how many messages there were, those that a summary covers included"""
 
-    def add(self, *added: Added) -> None:
-        """The next messages. In a run they are journaled; not waited for, as the steps they come from are durable."""
-        spoken = []
+    def add(self, *added: Added, more: bool = False) -> None:
+        """The next messages. In a run they are journaled; not waited for, as the steps they come from are durable.
+        ``more``: together with the next ones.
+        """
+        spoken = self._unsaid
         for message, step, covers in added:
             self.messages.append(message)
             raw = msgspec.json.encode(message)
@@ -44,14 +47,17 @@ class Conversation:
                 len(call["function"]["arguments"]) for call in message.get("tool_calls", ())
             )
             spoken.append(_spoken(message, step, covers))
-        self._journal(spoken)
+        if not more:
+            self._unsaid = []
+            self._journal(spoken)
 
-    def say(self, role: str, content: str) -> None:
+    def say(self, role: Literal["system", "user"], content: str) -> None:
         """A message that no step made."""
-        self.add(({"role": role, "content": content}, 0, 0))  # type: ignore[typeddict-item]
+        self.add(({"role": role, "content": content}, 0, 0))
 
     def summarised(self, summary: str, step: int, keep: int) -> None:
         """From now on the model is shown the first ``keep`` messages and the summary instead of all."""
+        self.add()
         shown, covered = self.messages[:keep], len(self.messages) - keep
         self.messages, self.size, self.digest = [], 0, ""
         place, self._frame, frame = self._place, None, self._frame

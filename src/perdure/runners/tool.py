@@ -108,8 +108,8 @@ def tool(
         arguments = _arguments(step)
         if _KEY in step.signature.parameters:
             step = _with_key(step)
-        if cache:
-            step = step.variant(step.name, replace(step.declared, cache=ttl or float("inf")))
+        kept = 0.0 if not cache else ttl or float("inf")
+        step = step.variant(step.name, replace(step.declared, cache=kept, spoken=True))
         if on_error == "tell":
             step = returning(step)
         return Tool(step, arguments, description or _description(fn))

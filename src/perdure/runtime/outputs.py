@@ -3,7 +3,7 @@
 ``03-methodology.md`` for text, ``.bin`` for bytes, ``.json`` for everything else (the codec's tagged JSON). A file is
 complete or absent: written under a temporary name, synced, renamed, the directory synced; and it is there before the
 step's record is, so that a completed step always has its file. Outputs that a later life superseded move to
-``superseded/`` when the run completes.
+``superseded/`` when the run completes. Messages of agents get no files: they stand in the transcript.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Outputs:
 
     def work(self, state: State, entry: j.Entry, blobs: Mapping[str, bytes]) -> list[Callable[[], None]]:
         """What must happen on disk before ``entry`` is durable."""
-        if isinstance(entry, j.StepCompleted):
+        if isinstance(entry, j.StepCompleted) and not state.steps[entry.step].spoken:
             return [partial(self.keep, state.steps[entry.step], entry.output, blobs)]
         if isinstance(entry, j.RunCompleted):
-            return [partial(self.supersede, [state.steps[n] for n in entry.unused])]
+            return [partial(self.supersede, [state.steps[n] for n in entry.unused if not state.steps[n].spoken])]
         return []
 
     def keep(self, step: Step, payload: codec.Payload, blobs: Mapping[str, bytes]) -> None:

@@ -130,11 +130,11 @@ class Step(Function[P, R]):
     def options(self, *, name: str | None = None, key: str | None = None, timeout: float | None = None) -> Step[P, R]:
         """The same step under another name, with an explicit identity ``key``, or another time limit."""
         declared = self.declared if timeout is None else replace(self.declared, timeout=timeout)
-        return self.variant(name or self.name, declared, key or self.key)
+        return self.variant(name or self.name, declared, key)
 
     def variant(self, name: str, declared: StepOptions, key: str | Callable[P, str] | None = None) -> Step[P, R]:
         """The same function as another step."""
-        made = Step(self.fn, name, declared, self.verify, key, self.ignore)
+        made = Step(self.fn, name, declared, self.verify, key or self.key, self.ignore)
         made.__dict__ |= {known: value for known, value in self.__dict__.items() if known in ("signature", "digest")}
         return made
 
