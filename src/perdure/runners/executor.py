@@ -75,8 +75,13 @@ class GraphExecutor:
                 plan = traced(graph.plan(graph.bind((), given)), path)
                 output = await carry_out_async(plan) if graph.is_async else carry_out(plan)
         except Exception as error:
-            return self._ended(goal, options, path, error=error)
-        return self._ended(goal, options, path, output=output)
+            return self._ended(await self._look(goal, options), path, error=error)
+        return self._ended(await self._look(goal, options), path, output=output)
+
+    async def _look(self, goal: str, options: Mapping[str, Any]) -> State | None:
+        if self.manager is None:
+            return None
+        return await asyncio.wrap_future(self.manager.look(goal, options.get("episode")))
 
     def execute_sync(
         self, graph: Shape, goal: str, inputs: Mapping[str, Any] | None = None, **options: Any
@@ -87,23 +92,17 @@ class GraphExecutor:
         try:
             output = self.manager.run_sync(graph, goal=goal, **options, **(inputs or {}))
         except Exception as error:
-            return self._ended(goal, options, [], error=error)
-        return self._ended(goal, options, [], output=output)
+            return self._ended(self.manager.look(goal, options.get("episode")).result(), [], error=error)
+        return self._ended(self.manager.look(goal, options.get("episode")).result(), [], output=output)
 
     def _ended(
-        self,
-        goal: str,
-        options: Mapping[str, Any],
-        path: list[str],
-        output: Any = None,
-        error: Exception | None = None,
+        self, state: State | None, path: list[str], output: Any = None, error: Exception | None = None
     ) -> GraphResult:
         if isinstance(error, StoreError | FencedError):
             raise error
-        if self.manager is None:
+        if state is None and (self.manager is None or error is None):  # no store, or it could not be opened
             status = states.PAUSED if isinstance(error, RunPaused) else states.FAILED if error else states.COMPLETED
             return GraphResult(status=status, output=output, error=error, path=tuple(path))
-        state = self.manager.state(goal, options.get("episode"))
         if error is not None and not _is_end(state, error):
             raise error
         assert state is not None and state.status is not None

@@ -16,9 +16,10 @@ from perdure.fold import State, Step, fold
 from perdure.journal import decode
 from perdure.model import RunMeta
 from perdure.runtime.config import default_store
+from perdure.runtime.lives import pause
 from perdure.runtime.outputs import Outputs, outputs_folder, readable
 from perdure.stores import open_store
-from perdure.stores.base import Append, Store
+from perdure.stores.base import Store
 
 
 class Client:
@@ -110,19 +111,9 @@ class Client:
     def pause(self, name: str, *, by: str, reason: str = "") -> None:
         """Stop a run that nobody is running, until a person lets it go on (B9). Raises LeaseHeld, FixError."""
         key = self.find(name).key
-        lease = self._store.claim(key)
-        try:
-            state = fold(key, self._store.read(key))
-            if state.status == states.COMPLETED:
-                raise FixError(f"run {key} has completed; there is nothing to stop.")
-            entry = j.RunPaused(seq=state.seq + 1, at=self._clock.now(), reason=reason or "no reason given", by=by)
-            seq = state.seq
-            state.apply(entry)
-            for error in self._store.append([Append(lease, seq, (j.encode(key, entry),), state.meta())]):
-                if error is not None:
-                    raise error
-        finally:
-            self._store.release(lease)
+        if self.find(name).status == states.COMPLETED:
+            raise FixError(f"run {key} has completed; there is nothing to stop.")
+        pause(self._store, self._clock, key, by, reason or "no reason given")
 
     def _seen(self, row: RunMeta) -> RunMeta:
         if row.status == states.RUNNING and row.holder is None:

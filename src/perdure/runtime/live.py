@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,6 +18,9 @@ from perdure.model import Lease, RunKey
 from perdure.replay import Life
 from perdure.runtime.outputs import Outputs
 from perdure.runtime.writer import Item, Ticket, Writer
+
+if TYPE_CHECKING:
+    from perdure.runtime.lives import Lives
 
 log = logging.getLogger("perdure")
 
@@ -49,8 +53,11 @@ class LiveRun:
         degrade: bool,
         outputs: Outputs | None,
         observers: Sequence[Observer],
+        lives: Lives,
     ) -> None:
         self.writer = writer
+        self.lives = lives
+        """what began it, and can begin others on the same store"""
         self.lease = lease
         self.state = state
         self.clock = clock

@@ -29,7 +29,7 @@ from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.live import LiveRun
 from perdure.runtime.outputs import Outputs, outputs_folder
 from perdure.runtime.writer import Writer
-from perdure.stores.base import Store
+from perdure.stores.base import Append, Store
 from perdure.stores.disk import run_folder_name
 
 log = logging.getLogger("perdure")
@@ -176,12 +176,32 @@ class Lives:
             degrade=self.config.store_failure == "degrade",
             outputs=Outputs(folder) if folder else None,
             observers=self.observers,
+            lives=self,
         )
 
     def _outputs(self, key: RunKey) -> str:
         """The folder for outputs that the configuration asks for."""
         root = self.config.outputs
         return str(Path(root).resolve() / run_folder_name(key)) if root else ""
+
+    def look(self, goal: str, episode: int | None = None) -> Future[State | None]:
+        """What the journal tells of a run (its latest episode), read anew; None if there is none, or no store."""
+        if self.writer is None:
+            nothing: Future[State | None] = Future()
+            nothing.set_result(None)
+            return nothing
+        store = self.writer.store
+
+        def read() -> State | None:
+            rows = [row for row in store.runs(goal) if episode in (None, row.episode)]
+            return fold(rows[-1].key, store.read(rows[-1].key)) if rows else None
+
+        return self.writer.call(read)
+
+    def stop(self, key: RunKey, by: str, reason: str) -> Future[None]:
+        """Pause a run that nobody executes, unless it has ended. The future raises LeaseHeld, StoreError."""
+        assert self.writer is not None
+        return self.writer.call(partial(pause, self.writer.store, self.clock, key, by, reason))
 
     def end(self, run: LiveRun, wait: bool = True) -> None:
         """Give the run up: others may continue it, and late branches of ours are refused."""
@@ -235,6 +255,28 @@ def _which(store: Store, start: Start) -> tuple[RunKey, str]:
     if start.new and episode <= latest and start.episode is not None:
         raise ConfigError(f"run {key} is there already, and new=True asks for a fresh one.", hint="Leave episode out.")
     return key, rows[episode].status if episode in rows else ""
+
+
+def pause(store: Store, clock: Clock, key: RunKey, by: str, reason: str) -> None:
+    """Record that ``by`` stopped a run that nobody executes. Nothing happens to one that is not there or has completed.
+
+    Raises LeaseHeld, StoreError.
+    """
+    if not any(row.episode == key.episode for row in store.runs(key.goal)):
+        return
+    lease = store.claim(key)
+    try:
+        state = fold(key, store.read(key))
+        if state.status in (None, states.COMPLETED):
+            return
+        seq = state.seq
+        entry = j.RunPaused(seq=seq + 1, at=clock.now(), reason=reason, by=by)
+        state.apply(entry)
+        for error in store.append([Append(lease, seq, (j.encode(key, entry),), state.meta())]):
+            if error is not None:
+                raise error
+    finally:
+        store.release(lease)
 
 
 def select(state: State, wanted: Sequence[str]) -> tuple[int, ...]:

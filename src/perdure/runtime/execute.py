@@ -1,0 +1,107 @@
+"""One life of a run, from beginning to end: begin it, call the flow, record how it ended, give it up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from perdure.errors import ConfigError, PerdureError
+from perdure.model import RunKey
+from perdure.replay import Cursor
+from perdure.runtime.context import Frame, entered
+from perdure.runtime.live import LiveRun
+from perdure.runtime.lives import Finished, Lives, Start, completed, finalised
+from perdure.runtime.steps import Function, Step
+from perdure.runtime.threads import in_thread
+
+
+def prepare(
+    flow: Callable[..., Any], args: tuple[Any, ...], goal: str, options: dict[str, Any]
+) -> tuple[Function[..., Any], Start]:
+    """Split options of the run from keyword arguments of the flow, and check both before anything is opened."""
+    RunKey.of(goal)
+    if isinstance(flow, Step):
+        raise ConfigError(f"{flow.name} is a step, not a flow.", hint="Run a flow that calls it.")
+    function = flow if isinstance(flow, Function) else _plain(flow)
+    chosen = {name: options[name] for name in Start._fields[1:9] if name in options}
+    kwargs = {name: value for name, value in options.items() if name not in chosen}
+    try:
+        _, infos = function.identify(args, kwargs)
+    except TypeError as error:
+        if isinstance(error, PerdureError):
+            raise
+        raise ConfigError(f"flow {function.name}: {error}.", hint=f"It takes {function.signature}.") from None
+    rerun = chosen.pop("rerun", ())
+    rerun = (rerun,) if isinstance(rerun, str) else tuple(rerun)
+    inputs = (args, kwargs)
+    start = Start(goal, rerun=rerun, flow=function.name, digest=function.digest, args=infos, inputs=inputs, **chosen)
+    return function, start
+
+
+def execute(lives: Lives, function: Function[..., Any], start: Start) -> Any:
+    """Run a sync flow in this thread; returns its result, recorded or new."""
+    began = lives.begin(start).result()
+    if isinstance(began, Finished):
+        return began.value
+    args, kwargs = start.inputs
+    if began is None:
+        return function.fn(*args, **kwargs)
+    try:
+        with finalised(began):
+            with entered(Frame(began, Cursor(began.life, ""))):
+                value = function.fn(*args, **kwargs)
+            entry, blobs = completed(began, value)
+            began.wait(began.emit((entry,), blobs, last=True))
+            return value
+    finally:
+        lives.end(began)
+
+
+async def execute_async(lives: Lives, function: Function[..., Any], start: Start) -> Any:
+    """Run an async flow in this task; returns its result, recorded or new."""
+    began = await _begin(lives, start)
+    if isinstance(began, Finished):
+        return began.value
+    args, kwargs = start.inputs
+    if began is None:
+        return await function.fn(*args, **kwargs)
+    try:
+        with finalised(began):
+            with entered(Frame(began, Cursor(began.life, ""))):
+                value = await function.fn(*args, **kwargs)
+            entry, blobs = completed(began, value)
+            await began.wait_async(began.emit((entry,), blobs, last=True))
+            return value
+    finally:
+        lives.end(began, wait=False)
+
+
+async def _begin(lives: Lives, start: Start) -> LiveRun | Finished | None:
+    """Begin a life without blocking the loop; one that begins after we were cancelled is ended in order (B3)."""
+    beginning = lives.begin(start)
+    try:
+        return await asyncio.wrap_future(beginning)
+    except asyncio.CancelledError:
+        if not beginning.cancel():  # it is under way, and ends what it begins
+            in_thread(lambda: _abandon(lives, beginning), "abandon")
+        raise
+
+
+def _abandon(lives: Lives, beginning: Future[LiveRun | Finished | None]) -> None:
+    run = beginning.result()
+    if isinstance(run, LiveRun):
+        try:
+            with suppress(asyncio.CancelledError), finalised(run):
+                raise asyncio.CancelledError
+        finally:
+            lives.end(run)
+
+
+def _plain(flow: Callable[..., Any]) -> Function[..., Any]:
+    """An undecorated function as a flow."""
+    if not callable(flow):
+        raise ConfigError(f"A flow must be a function, not {flow!r}.")
+    return Function(flow, str(getattr(flow, "__name__", "flow")).replace("<lambda>", "flow"), None, ())
