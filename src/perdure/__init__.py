@@ -8,6 +8,8 @@ from perdure.codec import register
 from perdure.errors import PerdureError, RateLimited
 from perdure.model import Attribution, Budget, RunKey
 from perdure.retry import RetryPolicy
+from perdure.runners.attempts import best_of
+from perdure.runners.executor import GraphExecutor
 from perdure.runtime.api import run
 from perdure.runtime.children import child
 from perdure.runtime.client import Client
@@ -26,11 +28,13 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointManager",
     "Client",
+    "GraphExecutor",
     "PerdureError",
     "RateLimited",
     "RetryPolicy",
     "RunKey",
     "as_completed",
+    "best_of",
     "child",
     "context",
     "first",

@@ -16,7 +16,7 @@
     │   ├── RunPaused         the run cannot go on by itself; it is paused, and goes on when somebody has decided
     │   │   ├── InDoubt       a step may have had its effect and is declared on_crash="fail"
     │   │   └── LimitReached  a budget, the bound of a cycle, an agent's iterations or its transcript are used up
-    │   ├── IncompleteCrew    fewer experts delivered than the crew requires
+    │   ├── IncompleteCrew    fewer experts or attempts delivered than required
     │   ├── RunFailed         the recorded failure of a run, told to somebody who waited for it
     │   ├── RunStopped        a person stopped this run; it stays stopped until a person lets it go on
     │   ├── RunNotFound       no run of that name in this store
@@ -117,7 +117,7 @@ class LimitReached(RunPaused):
 
 
 class IncompleteCrew(FixError):
-    """Fewer experts delivered than the crew requires; ``missing`` maps each name to the reason."""
+    """Fewer experts, or attempts, delivered than required; ``missing`` maps each name to the reason."""
 
     def __init__(self, message: str, *, missing: dict[str, str], hint: str = "") -> None:
         super().__init__(message, hint=hint)

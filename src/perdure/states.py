@@ -35,6 +35,7 @@ RUN: Final[dict[tuple[str | None, str], str]] = {
     (INTERRUPTED, "run_resumed"): RUNNING,
     (FAILED, "run_paused"): PAUSED,
     (INTERRUPTED, "run_paused"): PAUSED,
+    (PAUSED, "run_paused"): PAUSED,
 }
 
 STEP: Final[dict[tuple[str | None, str], str]] = {

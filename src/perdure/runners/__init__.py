@@ -2,6 +2,7 @@
 
 from perdure.model import File
 from perdure.runners.agent import Agent, Phase
+from perdure.runners.attempts import Best, BestOf, Score, best_of
 from perdure.runners.executor import GraphExecutor, GraphResult, Runner
 from perdure.runners.flexible import FlexibleGraph, FlexibleGraphExecutor, PlanStep, Verdict
 from perdure.runners.graph import Edge, Graph, Node
@@ -12,6 +13,8 @@ from perdure.runners.tool import Tool, tool
 
 __all__ = [
     "Agent",
+    "Best",
+    "BestOf",
     "Crew",
     "Edge",
     "File",
@@ -27,10 +30,12 @@ __all__ = [
     "PlanStep",
     "Reply",
     "Runner",
+    "Score",
     "Task",
     "Tool",
     "ToolCall",
     "Verdict",
+    "best_of",
     "quorum",
     "tool",
 ]

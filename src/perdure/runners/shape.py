@@ -5,10 +5,11 @@ A shape's ``plan`` is given the inputs and yields commands; the two drivers belo
     Side(works, limit)   run them side by side     -> their outcomes, in the order written
     Start(work)          begin one more            -> its place: 0 for the first that was started, 1, 2 ...
     Next()               wait for one that ends    -> (place, outcome); the order is journaled
+    Drop()               nothing more is needed of what was started: tasks are cancelled, threads waited for
 
 A work is one call of a step or flow; an outcome its value, or a Failure. A plan keeps everything it knows in its
 own local variables, so that runs of one shape side by side never mix (G6). What is started and not taken when a plan
-ends is not needed any more: tasks are cancelled, threads run on and are ignored.
+ends is not needed any more: tasks are cancelled; threads run on and are ignored.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ class Next(NamedTuple):
     """Wait until one of the works that were started has ended; the reply is (place, outcome)."""
 
 
-Plan: TypeAlias = Generator[Side | Start | Next, Any, Any]
+class Drop(NamedTuple):
+    """Nothing more is needed of what was started: cancel tasks, wait for threads."""
+
+
+Plan: TypeAlias = Generator[Side | Start | Next | Drop, Any, Any]
 
 
 class Shape(Flow[..., Any]):
@@ -85,6 +90,8 @@ def carry_out(plan: Plan) -> Any:
             reply = fan.call(command.work)
         elif isinstance(command, Next):
             reply = fan.next()
+        elif isinstance(command, Drop):
+            reply = fan.drop()
         else:
             reply = _alone(command.works[0]) if len(command.works) == 1 else outcomes(command.works, command.limit)
 
@@ -111,6 +118,8 @@ async def carry_out_async(plan: Plan) -> Any:
                 reply = fan.call_async(_item(command.work))
             elif isinstance(command, Next):
                 reply = await fan.next_async()
+            elif isinstance(command, Drop):
+                reply = await fan.cancel()
             else:
                 reply = await outcomes_async([_item(work) for work in command.works], command.limit)
     finally:

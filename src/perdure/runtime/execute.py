@@ -25,7 +25,7 @@ def prepare(
     RunKey.of(goal)
     if isinstance(flow, Step):
         raise ConfigError(f"{flow.name} is a step, not a flow.", hint="Run a flow that calls it.")
-    function = flow if isinstance(flow, Function) else _plain(flow)
+    function = flow if isinstance(flow, Function) else plain(flow)
     chosen = {name: options[name] for name in Start._fields[1:9] if name in options}
     kwargs = {name: value for name, value in options.items() if name not in chosen}
     try:
@@ -100,7 +100,7 @@ def _abandon(lives: Lives, beginning: Future[LiveRun | Finished | None]) -> None
             lives.end(run)
 
 
-def _plain(flow: Callable[..., Any]) -> Function[..., Any]:
+def plain(flow: Callable[..., Any]) -> Function[..., Any]:
     """An undecorated function as a flow."""
     if not callable(flow):
         raise ConfigError(f"A flow must be a function, not {flow!r}.")

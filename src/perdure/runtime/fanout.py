@@ -77,6 +77,11 @@ class Branch:
         finally:
             self._release()
 
+    @property
+    def unrecorded(self) -> bool:
+        """Whether it is the call of a step that has no result yet."""
+        return self.invocation is not None and self.invocation.unrecorded()
+
     def _release(self) -> None:
         if self.invocation is not None:
             self.invocation.release(self.fan)
@@ -296,7 +301,8 @@ def _as_completed(fan: Fan, made: Sequence[Branch]) -> Iterator[Any]:
 
 class Fan:
     """Branches that are started one by one. The order in which their outcomes are taken is journaled where there is a
-    choice, and is the same in every later life of the run.
+    choice, and is the same in every later life of the run. As long as that life goes through the recorded order, calls
+    of steps that have no result yet are held back: perhaps the order ends in a decision by which nobody needs them.
     """
 
     def __init__(self, kind: str) -> None:
@@ -306,6 +312,8 @@ class Fan:
         self._order = deque(_recorded(self._name))
         self._frame = current()
         self._started = 0
+        self._held: dict[str, Callable[[], object]] = {}
+        """label of each branch that is held back, and how to start it"""
         self._tasks: dict[asyncio.Future[Any], str] = {}
         self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._early: dict[str, Any] = {}
@@ -328,14 +336,25 @@ class Fan:
             except BaseException as error:
                 self._ended.put((label, Failure(error)))
 
-        threading.Thread(target=work, name=f"perdure-branch-{label}", daemon=True).start()
+        thread = threading.Thread(target=work, name=f"perdure-branch-{label}", daemon=True)
+        self._start(branch, label, thread.start)
         return self.flying[label]
 
     def start_task(self, branch: Branch) -> int:
         """Run a branch as a task. Returns its place."""
         label = self._fly(branch)
-        self._tasks[branch.task()] = label
+
+        def begin() -> None:
+            self._tasks[branch.task()] = label
+
+        self._start(branch, label, begin)
         return self.flying[label]
+
+    def _start(self, branch: Branch, label: str, begin: Callable[[], object]) -> None:
+        if self._order and branch.unrecorded:
+            self._held[label] = begin
+        else:
+            begin()
 
     def _fly(self, branch: Branch) -> str:
         label = branch.label or str(self._started)
@@ -365,7 +384,11 @@ class Fan:
         while len(self.flying) > 1 and self._order:
             label = self._order.popleft()
             if label in self.flying:
+                if label in self._held:
+                    self._held.pop(label)()
                 return label
+        while self._held:
+            self._held.pop(next(iter(self._held)))()
         return ""
 
     def _taken(self, due: str) -> tuple[int, Any]:
@@ -374,10 +397,21 @@ class Fan:
             _take(self._name, label, self._frame)
         return self.flying.pop(label), self._early.pop(label)
 
+    def drop(self) -> None:
+        """What was started and not taken is not needed any more: wait for what runs, as threads cannot be stopped."""
+        while len(self._early) < len(self.flying) - len(self._held):
+            label, outcome = self._ended.get()
+            self._early[label] = outcome
+        self._forget()
+
     async def cancel(self) -> None:
-        """Stop what still runs; threads cannot be stopped and are ignored."""
-        self.flying.clear()
+        """What was started and not taken is not needed any more: cancel its tasks."""
         await _cancel(self._tasks)
+        self._forget()
+
+    def _forget(self) -> None:
+        for left in (self.flying, self._tasks, self._early, self._held):
+            left.clear()
 
 
 @overload

@@ -267,7 +267,7 @@ def pause(store: Store, clock: Clock, key: RunKey, by: str, reason: str) -> None
     lease = store.claim(key)
     try:
         state = fold(key, store.read(key))
-        if state.status in (None, states.COMPLETED):
+        if state.status in (None, states.COMPLETED) or state.stopped_by:
             return
         seq = state.seq
         entry = j.RunPaused(seq=seq + 1, at=clock.now(), reason=reason, by=by)

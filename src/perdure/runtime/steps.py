@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from perdure import codec
 from perdure.checks import not_empty
 from perdure.errors import CodecError, ConfigError
+from perdure.fold import Identity
 from perdure.model import ArgInfo, check_name
 from perdure.replay import Cursor, Request, StepOptions, execute
 from perdure.retry import RetryPolicy
@@ -246,6 +247,16 @@ class Invocation:
         self.request = self.function.request(frame, self)
         self.request.n = frame.cursor.claim(self.request, by)
         return f"{self.request.name}:{self.request.fingerprint}:{self.request.n}"
+
+    def unrecorded(self) -> bool:
+        """Whether it is a step's call that was claimed, and that no result is recorded for."""
+        if self.request is None or self.request.n is None or self.cursor is None or self.cursor.life is None:
+            return False
+        request = self.request
+        step = self.cursor.life.state.index.get(
+            Identity(self.cursor.scope, request.name, request.fingerprint, request.n)
+        )
+        return step is None or not step.recorded
 
     def release(self, by: Hashable) -> None:
         """The claim of a step call has been used."""
