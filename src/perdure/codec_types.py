@@ -31,6 +31,8 @@ from perdure.codec_tags import WRITE
 from perdure.errors import ConfigError
 
 _T = TypeVar("_T")
+_OURS = "perdure:"
+"""names of this library's own classes begin so; a class of the user's is never taken for one of them"""
 
 
 class Known(NamedTuple):
@@ -63,7 +65,8 @@ def find(name: str) -> Known:
     if exact is not None:
         return exact
     module, _, qualname = name.partition(":")
-    moved = {entry.cls: entry for entry in tuple(_by_name.values()) if entry.cls.__qualname__ == qualname}
+    foreign = [entry for entry in tuple(_by_name.values()) if not entry.name.startswith(_OURS)]
+    moved = {entry.cls: entry for entry in foreign if entry.cls.__qualname__ == qualname}
     if len(moved) > 1:  # script and package.script are one module
         near = [cls for cls in moved if module_of(cls).rpartition(".")[2] == module.rpartition(".")[2]]
         moved = {cls: moved[cls] for cls in near} or moved

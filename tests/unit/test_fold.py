@@ -11,7 +11,7 @@ from perdure import journal as j
 from perdure.errors import CorruptStore, NewerFormat
 from perdure.fold import State, fold
 from perdure.framing import frame
-from perdure.model import ErrorInfo, RunKey
+from perdure.model import Budget, ErrorInfo, RunKey, Usage
 
 KEY = RunKey("paper", 1)
 ONE = codec.dumps(1, "value")[0]
@@ -131,7 +131,28 @@ def test_a_kind_from_a_newer_version_is_refused_and_a_damaged_record_is_not_take
         fold(RunKey("other", 1), [j.encode(KEY, RUN_ENTRIES["run_began"])])
 
 
-@pytest.mark.parametrize("path", sorted(RELEASED.glob("*.jsonl")), ids=lambda p: p.stem)
+def _kept(pattern: str) -> list[Path]:
+    return sorted(RELEASED.glob(pattern))
+
+
+@pytest.mark.parametrize("path", _kept("*-agent.jsonl"), ids=lambda p: p.stem)
+def test_journals_of_agents_of_every_released_version_still_fold(path: Path) -> None:  # X6 X13 B7
+    state = fold(KEY, path.read_bytes().splitlines(keepends=True))
+    assert state.status == states.COMPLETED and state.budget == Budget(calls=9)
+    assert [(m.role, m.step) for m in state.conversations[""]] == [
+        ("system", 0),
+        ("user", 0),
+        ("assistant", 1),
+        ("tool", 2),
+        ("assistant", 4),
+    ]
+    assert state.usage == Usage(calls=2, input_tokens=10, output_tokens=5, cost=0.25)
+    assert state.paid == Usage(calls=1) and state.saved_usage.calls == 1
+    assert state.steps[3].status == states.COMPLETED and state.steps[3].output == state.steps[2].output
+    assert state.steps[1].spoken and not state.steps[3].spoken
+
+
+@pytest.mark.parametrize("path", [p for p in _kept("*.jsonl") if p not in _kept("*-agent.jsonl")], ids=lambda p: p.stem)
 def test_journals_of_every_released_version_still_fold(path: Path) -> None:  # X13
     state = fold(KEY, path.read_bytes().splitlines(keepends=True))
     assert state.status == states.COMPLETED

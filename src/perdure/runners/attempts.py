@@ -227,13 +227,13 @@ def _choose(attempts: tuple[Attempted, ...]) -> Choice:
             hint="Run it again with --rerun flagged to make the failed ones again.",
         )
     best = max(good, key=lambda attempt: (attempt.score, -attempt.episode))
-    others = ", ".join(
-        f"attempt {a.episode}: {'failed' if a.score is None else format(a.score, 'g')}"
-        for a in attempts
-        if a is not best
-    )
+    others = ", ".join(f"attempt {a.episode}: {_told(a)}" for a in attempts if a is not best)
     reason = f"attempt {best.episode} has the highest score, {best.score:g}" + (f" ({others})" if others else "")
     return Choice(best.episode, f"{reason}: {best.reason}" if best.reason else reason, attempts)
+
+
+def _told(attempt: Attempted) -> str:
+    return "failed" if attempt.score is None else f"{attempt.score:g}"
 
 
 def _dismiss(goal: str, episodes: list[int], chosen: int) -> None:

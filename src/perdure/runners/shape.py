@@ -91,7 +91,8 @@ def carry_out(plan: Plan) -> Any:
         elif isinstance(command, Next):
             reply = fan.next()
         elif isinstance(command, Drop):
-            reply = fan.drop()
+            reply = None
+            fan.drop()
         else:
             reply = _alone(command.works[0]) if len(command.works) == 1 else outcomes(command.works, command.limit)
 
@@ -119,7 +120,8 @@ async def carry_out_async(plan: Plan) -> Any:
             elif isinstance(command, Next):
                 reply = await fan.next_async()
             elif isinstance(command, Drop):
-                reply = await fan.cancel()
+                reply = None
+                await fan.cancel()
             else:
                 reply = await outcomes_async([_item(work) for work in command.works], command.limit)
     finally:

@@ -250,12 +250,11 @@ class Invocation:
 
     def unrecorded(self) -> bool:
         """Whether it is a step's call that was claimed, and that no result is recorded for."""
-        if self.request is None or self.request.n is None or self.cursor is None or self.cursor.life is None:
+        request, cursor = self.request, self.cursor
+        if request is None or request.n is None or cursor is None or cursor.life is None:
             return False
-        request = self.request
-        step = self.cursor.life.state.index.get(
-            Identity(self.cursor.scope, request.name, request.fingerprint, request.n)
-        )
+        identity = Identity(cursor.scope, request.name, request.fingerprint, request.n)
+        step = cursor.life.state.index.get(identity)
         return step is None or not step.recorded
 
     def release(self, by: Hashable) -> None:
