@@ -200,6 +200,9 @@ class State:
             running=count[states.RUNNING],
             current=self.current,
             tags=self.attribution.tags,
+            used=self.usage,
+            paid=self.paid,
+            saved=self.saved_usage,
         )
 
     # -- runs ----------------------------------------------------------------------------------------------------

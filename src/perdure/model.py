@@ -78,6 +78,38 @@ class Lease(msgspec.Struct, frozen=True):
         return f"process {self.pid} on {self.host}"
 
 
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What calls of models used, as far as they say (X6). Usages add up with ``+``."""
+
+    calls: int = 0
+    """attempts of metered steps, crashed ones included"""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    """in whatever currency the reporter counts in"""
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            calls=self.calls + other.calls,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cost=round(self.cost + other.cost, 9),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.calls or self.tokens or self.cost)
+
+    def __str__(self) -> str:
+        told = [f"{self.calls} call{'s' if self.calls > 1 else ''}"] if self.calls else []
+        told += [f"{self.tokens:,} tokens"] if self.tokens else []
+        told += [f"cost {self.cost:.4f}"] if self.cost else []
+        return ", ".join(told) or "nothing"
+
+
 class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a listing. Derived from the journal, kept beside it so that listings need no fold."""
 
@@ -100,6 +132,12 @@ class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     current: str = ""
     """name of the step started last"""
     tags: dict[str, str] = {}
+    used: Usage = Usage()
+    """what all its lives used, crashed attempts included"""
+    paid: Usage = Usage()
+    """what its latest life used"""
+    saved: Usage = Usage()
+    """what the results that its completing life reused had used"""
     holder: Lease | None = None
     """whoever holds the run at the moment of listing; filled in by the store, never stored in the row"""
 
@@ -142,38 +180,6 @@ class Attribution(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     tags: dict[str, str] = {}
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What calls of models used, as far as they say (X6). Usages add up with ``+``."""
-
-    calls: int = 0
-    """attempts of metered steps, crashed ones included"""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float = 0.0
-    """in whatever currency the reporter counts in"""
-
-    @property
-    def tokens(self) -> int:
-        return self.input_tokens + self.output_tokens
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            calls=self.calls + other.calls,
-            input_tokens=self.input_tokens + other.input_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-            cost=round(self.cost + other.cost, 9),
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.calls or self.tokens or self.cost)
-
-    def __str__(self) -> str:
-        told = [f"{self.calls} calls"] if self.calls else []
-        told += [f"{self.tokens:,} tokens"] if self.tokens else []
-        told += [f"cost {self.cost:.4f}"] if self.cost else []
-        return ", ".join(told) or "nothing"
-
-
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Caps on what a run may use over all its lives; None: no cap. Checked before every attempt of a step: when a cap
     is reached the run is PAUSED, and goes on when it is run again with a larger one (X6).
@@ -193,6 +199,13 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             cap = getattr(self, field)
             if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int | float) or not cap > 0):
                 raise ConfigError(f"budget: {field} must be a number above 0, not {cap!r}.")
+
+    def over(self, other: Budget | None) -> Budget:
+        """These caps, and those of ``other`` that are not among them."""
+        if other is None:
+            return self
+        mine = {field: getattr(self, field) for field in self.__struct_fields__}
+        return Budget(**{field: getattr(other, field) if cap is None else cap for field, cap in mine.items()})
 
     def used_up(self, usage: Usage, seconds: float) -> str:
         """Which cap is reached, for people; "" if none is."""

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import click
 
 from perdure import __version__
+from perdure.cli.agents import files, show_transcript
 from perdure.cli.demo import demo
+from perdure.cli.graph import graph
 from perdure.cli.listing import ls, output, pause, show
 from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
 from perdure.cli.run import resume, run
@@ -29,13 +31,14 @@ def cli() -> None:
       perdure ls                                            which runs there are
       perdure show RUN                                      every step of one
       perdure tail RUN                                      watch one live
+      perdure transcript RUN                                what its agents said
       perdure resume RUN --app review.py:review             go on with one
 
     The store is sqlite:.perdure/runs.db unless --store or PERDURE_STORE says otherwise.
     """
 
 
-for _command in (run, resume, ls, show, output, tail, pause, demo):
+for _command in (run, resume, ls, show, output, tail, show_transcript, files, graph, pause, demo):
     cli.add_command(_command)
 
 

@@ -39,10 +39,18 @@ def ls(status: str | None, goal: str | None, store: str | None, as_json: bool) -
         return OK
     now = SYSTEM.now()
     cells = [
-        (str(row.key), row.status, _steps(row), age(now - row.updated) + " ago", holder(row), head(row.reason, 60))
+        (
+            str(row.key),
+            row.status,
+            _steps(row),
+            f"{row.used}{f' ({row.saved} saved)' if row.saved else ''}" if row.used else "",
+            age(now - row.updated) + " ago",
+            holder(row),
+            head(row.reason, 60),
+        )
         for row in rows
     ]
-    click.echo(plain_table(("run", "status", "steps", "updated", "executed by", "reason"), cells))
+    click.echo(plain_table(("run", "status", "steps", "used", "updated", "executed by", "reason"), cells))
     return OK
 
 
@@ -85,11 +93,13 @@ def show(name: str, store: str | None, as_json: bool) -> int:
                 step_word(step),
                 str(len(step.attempts)),
                 seconds,
+                *((str(step.usage) if step.usage else "",) if state.usage else ()),
                 head(said, 60),
             )
         )
     if cells:
-        click.echo(plain_table(("#", "step", "inputs", "state", "attempts", "time", "output"), cells))
+        used = ("used",) if state.usage else ()
+        click.echo(plain_table(("#", "step", "inputs", "state", "attempts", "time", *used, "output"), cells))
     else:
         click.echo("No step has started.")
     files = [facts["file"] for facts in told if facts["file"]]
@@ -112,6 +122,17 @@ def _describe(state: State, row: RunMeta) -> None:
         click.echo(f"reason: {head(row.reason, 400)}")
     if state.reused:
         click.echo(f"reused in the last life: {state.reused} steps, {state.saved:.1f} s saved")
+    if state.usage:
+        click.echo(f"used: {state.usage}; in the last life: {state.paid}; saved by resuming: {state.saved_usage}")
+    if state.budget:
+        click.echo("budget: " + ", ".join(f"{cap} {value:g}" for cap, value in budget_of(state).items()))
+
+
+def budget_of(state: State) -> dict[str, float]:
+    """The caps that a run has."""
+    caps = msgspec.to_builtins(state.budget) if state.budget is not None else {}
+    assert isinstance(caps, dict)
+    return caps
 
 
 def _run(state: State) -> dict[str, Any]:
@@ -121,6 +142,7 @@ def _run(state: State) -> dict[str, Any]:
         "seconds_saved": state.saved,
         "target": state.target,
         "durability": state.durability,
+        "budget": budget_of(state),
         "inputs": {arg.name: arg.head for arg in state.args},
         "error": msgspec.to_builtins(state.error),
     }
@@ -140,6 +162,7 @@ def _step(client: Client, state: State, step: Step) -> dict[str, Any]:
         "unused": step.unused,
         "flagged": step.flagged,
         "seconds": elapsed(step, SYSTEM.now()),
+        "usage": msgspec.to_builtins(step.usage),
         "attempts": [
             {
                 "number": a.number,

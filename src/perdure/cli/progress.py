@@ -65,7 +65,8 @@ def tell(state: State, entry: j.Entry, inputs: bool = True) -> str:
             recorded = sum(step.recorded for step in state.steps.values())
             return f"run {state.key} goes on: {recorded} steps are recorded"
         case j.RunCompleted():
-            return f"run {state.key} completed; {entry.reused} steps reused, {entry.saved:.1f} s saved"
+            used = f"; used {state.paid}, saved {entry.saved_usage}" if state.usage else ""
+            return f"run {state.key} completed; {entry.reused} steps reused, {entry.saved:.1f} s saved{used}"
         case j.RunFailed():
             return f"run {state.key} failed: {error_text(entry.error, 200)}"
         case j.RunPaused():
@@ -79,6 +80,8 @@ def tell(state: State, entry: j.Entry, inputs: bool = True) -> str:
         case j.StepCompleted():
             word = f"flagged: {entry.flagged}" if entry.flagged else "completed"
             return f"  {_label(state, entry.step)} {word} ({entry.seconds:.1f} s)"
+        case j.StepCopied():
+            return f"  {_label(state, entry.step)} has the result of step {entry.source}, from the cache"
         case j.StepFailed():
             then = "" if entry.final else f"; next attempt in {max(entry.until - entry.at, 0):.1f} s"
             said = error_text(entry.error)

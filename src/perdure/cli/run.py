@@ -16,7 +16,7 @@ from perdure.cli.outcome import CTRL_C, OK, command, report, write
 from perdure.cli.progress import Follower, Lines, live_table
 from perdure.cli.target import load_target, parse_inputs
 from perdure.errors import ConfigError
-from perdure.model import RunKey
+from perdure.model import Budget, RunKey
 from perdure.runtime.api import run as perdure_run
 from perdure.runtime.client import Client
 from perdure.runtime.config import CheckpointConfig, Durability, default_store
@@ -34,6 +34,12 @@ def execution_options(fn: C) -> C:
             click.option("--outputs", type=click.Path(file_okay=False), help="Keep every output as a file in DIR."),
             click.option("--durability", type=click.Choice(get_args(Durability)), default="strict", show_default=True),
             click.option("--rerun", multiple=True, metavar="WHAT", help="failed, flagged or a STEP: execute it again."),
+            click.option(
+                "--budget",
+                multiple=True,
+                metavar="CAP=NUMBER",
+                help="cost, tokens, calls or seconds that all lives of the run may use; raise it to go on.",
+            ),
             click.option("--wait", is_flag=True, help="If another process executes the run, wait for its result."),
             click.option("--json", "as_json", is_flag=True, help="The outcome as one JSON object on standard output."),
             click.option("--quiet", is_flag=True, help="No progress, only the result."),
@@ -51,6 +57,7 @@ class Execution(NamedTuple):
     outputs: str | None
     durability: Any
     rerun: tuple[str, ...]
+    budget: tuple[str, ...]
     wait: bool
     as_json: bool
     quiet: bool
@@ -149,6 +156,7 @@ def execute(
                 store=store,
                 config=config,
                 rerun=options.rerun,
+                budget=_budget(options.budget),
                 wait=options.wait,
                 observers=(follower,),
                 **start,
@@ -168,6 +176,23 @@ def execute(
         )
     _tell_result(value, follower, store, options, start["goal"])
     return OK
+
+
+def _budget(words: Sequence[str]) -> Budget | None:
+    """The caps of ``--budget NAME=NUMBER`` words. Raises ConfigError."""
+    caps: dict[str, float] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if name not in Budget.__struct_fields__ or not number > 0:
+            raise ConfigError(
+                f"--budget {word!r} is no cap.", hint=f"Write NAME=NUMBER with {', '.join(Budget.__struct_fields__)}."
+            )
+        caps[name] = number if name in ("cost", "seconds") else int(number)
+    return Budget(**caps) if caps else None  # type: ignore[arg-type]
 
 
 def _code(stop: SystemExit) -> int:
@@ -202,6 +227,9 @@ def _tell_result(value: Any, follower: Follower, store: str, options: Execution,
             "steps": len(state.steps) if state is not None else None,
             "reused": state.reused if state is not None else None,
             "seconds_saved": state.saved if state is not None else None,
+            "used": state.usage if state is not None else None,
+            "paid": state.paid if state is not None else None,
+            "saved": state.saved_usage if state is not None else None,
             "result": msgspec.Raw(body),
         }
         write(msgspec.json.encode(told))

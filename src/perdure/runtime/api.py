@@ -51,7 +51,7 @@ def run(
     - ``rerun``: "failed", "flagged" or names of steps to execute again, with what depends on them.
     - ``adopt_input``: go on with inputs that differ from the recorded ones. ``resume_stopped``: although a person
       stopped it.
-    - ``budget``: caps for all lives of the run together; one that differs from the recorded one replaces it.
+    - ``budget``: caps for all lives of the run together; each replaces the one that is recorded.
     - ``wait``: if another process runs it, wait for it instead of raising LeaseHeld.
 
     Raises what the flow raises; LeaseHeld, InputMismatch, RunStopped, StoreError and others of ``perdure.errors``.

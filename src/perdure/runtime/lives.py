@@ -144,6 +144,7 @@ class Lives:
             )
             log.info("run %s begins", state.key)
             return run
+        budget = start.budget.over(state.budget) if start.budget is not None else None
         resumed = j.RunResumed(
             epoch=lease.epoch,
             pid=pid,
@@ -151,7 +152,7 @@ class Lives:
             digest=start.digest,
             inputs=inputs,
             args=start.args if differs else (),
-            budget=start.budget if start.budget != state.budget else None,
+            budget=budget if budget != state.budget else None,
             outputs=self._outputs(state.key),
         )
         _log_resume(state, invalid)
