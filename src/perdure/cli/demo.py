@@ -65,7 +65,7 @@ def demo(doc: str | None, folder: str, pace: float, as_json: bool) -> int:
     path = Path(doc) if doc else _paper()
     words = len(_text(path).split())
     if model.configured():
-        model.check()
+        model.the_model()
     watch = Watch(_made(Path(folder)), path.resolve(), 0.0 if model.configured() else pace)
     click.echo(
         f"Reviewing {path.name} ({words} words) with eight experts. Everything is kept in {watch.place}", err=True

@@ -14,7 +14,7 @@ import perdure
 from perdure.clock import SYSTEM
 from perdure.demo import experts, model
 from perdure.demo.prose import Prose
-from perdure.runners import Crew, Pipeline, Task, quorum
+from perdure.runners import Crew, Message, Pipeline, Task, quorum
 
 EMPTY_AT_FIRST: Final = ("terms", "references")
 """experts whose first attempt returns nothing in the demo: the incident that this library was asked for"""
@@ -57,13 +57,13 @@ def _expert(name: str, analyse: Callable[[str], str], place: int, backoff: float
         if os.environ.get("PERDURE_DEMO_EMPTY") and name in EMPTY_AT_FIRST and context.attempt == 1:
             return ""
         if model.configured():
-            return model.chat(_ask(name, paper))
+            return model.the_model()(_ask(name, paper)).content
         return analyse(paper)
 
     return Task(examine, name=name, retries=2, backoff=backoff, timeout=900.0)
 
 
-def _ask(name: str, paper: str) -> list[dict[str, str]]:
+def _ask(name: str, paper: str) -> list[Message]:
     return [
         {"role": "system", "content": f"You review papers. Judge only this: {_ASPECTS[name]}. Answer in Markdown."},
         {"role": "user", "content": paper},
@@ -85,13 +85,13 @@ def meta_review(paper: str, reviews: dict[str, str], missing: dict[str, str]) ->
 def _rest(paper: str, reviews: dict[str, str], missing: dict[str, str], text: str) -> Iterator[str]:
     if model.configured():
         told = "\n\n".join(f"## {name}\n{review}" for name, review in reviews.items())
-        messages = [
+        messages: list[Message] = [
             {"role": "system", "content": "Combine these reviews of one paper into a meta-review in Markdown."},
             {"role": "user", "content": f"{told}\n\nMissing: {missing or 'none'}"},
         ]
         if text:
             messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "Continue exactly there."}]
-        yield from model.stream(messages)
+        yield from model.the_model().stream(messages)
         return
     at = 0
     for chunk in experts.meta_review(paper, reviews):

@@ -3,6 +3,7 @@
 from perdure.model import File
 from perdure.runners.agent import Agent, Phase
 from perdure.runners.attempts import Best, BestOf, Score, best_of
+from perdure.runners.endpoint import ChatModel, ModelError
 from perdure.runners.executor import GraphExecutor, GraphResult, Runner
 from perdure.runners.flexible import FlexibleGraph, FlexibleGraphExecutor, PlanStep, Verdict
 from perdure.runners.graph import Edge, Graph, Node
@@ -15,6 +16,7 @@ __all__ = [
     "Agent",
     "Best",
     "BestOf",
+    "ChatModel",
     "Crew",
     "Edge",
     "File",
@@ -24,6 +26,7 @@ __all__ = [
     "GraphExecutor",
     "GraphResult",
     "Message",
+    "ModelError",
     "Node",
     "Phase",
     "Pipeline",

@@ -68,13 +68,15 @@ Model: TypeAlias = Callable[[list[Message], Sequence[ToolSchema]], Said | Awaita
 
 
 def as_reply(said: object) -> Reply:
-    """What a model returned, as a Reply. Raises OutputRefused, saying what is wrong, for anything that is none."""
+    """What a model returned, as a Reply. Raises OutputRefused, saying what is wrong, for anything that is none, and for
+    one that says nothing.
+    """
     if isinstance(said, Reply):
         reply = said
     elif isinstance(said, str):
         reply = Reply(said)
     elif isinstance(said, Mapping):
-        reply = _from_message(said)
+        reply = reply_of(said)
     else:
         raise OutputRefused(f"the model returned {_shown(said)}, which is no Reply, no text and no message.")
     if not isinstance(reply.content, str) or not isinstance(reply.tool_calls, tuple | list):
@@ -87,7 +89,8 @@ def as_reply(said: object) -> Reply:
     return reply
 
 
-def _from_message(message: Mapping[str, Any]) -> Reply:
+def reply_of(message: Mapping[str, Any]) -> Reply:
+    """An assistant message, perhaps an empty one, as a Reply. Raises OutputRefused for anything else."""
     content, listed = message.get("content"), message.get("tool_calls")
     if (content is not None and not isinstance(content, str)) or not isinstance(listed or [], list):
         raise OutputRefused(f"the model's reply is no assistant message: {_shown(message)}.")

@@ -1,4 +1,4 @@
-"""The demo's model client against a server that speaks chat completions, well and badly."""
+"""ChatModel against a server that speaks chat completions, well and badly."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 
 import perdure
 from perdure.clock import SYSTEM
-from perdure.demo import model
+from perdure.demo.model import configured, the_model
 from perdure.errors import ConfigError
+from perdure.runners import ChatModel, ModelError, ToolCall
 from perdure.testing.chat_server import ChatServer, Reply
 
 MESSAGES = [{"role": "user", "content": "Judge this."}]
@@ -41,7 +42,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_an_answer_comes_whole(serve: Any) -> None:
     server = serve(Reply(("all ", "good")))
-    assert model.configured() and model.chat(MESSAGES) == "all good"
+    assert configured() and the_model()(MESSAGES).content == "all good"
     [(request, headers)] = server.requests
     assert (request["model"], request["messages"], request["stream"]) == ("small", MESSAGES, False)
     assert headers["Authorization"] == f"Bearer {KEY}"
@@ -49,12 +50,12 @@ def test_an_answer_comes_whole(serve: Any) -> None:
 
 def test_an_answer_comes_in_pieces(serve: Any) -> None:
     serve(Reply(("all ", "", "göod", "\n")))
-    assert list(model.stream(MESSAGES)) == ["all ", "göod", "\n"]
+    assert list(the_model().stream(MESSAGES)) == ["all ", "göod", "\n"]
 
 
 def test_a_server_that_does_not_stream_is_understood(serve: Any) -> None:
     serve(Reply(body=b'{"choices":[{"message":{"content":"whole"}}]}', headers={"Content-Type": "application/json"}))
-    assert list(model.stream(MESSAGES)) == ["whole"]
+    assert list(the_model().stream(MESSAGES)) == ["whole"]
 
 
 @pytest.mark.parametrize(
@@ -69,22 +70,22 @@ def test_a_server_that_does_not_stream_is_understood(serve: Any) -> None:
 def test_the_base_url_is_taken_in_all_its_forms(serve: Any, monkeypatch: Any, given: str, path: str) -> None:
     server = serve(Reply(("fine",)))
     monkeypatch.setenv("PERDURE_MODEL_URL", server.url + given)
-    assert model._endpoint().target == path
+    assert the_model()._target == path
     if "?" not in given:
-        assert model.chat(MESSAGES) == "fine"
+        assert the_model()(MESSAGES).content == "fine"
 
 
 @pytest.mark.parametrize("body", [b'{"choices":[{"message":{"content":null}}]}', b'{"choices":[]}', b"{}"])
 def test_no_answer_is_an_empty_one(serve: Any, body: bytes) -> None:  # C6 does the rest
     serve(Reply(body=body))
-    assert model.chat(MESSAGES) == ""
+    assert the_model()(MESSAGES).content == ""
 
 
 def test_a_stream_that_breaks_off_is_an_error_after_the_pieces_that_came(serve: Any) -> None:
     serve(Reply(("half ", "a "), cut=True))
     pieces = []
-    with pytest.raises(model.ModelError, match="broke off"):
-        for piece in model.stream(MESSAGES):
+    with pytest.raises(ModelError, match="broke off"):
+        for piece in the_model().stream(MESSAGES):
             pieces.append(piece)
     assert pieces == ["half ", "a "]
 
@@ -105,14 +106,14 @@ def test_a_stream_that_breaks_off_is_an_error_after_the_pieces_that_came(serve: 
 def test_a_rate_limit_says_how_long(serve: Any, status: int, wait: str | None, seconds: float) -> None:  # C10
     serve(Reply(status=status, headers={"Retry-After": wait} if wait else {}))
     with pytest.raises(perdure.RateLimited) as limited:
-        model.chat(MESSAGES)
+        the_model()(MESSAGES)
     assert limited.value.retry_after == seconds
 
 
 def test_a_rate_limit_may_name_a_date(serve: Any) -> None:  # C10
     serve(Reply(status=429, headers={"Retry-After": formatdate(SYSTEM.now() + 100, usegmt=True)}))
     with pytest.raises(perdure.RateLimited) as limited:
-        next(model.stream(MESSAGES))
+        next(the_model().stream(MESSAGES))
     assert 90 < limited.value.retry_after <= 101
 
 
@@ -130,17 +131,17 @@ def test_a_rate_limit_may_name_a_date(serve: Any) -> None:  # C10
 )
 def test_other_refusals_say_what_came_and_never_the_key(serve: Any, reply: Reply, said: str) -> None:
     serve(reply)
-    kind = ConfigError if reply.status == 401 else model.ModelError  # a wrong key is not tried again
+    kind = ConfigError if reply.status == 401 else ModelError  # a wrong key is not tried again
     with pytest.raises(kind) as error:
-        model.chat(MESSAGES)
+        the_model()(MESSAGES)
     assert said in str(error.value) and KEY not in str(error.value) and len(str(error.value)) < 400
 
 
 def test_an_error_in_the_middle_of_a_stream_is_told(serve: Any) -> None:
     serve(Reply(body=b'data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: {"error":{"message":"broken"}}\n\n'))
-    pieces = model.stream(MESSAGES)
+    pieces = the_model().stream(MESSAGES)
     assert next(pieces) == "a"
-    with pytest.raises(model.ModelError, match="broken"):
+    with pytest.raises(ModelError, match="broken"):
         next(pieces)
 
 
@@ -163,7 +164,7 @@ def test_a_setting_that_cannot_work_is_refused_without_showing_the_key(
 ) -> None:  # rel:S8
     server = serve(Reply())
     monkeypatch.setenv(name, value)
-    for attempt in (model.check, lambda: model.chat(MESSAGES)):
+    for attempt in (the_model, lambda: the_model()(MESSAGES)):
         with pytest.raises(ConfigError) as error:
             attempt()
         assert "secret" not in str(error.value) and len(str(error.value)) < 200
@@ -175,7 +176,7 @@ def test_silence_is_a_time_out(serve: Any, monkeypatch: pytest.MonkeyPatch) -> N
     serve(Reply(hold=over))
     monkeypatch.setenv("PERDURE_MODEL_TIMEOUT", "0.2")
     with pytest.raises(TimeoutError, match=r"said nothing for 0\.2 s"):
-        model.chat(MESSAGES)
+        the_model()(MESSAGES)
     over.set()
 
 
@@ -183,11 +184,11 @@ def test_a_server_that_is_not_there_and_an_address_that_is_none(monkeypatch: pyt
     with ChatServer(lambda request: Reply()) as server:
         url = server.url
     monkeypatch.setenv("PERDURE_MODEL_URL", url)
-    with pytest.raises(model.ModelError, match="Nothing listens at"):
-        model.chat(MESSAGES)
+    with pytest.raises(ModelError, match="Nothing listens at"):
+        the_model()(MESSAGES)
     monkeypatch.setenv("PERDURE_MODEL_URL", "me:secret@host")
     with pytest.raises(ConfigError, match="PERDURE_MODEL_URL") as error:
-        model.chat(MESSAGES)
+        the_model()(MESSAGES)
     assert "secret" not in str(error.value)
 
 
@@ -228,3 +229,30 @@ def test_the_whole_crew_asks_the_model_through_every_trouble(
     assert outcomes["numbers"] == ["failed", "completed"]
     assert outcomes["meta-review"] == ["failed", "completed"]
     assert outcomes["claims"] == ["completed"]
+
+
+def test_tool_calls_usage_and_options_pass_both_ways(serve: Any) -> None:  # X6
+    body = (
+        b'{"choices":[{"message":{"content":null,"tool_calls":[{"id":"c1","type":"function","function":'
+        b'{"name":"look","arguments":"{\\"at\\": 3}"}}]}}],"usage":'
+        b'{"prompt_tokens":1000,"completion_tokens":10,"cost":9}}'
+    )
+    server = serve(Reply(body=body))
+    tools: Any = [{"type": "function", "function": {"name": "look", "description": "", "parameters": {}}}]
+    reply = ChatModel(server.url, "small", key=KEY, prices=(2.0, 10.0), temperature=0.5)(MESSAGES, tools)  # type: ignore[arg-type]
+    assert reply.tool_calls == (ToolCall("look", {"at": 3}, "c1"),) and reply.content == ""
+    assert (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cost) == (1000, 10, 0.0021)
+    assert the_model()(MESSAGES).usage.cost == 9
+    first, second = (request for request, _ in server.requests)
+    assert first["tools"] == tools and first["temperature"] == 0.5 and "tools" not in second
+
+
+@pytest.mark.parametrize("usage", ["null", "[]", '{"prompt_tokens":"many","completion_tokens":-1,"cost":null}'])
+def test_usage_that_is_none_counts_as_nothing(serve: Any, usage: str) -> None:
+    serve(Reply(body=b'{"choices":[{"message":{"content":"a"}}],"usage":' + usage.encode() + b"}"))
+    assert not the_model()(MESSAGES).usage
+
+
+def test_the_key_is_in_no_repr() -> None:  # rel:S8
+    assert KEY not in repr(ChatModel("http://me:secret@127.0.0.1:1/v1?token=secret", key=KEY))
+    assert "secret" not in repr(ChatModel("http://me:secret@127.0.0.1:1/v1?token=secret", key=KEY))
