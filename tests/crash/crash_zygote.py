@@ -58,7 +58,14 @@ class Zygote:
 
 
 def serve() -> None:
-    for module in ("crash_lives", "crash_shapes", "crash_endings", "perdure.stores.file", "perdure.stores.sqlite"):
+    for module in (
+        "crash_lives",
+        "crash_shapes",
+        "crash_runners",
+        "crash_endings",
+        "perdure.stores.file",
+        "perdure.stores.sqlite",
+    ):
         importlib.import_module(module)
     for line in sys.stdin:
         if line == _END:
