@@ -35,9 +35,12 @@ from __future__ import annotations
 
 
 class PerdureError(Exception):
-    """Base of all errors of this library. ``hint`` is the next action, shown after the message."""
+    """Base of all errors of this library. ``hint`` is the next action, shown after the message; ``where`` the run and
+    the step in which it arose, if it was raised out of a step (other exceptions get that as a note).
+    """
 
     hint: str = ""
+    where: str = ""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -46,7 +49,7 @@ class PerdureError(Exception):
 
     def __str__(self) -> str:
         message = super().__str__()
-        return f"{message} {self.hint}" if self.hint else message
+        return " ".join(part for part in (message, self.where and f"({self.where})", self.hint) if part)
 
 
 class RetryError(PerdureError):

@@ -54,6 +54,7 @@ from perdure.errors import (
     MutatedInput,
     Nondeterminism,
     OutputRefused,
+    PerdureError,
     StepTimeout,
 )
 from perdure.fold import Identity, State, Step, enclosing
@@ -429,11 +430,16 @@ class _Work:
                 raise self.located(error)
 
     def located(self, error: Exception) -> Exception:
-        """The error with a note of where it arose; the innermost step's note stays the only one."""
-        whose = f"run {self.life.state.key}, " if self.life else ""
-        if self.life and not any(note.startswith(whose) for note in getattr(error, "__notes__", ())):
-            path = f"{self.identity.scope}/{self.identity.name}" if self.identity.scope else self.identity.name
-            error.add_note(f"{whose}step {self.number} ({path}), attempt {self.attempt}")
+        """The error, told where it arose; the innermost step stays the one."""
+        if self.life is None:
+            return error
+        run = f"run {self.life.state.key}, "
+        path = f"{self.identity.scope}/{self.identity.name}" if self.identity.scope else self.identity.name
+        where = f"{run}step {self.number} ({path})"
+        if isinstance(error, PerdureError):
+            error.where = error.where or where
+        elif not any(note.startswith(run) for note in getattr(error, "__notes__", ())):
+            error.add_note(where)
         return error
 
     def call(self) -> Machine:
