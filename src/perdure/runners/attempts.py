@@ -207,12 +207,16 @@ def _goal(name: str) -> str:
 
 
 def _count(run: LiveRun, state: State | None) -> None:
-    """What an attempt has used counts for the run that judges it, too."""
-    if state is not None and run.broken is None:
-        used = state.paid
-        context().spent(
-            calls=used.calls, input_tokens=used.input_tokens, output_tokens=used.output_tokens, cost=used.cost
-        )
+    """What an attempt has used, in lives that crashed too, counts for the run that judges it, once."""
+    if state is None or run.broken is not None:
+        return
+    counted = context().usage
+    context().spent(
+        calls=max(state.usage.calls - counted.calls, 0),
+        input_tokens=max(state.usage.input_tokens - counted.input_tokens, 0),
+        output_tokens=max(state.usage.output_tokens - counted.output_tokens, 0),
+        cost=max(state.usage.cost - counted.cost, 0.0),
+    )
 
 
 @step(name="choose")

@@ -82,6 +82,11 @@ class StepContext:
             self._check()
             self._run.emit((j.StepUsage(step=self._step, attempt=self.attempt, usage=usage),), lazy=True)
 
+    @property
+    def usage(self) -> Usage:
+        """What all attempts of this step have used so far; nothing without a store."""
+        return self._run.state.steps[self._step].usage if self._run is not None else Usage()
+
     def stream(self, text: str) -> None:
         """Add to the text streamed so far. Readers see it at once; it is durable within about one write of the device.
 
