@@ -240,7 +240,7 @@ class _Execution:
                 f"{self.times[wanted[0]] + 1}th time, and its limit is {wanted[0].limit}. What finished is kept.",
                 hint="Raise the limit and run it again to go on, or give the node an edge otherwise=True.",
             )
-        if all(edge.when is not None and not callable(edge.when) for edge in edges):
+        if self.drawn.after[name] and all(edge.when is not None and not callable(edge.when) for edge in edges):
             raise ConfigError(
                 f"{place()}graph {self.graph.name}: node {name} returned {value!r}, and no edge is for that. "
                 "What finished is kept.",
