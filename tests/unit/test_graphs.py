@@ -177,6 +177,14 @@ def test_a_map_runs_its_node_for_every_item_and_keeps_what_finished(tmp_path: Pa
     assert sorted(RAN) == ["a", "b", "b", "c"]
 
 
+def test_builtin_functions_are_nodes_like_others() -> None:
+    graph = Graph(
+        {"words": lambda: ["a", "bb"], "each": Node(len, over="words"), "all": sum},
+        [("words", "each"), ("each", "all")],
+    )
+    assert both(graph) == 3
+
+
 def test_a_map_over_something_that_is_no_list_says_so() -> None:
     graph = Graph({"a": lambda: "abc", "each": Node(lambda x: x, over="a")}, [("a", "each")])
     with Runner("memory:") as runner:

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from typing import Any
 
 from perdure.errors import ConfigError
-from perdure.runners.shape import Plan, Shape, Side, Work, place
-from perdure.runners.task import Task
+from perdure.runners.shape import Plan, Shape, Side, place
+from perdure.runners.task import Task, call_of
 from perdure.runtime.fanout import result
 
 
@@ -39,5 +39,5 @@ class _Map(Shape):
             raise ConfigError(
                 f"{place()}{self.name} runs over {self.over}, which is no list but {type(items).__name__}."
             )
-        works = [Work(self.task.step, (), {self.item: item, **inputs, **self.task.given}) for item in items]
+        works = [call_of(self.task, {self.item: item, **inputs, **self.task.given}) for item in items]
         return [result(outcome) for outcome in (yield Side(works, self.limit))]

@@ -47,7 +47,14 @@ class Task:
 
 def work_of(task: Task, values: Mapping[str, Any], previous: Any) -> Work:
     """One call of a task."""
-    return Work(task.step, (), task.arguments(values, previous))
+    return call_of(task, task.arguments(values, previous))
+
+
+def call_of(task: Task, arguments: Mapping[str, Any]) -> Work:
+    """One call of a task with these arguments; those that may only stand by position do so (``len`` has such)."""
+    named = dict(arguments)
+    placed = [p.name for p in task.parameters if p.kind is p.POSITIONAL_ONLY and p.name in named]
+    return Work(task.step, tuple(named.pop(name) for name in placed), named)
 
 
 def task_types(task: Task) -> dict[str, Any]:
