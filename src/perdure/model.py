@@ -181,8 +181,8 @@ class Attribution(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Caps on what a run may use over all its lives; None: no cap. Checked before every attempt of a step: when a cap
-    is reached the run is PAUSED, and goes on when it is run again with a larger one (X6).
+    """Caps on what a run may use over all its lives; None: no cap. Checked before every attempt of a step (``calls``:
+    of a metered one): when a cap is reached the run is PAUSED, and goes on when it is run again with a larger one (X6).
 
     Raises ConfigError for a cap that is not a number above 0.
     """
@@ -207,9 +207,9 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         mine = {field: getattr(self, field) for field in self.__struct_fields__}
         return Budget(**{field: getattr(other, field) if cap is None else cap for field, cap in mine.items()})
 
-    def used_up(self, usage: Usage, seconds: float) -> str:
-        """Which cap is reached, for people; "" if none is."""
-        used = {"cost": usage.cost, "tokens": usage.tokens, "calls": usage.calls, "seconds": seconds}
+    def used_up(self, usage: Usage, seconds: float, *, calls: bool = True) -> str:
+        """Which cap is reached, for people; "" if none is. ``calls``: whether that cap matters."""
+        used = {"cost": usage.cost, "tokens": usage.tokens, "calls": usage.calls if calls else 0, "seconds": seconds}
         reached = [f for f in self.__struct_fields__ if getattr(self, f) is not None and used[f] >= getattr(self, f)]
         return "; ".join(f"{field}: {used[field]:g} of {getattr(self, field):g}" for field in reached)
 

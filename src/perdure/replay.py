@@ -211,10 +211,10 @@ class Life:
         scopes = {self.state.scopes.get(steps[n].identity) for n in self.reused}
         return {n for n, step in steps.items() if any(path in scopes for path in enclosing(step.identity.scope))}
 
-    def check_budget(self) -> None:
+    def check_budget(self, metered: bool) -> None:
         """Raises LimitReached when the run's budget leaves nothing for another attempt (X6)."""
         budget = self.state.budget
-        reached = budget.used_up(self.state.usage, self.state.seconds + self.elapsed()) if budget else ""
+        reached = budget.used_up(self.state.usage, self.state.seconds + self.elapsed(), calls=metered) if budget else ""
         if reached:
             raise LimitReached(
                 f"run {self.state.key}: its budget is used up ({reached}). What finished is kept.",
@@ -447,7 +447,7 @@ class _Work:
         self.attempt += 1
         progress, partial = self.progress, self.text
         if self.life:
-            self.life.check_budget()
+            self.life.check_budget(self.request.options.metered)
             step = self.life.state.steps.get(self.number)
             if step is not None:
                 partial = step.partial_text

@@ -6,6 +6,8 @@ one that was not: with the same result, the same steps and the same conversation
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -262,9 +264,37 @@ def score(output: str) -> Score:
     return Score(float(output[-1]), f"it ends in {output[-1]}")
 
 
+async def slow(outline: list[str]) -> str:
+    _began()
+    await asyncio.Event().wait()
+    return "never"
+
+
+async def quick(outline: list[str]) -> str:
+    _began()
+    return "quick"
+
+
+def winner(racer: str) -> str:
+    _began()
+    return f"{racer} won"
+
+
+RACE = Graph(
+    nodes={"outline": outline, "slow": slow, "quick": quick, "winner": Node(winner, join="any")},
+    edges=[
+        ("outline", "slow"),
+        ("outline", "quick"),
+        Edge("slow", "winner", when=bool),
+        Edge("quick", "winner", when=bool),
+    ],
+    inputs=["topic"],
+)
+
 SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
     "graph": (_graph(chapter, "graph"), {"topic": "sea"}),
     "graph-sync": (_graph(chapter_sync, "graph"), {"topic": "sea"}),
+    "race": (RACE, {"topic": "sea"}),
     "flexible": (FlexibleGraph(plan, {"find": find, "join": join}, verdict, inputs=["topic"]), {"topic": "sea"}),
     "agent": (Agent(model_async, [look, send], instructions="Be good.", phases=PHASES), {"task": "go"}),
     "agent-sync": (Agent(model, [look_sync, send]), {"task": "go"}),
@@ -287,8 +317,21 @@ def live(root: str, store: str, shape: str, life: int, at: int, when: str) -> An
     opened = KillingStore(open_store(url(root, store)), at, when)
     flow, inputs = SHAPES[shape]
     Path(f"{root}.before{life}").write_text("\n".join(before))
+    told = Told()
+    logging.getLogger("perdure").addHandler(told)
     result = perdure.run(flow, goal="shape", store=opened, **inputs)
-    return {"result": repr(result), "appends": opened.count, **ended(root, store)}
+    return {"result": repr(result), "warnings": told.messages, **ended(root, store)}
+
+
+class Told(logging.Handler):
+    """Keeps warnings: nothing here is nondeterministic, and no life should say so."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def durable(root: str, store: str) -> list[str]:
@@ -316,7 +359,7 @@ def ended(root: str, store: str) -> dict[str, Any]:
             f" {step.attempts[-1].outcome if step.attempts[-1].outcome == 'copied' else ''}"
             for state in states
             for step in state.steps.values()
-            if state.status == "completed"
+            if state.status == "completed" and step.recorded
         )
         said = [
             f"{state.key} {scope} {message.role} {message.call_id} {message.covers} "

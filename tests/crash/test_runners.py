@@ -12,7 +12,13 @@ from crash_judge import Witness
 from crash_runners import SHAPES
 from crash_zygote import Zygote
 
-LEAST = dict.fromkeys(SHAPES, 24) | {"swarm": 13, "swarm-sync": 12, "agent-sync": 12, "best-side-by-side": 14}
+LEAST = dict.fromkeys(SHAPES, 24) | {
+    "race": 8,
+    "swarm": 13,
+    "swarm-sync": 12,
+    "agent-sync": 12,
+    "best-side-by-side": 14,
+}
 """kills at least; a suite that sees fewer has gone blind"""
 
 
@@ -25,6 +31,7 @@ def test_killed_at_any_append_a_shape_ends_as_if_nothing_had_happened(
     # G3 G4 B5 B7 K1 K2 K3 W4 W5 W6 W7 X10 X15 rel:R1 rel:R2
     crew = {"store": store, "shape": shape}
     whole = zygote.run("crash_runners:live", root=str(place / "whole"), life=1, at=0, when=when, **crew).value
+    assert whole["warnings"] == []
     at = survived = kills = 0
     while survived < 2:
         at += 1
@@ -40,7 +47,7 @@ def test_killed_at_any_append_a_shape_ends_as_if_nothing_had_happened(
                 last = zygote.run("crash_runners:live", root=str(root), life=3, at=0, when=when, **crew)
             kills += 1 + second.killed
             _check(root, 3 if second.killed else 2)
-            for what in ("result", "steps", "said"):
+            for what in ("result", "steps", "said", "warnings"):
                 assert last.value[what] == whole[what], what
         except AssertionError as error:
             raise AssertionError(f"{store}, {shape}: killed {when} append {at}: {error}") from error

@@ -153,6 +153,7 @@ def _step(client: Client, state: State, step: Step) -> dict[str, Any]:
     if step.output is not None:
         suffix, content = client.readable(step.output)
         output = f"({len(content)} bytes)" if suffix == ".bin" else head(content[:400].decode("utf-8", "replace"), 120)
+        output = _said(content) or output if step.spoken and suffix == ".json" else output
     file = client.output_file(state, step)
     return {
         "number": step.number,
@@ -177,6 +178,17 @@ def _step(client: Client, state: State, step: Step) -> dict[str, Any]:
         "output_head": output,
         "file": str(file) if file else None,
     }
+
+
+def _said(content: bytes) -> str:
+    """A model's reply in a few words; "" for anything else."""
+    message = msgspec.json.decode(content)
+    if not isinstance(message, dict) or message.get("role") != "assistant":
+        return ""
+    calls = [
+        f"-> {call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls", ())
+    ]
+    return head(" ".join([message.get("content", ""), *calls]), 120)
 
 
 @click.command()

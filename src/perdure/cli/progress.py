@@ -25,35 +25,44 @@ if TYPE_CHECKING:
 
 
 class Follower:
-    """Keeps the state of the one run that this process executes, entry by entry. An Observer."""
+    """Keeps the states of the runs that this process executes, entry by entry: one, and the attempts that it makes as
+    runs of their own. An Observer.
+    """
 
     def __init__(self, store: str) -> None:
         self._store = store
         self.lock = threading.Lock()
-        self.state: State | None = None
+        self.states: dict[RunKey, State] = {}
+
+    @property
+    def state(self) -> State | None:
+        """Of the run that was begun first."""
+        return next(iter(self.states.values()), None)
 
     def notify(self, key: RunKey, entry: j.Entry) -> None:
         with self.lock:
+            state = self.states.get(key)
             if isinstance(entry, j.RunBegan):
-                self.state = State(key)
-            elif self.state is None:  # it goes on: what it did in earlier lives stands in the store
+                state = State(key)
+            elif state is None:  # it goes on: what it did in earlier lives stands in the store
                 with Client(self._store) as client:
-                    self.state = client.state(str(key))
-            if entry.seq > self.state.seq:
-                self.state.apply(entry)
-        self.show(entry)
+                    state = client.state(str(key))
+            self.states[key] = state
+            if entry.seq > state.seq:
+                state.apply(entry)
+        self.show(state, entry)
 
-    def show(self, entry: j.Entry) -> None:
+    def show(self, state: State, entry: j.Entry) -> None:
         """Something happened."""
 
 
 class Lines(Follower):
     """A plain line on stderr for what happens to steps."""
 
-    def show(self, entry: j.Entry) -> None:
-        line = tell(self.state, entry) if self.state is not None else ""
+    def show(self, state: State, entry: j.Entry) -> None:
+        line = tell(state, entry)
         if line:
-            click.echo(line, err=True)
+            click.echo(f"[{state.key}] {line}" if state is not self.state else line, err=True)
 
 
 def tell(state: State, entry: j.Entry, inputs: bool = True) -> str:
@@ -127,15 +136,16 @@ def _table(follower: Follower) -> Table:
     for title in ("#", "step", "inputs", "state", "attempt", "time", "progress"):
         table.add_column(title, justify="right" if title in ("#", "attempt", "time") else "left", no_wrap=True)
     with follower.lock:
-        state = follower.state
-        if state is None:
+        first = follower.state
+        if first is None:
             return table
         now = SYSTEM.now()
-        table.title, table.title_justify = f"{state.key}  {state.status}  {age(now - state.created)}", "left"
-        for step in sorted(state.steps.values(), key=lambda s: s.number):
+        table.title, table.title_justify = f"{first.key}  {first.status}  {age(now - first.created)}", "left"
+        steps = [(state, step) for state in follower.states.values() for step in state.steps.values()]
+        for state, step in steps:
             table.add_row(
                 str(step.number),
-                Text(step.path),
+                Text(step.path if state is first else f"[{state.key}] {step.path}"),
                 Text(inputs_text(step), "dim"),
                 Text(step_word(step), colours.get(step.status, "")),
                 str(len(step.attempts)),

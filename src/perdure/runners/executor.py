@@ -16,11 +16,12 @@ from typing import Any, Self
 import msgspec
 
 from perdure import states
-from perdure.errors import FencedError, RunPaused, StoreError
+from perdure.errors import ConfigError, FencedError, RunPaused, StoreError
 from perdure.fold import State
 from perdure.model import RunKey, Usage
 from perdure.runners.shape import Shape, carry_out, carry_out_async, traced
 from perdure.runtime.config import CheckpointConfig
+from perdure.runtime.lives import Start
 from perdure.runtime.manager import CheckpointManager
 from perdure.stores.base import Store
 
@@ -67,7 +68,7 @@ class GraphExecutor:
         rerun, budget, attribution ...
         """
         path: list[str] = []
-        given = dict(inputs or {})
+        given = _given(inputs)
         try:
             if self.manager is not None:
                 output = await self.manager.run(graph, goal=goal, **options, **given)
@@ -90,7 +91,7 @@ class GraphExecutor:
         if self.manager is None:
             return asyncio.run(self.execute(graph, goal, inputs, **options))
         try:
-            output = self.manager.run_sync(graph, goal=goal, **options, **(inputs or {}))
+            output = self.manager.run_sync(graph, goal=goal, **options, **_given(inputs))
         except Exception as error:
             return self._ended(self.manager.look(goal, options.get("episode")).result(), [], error=error)
         return self._ended(self.manager.look(goal, options.get("episode")).result(), [], output=output)
@@ -116,6 +117,15 @@ class GraphExecutor:
             paid=state.paid,
             saved=state.saved_usage,
         )
+
+
+def _given(inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Inputs of a graph. Raises ConfigError for names that are options of a run."""
+    given = dict(inputs or {})
+    clash = sorted(given.keys() & set(Start._fields))
+    if clash:
+        raise ConfigError(f"The inputs {', '.join(clash)} have names of options of a run.", hint="Rename them.")
+    return given
 
 
 def _is_end(state: State | None, error: Exception) -> bool:

@@ -6,12 +6,13 @@ a ``Reply``, a text, or an assistant message as chat completions have it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 import msgspec
 
-from perdure.errors import OutputRefused
+from perdure.errors import ConfigError, OutputRefused
 from perdure.model import Usage
 
 
@@ -77,6 +78,10 @@ def as_reply(said: object) -> Reply:
         reply = Reply(said)
     elif isinstance(said, Mapping):
         reply = reply_of(said)
+    elif inspect.isawaitable(said):
+        if inspect.iscoroutine(said):
+            said.close()
+        raise ConfigError("the model returned an awaitable.", hint="Declare it async def, so that it is awaited.")
     else:
         raise OutputRefused(f"the model returned {_shown(said)}, which is no Reply, no text and no message.")
     if not isinstance(reply.content, str) or not isinstance(reply.tool_calls, tuple | list):
