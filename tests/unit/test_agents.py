@@ -298,6 +298,17 @@ def test_files_that_tools_make_are_kept_whole_and_the_model_hears_of_them(tmp_pa
         assert output is not None and client.value(output) == {"files": made}
 
 
+def test_a_file_that_a_step_returns_has_a_file_of_its_own_kind_among_the_outputs(tmp_path: Path) -> None:  # C4 W6
+    @perdure.step
+    def table() -> File:
+        return File("sums.csv", b"1,2\n", "text/csv")
+
+    perdure.run(perdure.flow(name="f")(lambda: table()), goal="g", store=f"file:{tmp_path}")
+    with perdure.Client(f"file:{tmp_path}") as client:
+        found = client.output_file(client.state("g"), client.step("g", "table"))
+    assert found is not None and found.name == "01-table.csv" and found.read_bytes() == b"1,2\n"
+
+
 @pytest.mark.parametrize("name", ["../a", "a/b", ".hidden", "", "a\x00"])
 def test_a_files_name_is_no_path(name: str) -> None:
     with pytest.raises(ConfigError):

@@ -29,7 +29,7 @@ def graph(target: str, name: str | None, store: str | None, as_json: bool) -> in
     """
     drawn = load_target(target)
     if not isinstance(drawn, Graph):
-        raise ConfigError(f"{target} is no graph but a {type(drawn).__name__.lower()}.", hint="Name a Graph.")
+        raise ConfigError(f"{target} is no Graph; its type is {type(drawn).__name__}.", hint="Name a Graph.")
     states: dict[str, str] = {}
     if name is not None:
         with Client(store) as client:

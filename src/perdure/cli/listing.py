@@ -152,7 +152,8 @@ def _step(client: Client, state: State, step: Step) -> dict[str, Any]:
     output = ""
     if step.output is not None:
         suffix, content = client.readable(step.output)
-        output = f"({len(content)} bytes)" if suffix == ".bin" else head(content[:400].decode("utf-8", "replace"), 120)
+        text = head(content[:400].decode("utf-8", "replace"), 120)
+        output = text if suffix in (".md", ".json") else f"({len(content)} bytes)"
         output = _said(content) or output if step.spoken and suffix == ".json" else output
     file = client.output_file(state, step)
     return {
@@ -217,7 +218,7 @@ def output(name: str, step: str | None, store: str | None, as_json: bool) -> int
             write(msgspec.json.encode({"step": found.number if found else None, "output": msgspec.Raw(body)}))
             return OK
         suffix, content = client.readable(payload)
-        if suffix == ".bin" and not sys.stdout.isatty():
+        if suffix not in (".md", ".json") and not sys.stdout.isatty():
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
         else:

@@ -1,6 +1,7 @@
 """The files of C4: every completed step's output in a file of its own, for people and for other programs.
 
-``03-methodology.md`` for text, ``.bin`` for bytes, ``.json`` for everything else (the codec's tagged JSON). A file is
+``03-methodology.md`` for text, ``.bin`` for bytes, ``.json`` for everything else (the codec's tagged JSON); the content of
+a ``File`` under that file's own suffix. A file is
 complete or absent: written under a temporary name, synced, renamed, the directory synced; and it is there before the
 step's record is, so that a completed step always has its file. Outputs that a later life superseded move to
 ``superseded/`` when the run completes. Messages of agents get no files: they stand in the transcript.
@@ -8,6 +9,7 @@ step's record is, so that a completed step always has its file. Outputs that a l
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +21,7 @@ from perdure import codec
 from perdure import journal as j
 from perdure.errors import CodecError
 from perdure.fold import State, Step
+from perdure.model import File
 from perdure.stores import disk
 from perdure.stores.base import Store
 from perdure.stores.disk import run_folder_name
@@ -46,11 +49,7 @@ class Outputs:
 
     def find(self, step: Step) -> Path | None:
         """The file of a step's output, if it is there."""
-        for suffix in (".md", ".bin", ".json"):
-            path = self.folder / (stem(step) + suffix)
-            if path.exists():
-                return path
-        return None
+        return next(iter(sorted(self.folder.glob(glob.escape(stem(step)) + ".*"))), None)
 
     def supersede(self, steps: list[Step]) -> None:
         for step in steps:
@@ -90,5 +89,7 @@ def readable(payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, b
         return ".md", value.encode("utf-8", "surrogatepass")
     if isinstance(value, bytes):
         return ".bin", value
+    if isinstance(value, File):
+        return Path(value.name).suffix or ".bin", value.content
     text = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
     return ".json", msgspec.json.format(text, indent=2) + b"\n"
