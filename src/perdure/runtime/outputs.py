@@ -1,10 +1,10 @@
 """The files of C4: every completed step's output in a file of its own, for people and for other programs.
 
-``03-methodology.md`` for text, ``.bin`` for bytes, ``.json`` for everything else (the codec's tagged JSON); the content of
-a ``File`` under that file's own suffix. A file is
-complete or absent: written under a temporary name, synced, renamed, the directory synced; and it is there before the
-step's record is, so that a completed step always has its file. Outputs that a later life superseded move to
-``superseded/`` when the run completes. Messages of agents get no files: they stand in the transcript.
+``03-methodology.md`` for text, ``.bin`` for bytes, ``.json`` for everything else (the codec's tagged JSON); the content
+of a ``File`` under that file's own suffix. A file is complete or absent: written under a temporary name, synced,
+renamed, the directory synced; and it is there before the step's record is, so that a completed step always has its
+file. Outputs that a later life superseded move to ``superseded/`` when the run completes. Messages of agents get no
+files: they stand in the transcript.
 """
 
 from __future__ import annotations
