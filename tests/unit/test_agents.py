@@ -14,6 +14,7 @@ import pydantic
 import pytest
 
 import perdure
+from perdure import journal as j
 from perdure.errors import CodecError, ConfigError, LimitReached, OutputRefused, RunNotFound
 from perdure.model import Usage
 from perdure.runners import Agent, File, Phase, Reply, ToolCall, tool
@@ -470,3 +471,24 @@ def test_a_recorded_reply_that_asks_for_a_tool_that_is_gone_says_so(tmp_path: Pa
     with pytest.raises(ConfigError, match="a recorded reply asks for what its tools do not take: 'fails'"):
         run(Agent(Script(reply), [double]), url)
     assert run(Agent(Script("better"), [double]), url, rerun="model") == "better"
+
+
+def test_with_other_instructions_the_model_is_asked_again_and_with_the_same_it_is_not(tmp_path: Path) -> None:  # X1
+    url = f"file:{tmp_path}"
+    first = Script(Reply("", (call("double", n=1),)), RuntimeError("stop"))
+    with pytest.raises(RuntimeError):
+        run(Agent(first, [double], instructions="Be good.", retries=0), url)
+    second = Script(Reply("", (call("double", n=1),)), "better")
+    assert run(Agent(second, [double], instructions="Be better."), url) == "better"
+    assert [len(shown) for shown in second.shown] == [2, 4] and RAN == ["double 1"], "the tool's inputs are the same"
+
+
+def test_a_conversation_is_journaled_once_however_often_it_is_resumed(tmp_path: Path) -> None:  # B7
+    url = f"file:{tmp_path}"
+    replies = [Reply("", (call("double", n=n),)) for n in range(4)]
+    for _ in range(5):
+        with pytest.raises(RuntimeError):
+            run(Agent(Script(*replies, RuntimeError("stop")), [double], instructions="Be good.", retries=0), url)
+    with perdure.Client(url) as client:
+        told = [entry for entry in client.entries("g") if isinstance(entry, j.MessagesAdded)]
+        assert sum(len(entry.messages) for entry in told) == len(transcript(client, "g")) == 9

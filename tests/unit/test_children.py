@@ -374,3 +374,37 @@ def test_spent_takes_numbers_from_nothing_on() -> None:
 
     with pytest.raises(ConfigError, match=r"spent\(\) takes numbers"):
         perdure.run(perdure.flow(name="f")(lambda: wrong()), goal="g", store="memory:")
+
+
+def test_after_the_choice_no_later_life_begins_an_attempt_that_is_not_needed(tmp_path: Path) -> None:  # K2
+    started: list[int] = []
+    broken = [True]
+
+    @perdure.step
+    async def think() -> str:
+        episode = perdure.context().run.episode  # type: ignore[union-attr]
+        started.append(episode)
+        if episode == 1:
+            await asyncio.Event().wait()
+        return f"from {episode}"
+
+    @perdure.flow
+    async def attempt() -> str:
+        return await think()
+
+    choose = best_of(2, attempt, judge=lambda output: True, limit=2)
+
+    @perdure.flow
+    async def top() -> str:
+        best = await choose()
+        if broken:
+            raise RuntimeError("stop")
+        return str(best.output)
+
+    url = f"file:{tmp_path}"
+    with pytest.raises(RuntimeError):
+        perdure.run(top, goal="e", store=url)
+    broken.clear()
+    assert perdure.run(top, goal="e", store=url) == "from 0" and started == [0, 1]
+    with perdure.Client(url) as client:
+        assert [s.attempts[-1].number for s in client.state("e").steps.values() if s.name == "attempt"] == [1, 1]

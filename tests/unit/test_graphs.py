@@ -510,3 +510,88 @@ def test_a_plan_that_cannot_be_followed_is_an_error_that_says_why(plan: list[Any
         )
         result = executor.execute_sync("g")
     assert result.status == "failed" and told in str(result.error)
+
+
+# -- what only another life shows --------------------------------------------------------------------------------------
+
+
+def test_which_of_two_came_first_stays_so_in_later_lives(tmp_path: Path) -> None:  # X10
+    broken = [True]
+    free = asyncio.Event()
+
+    async def a() -> str:
+        await free.wait()
+        return "a"
+
+    async def b() -> str:
+        return "b"
+
+    async def end(x: str) -> str:
+        free.set()
+        state = perdure.context()._run.state  # type: ignore[union-attr]
+        while not all(step.recorded for step in state.by_name["", "a"]):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        if broken:
+            raise ValueError("broken")
+        return f"{x} came first"
+
+    graph = Graph(
+        {"start": say("start"), "a": a, "b": b, "end": Node(end, join="any")},
+        [("start", "a"), ("start", "b"), Edge("a", "end", when=bool), Edge("b", "end", when=bool)],
+    )
+    with Runner(f"file:{tmp_path}") as runner:
+        assert runner.execute_sync(graph, "g").status == "failed"
+        broken.clear()
+        assert runner.execute_sync(graph, "g").value() == "b came first"
+
+
+def test_what_ran_in_an_earlier_round_only_is_no_part_of_the_result() -> None:
+    count = [0]
+
+    def draft(critic: str = "") -> str:
+        count[0] += 1
+        return f"d{count[0]}"
+
+    nodes = {"draft": draft, "critic": lambda draft: f"on {draft}", "side": say("side", "draft")}
+    edges = [
+        Edge("draft", "side", when="d1"),
+        Edge("draft", "critic", when=lambda text: True),
+        Edge("critic", "draft", when="on d1", limit=2),
+    ]
+    assert GraphExecutor().execute_sync(Graph(nodes, edges), "g").value() == "on d2" and RAN == ["side"]
+
+
+def test_nothing_new_begins_in_the_region_of_an_edge_that_is_about_to_go_back() -> None:
+    rounds, criticised, quick_done = [0], asyncio.Event(), asyncio.Event()
+
+    async def start(critic: str = "") -> int:
+        rounds[0] += 1
+        return rounds[0]
+
+    async def critic(start: int) -> str:
+        criticised.set()
+        return "again" if start == 1 else "good"
+
+    async def quick(start: int) -> str:
+        await criticised.wait()
+        quick_done.set()
+        return f"quick {start}"
+
+    async def slow(start: int) -> str:
+        await quick_done.wait()
+        for _ in range(20):  # long enough for what follows quick to begin, if it does
+            await asyncio.sleep(0)
+        return f"slow {start}"
+
+    graph = Graph(
+        {"start": start, "critic": critic, "quick": quick, "slow": slow, "after": say("after", "quick")},
+        [
+            ("start", "critic"),
+            ("start", "quick"),
+            ("start", "slow"),
+            ("quick", "after"),
+            Edge("critic", "start", when="again", limit=2),
+        ],
+    )
+    result = GraphExecutor().execute_sync(graph, "g").value()
+    assert result["after"] == "after<quick 2>" and RAN == ["after"]

@@ -81,20 +81,23 @@ def carry_out(plan: Plan) -> Any:
     """Run a plan to its end in this thread; returns its result."""
     fan = Fan("plan")
     reply: Any = None
-    while True:
-        try:
-            command = plan.send(reply)
-        except StopIteration as end:
-            return end.value
-        if isinstance(command, Start):
-            reply = fan.call(command.work)
-        elif isinstance(command, Next):
-            reply = fan.next()
-        elif isinstance(command, Drop):
-            reply = None
-            fan.drop()
-        else:
-            reply = _alone(command.works[0]) if len(command.works) == 1 else outcomes(command.works, command.limit)
+    try:
+        while True:
+            try:
+                command = plan.send(reply)
+            except StopIteration as end:
+                return end.value
+            if isinstance(command, Start):
+                reply = fan.call(command.work)
+            elif isinstance(command, Next):
+                reply = fan.next()
+            elif isinstance(command, Drop):
+                reply = None
+                fan.drop()
+            else:
+                reply = _alone(command.works[0]) if len(command.works) == 1 else outcomes(command.works, command.limit)
+    finally:
+        fan.abandon()
 
 
 def _alone(work: Work) -> list[Any]:

@@ -312,8 +312,8 @@ class Fan:
         self._order = deque(_recorded(self._name))
         self._frame = current()
         self._started = 0
-        self._held: dict[str, Callable[[], object]] = {}
-        """label of each branch that is held back, and how to start it"""
+        self._held: dict[str, tuple[Branch, Callable[[], object]]] = {}
+        """label of each branch that is held back, it, and how to start it"""
         self._tasks: dict[asyncio.Future[Any], str] = {}
         self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._early: dict[str, Any] = {}
@@ -352,7 +352,7 @@ class Fan:
 
     def _start(self, branch: Branch, label: str, begin: Callable[[], object]) -> None:
         if self._order and branch.unrecorded:
-            self._held[label] = begin
+            self._held[label] = branch, begin
         else:
             begin()
 
@@ -384,12 +384,16 @@ class Fan:
         while len(self.flying) > 1 and self._order:
             label = self._order.popleft()
             if label in self.flying:
-                if label in self._held:
-                    self._held.pop(label)()
+                self._begin([label])
                 return label
-        while self._held:
-            self._held.pop(next(iter(self._held)))()
+        self._begin([*self._held])
         return ""
+
+    def _begin(self, labels: Iterable[str]) -> None:
+        """Start those of the branches that are held back."""
+        for label in labels:
+            if label in self._held:
+                self._held.pop(label)[1]()
 
     def _taken(self, due: str) -> tuple[int, Any]:
         label = due or next(iter(self._early))
@@ -410,8 +414,15 @@ class Fan:
         self._forget()
 
     def _forget(self) -> None:
-        for left in (self.flying, self._tasks, self._early, self._held):
+        self.abandon()
+        for left in (self.flying, self._tasks, self._early):
             left.clear()
+
+    def abandon(self) -> None:
+        """What is held back is never begun; threads run on and are ignored."""
+        for branch, _ in self._held.values():
+            branch.drop()
+        self._held.clear()
 
 
 @overload
