@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 
 import perdure
+from perdure.runners import Agent, Reply, ToolCall
 
 BODY = "x" * 1024
 
@@ -124,6 +125,26 @@ def resume(url: str) -> Callable[[Path, int], float]:
     return measure
 
 
+def agent(url: str) -> Callable[[Path, int], float]:
+    """Iterations per second of an agent whose model and tool say 2 KiB each; ``size`` iterations, strict."""
+
+    def measure(folder: Path, size: int) -> float:
+        def look(number: int) -> str:
+            return f"{number:05d}".ljust(2048, "t")
+
+        def model(messages: list[Any], tools: object) -> Reply | str:
+            number = len(messages) // 2
+            said = f"{number:05d}".ljust(2048, "r")
+            return Reply(said, (ToolCall("look", {"number": number}),)) if number < size else "done"
+
+        with perdure.CheckpointManager(url.format(folder)) as manager:
+            began = time.perf_counter()
+            manager.run_sync(Agent(model, [look], max_iterations=size + 1), "go", goal="measured")
+            return size / (time.perf_counter() - began)
+
+    return measure
+
+
 def import_cost(rounds: int) -> dict[str, float]:
     """Milliseconds that ``import perdure`` takes in a process that has imported asyncio: median and extremes."""
     code = "import asyncio, time; t = time.perf_counter(); import perdure; print((time.perf_counter() - t) * 1000)"
@@ -144,6 +165,8 @@ SCENARIOS = (
     Scenario("sqlite, 100 runs at a time, async, strict", many_runs(SQLITE, 100), 20, 3.0),
     Scenario("sqlite, one run, sync, async durability", steps(SQLITE, sequence, "async"), 1000, None),
     Scenario("sqlite, resume, steps handed back", resume(SQLITE), 1000, None),
+    Scenario("sqlite, agent, iterations of 250", agent(SQLITE), 250, None),
+    Scenario("sqlite, agent, iterations of 1000", agent(SQLITE), 1000, None),
     Scenario("file, one run, sync, strict", steps(FILE, sequence, "strict"), 200, None),
     Scenario("file, one run, async, strict", steps(FILE, sequence_async, "strict"), 200, None),
     Scenario("file, one run, sync, pipelined", steps(FILE, sequence, "pipelined"), 400, None),

@@ -492,3 +492,29 @@ def test_a_conversation_is_journaled_once_however_often_it_is_resumed(tmp_path: 
     with perdure.Client(url) as client:
         told = [entry for entry in client.entries("g") if isinstance(entry, j.MessagesAdded)]
         assert sum(len(entry.messages) for entry in told) == len(transcript(client, "g")) == 9
+
+
+@pytest.mark.parametrize("url", ["sqlite:{}/runs.db", "file:{}/store"])
+def test_a_long_conversation_costs_what_was_said_and_twice_as_much_when_it_is_twice_as_long(
+    tmp_path: Path, url: str
+) -> None:  # B7
+    def look(n: int) -> str:
+        return f"{n:05d}".ljust(2048, "t")
+
+    def size_of(iterations: int) -> tuple[int, int]:
+        def model(messages: list[Any], tools: Any) -> Any:
+            n = len(messages) // 2
+            return Reply(f"{n:05d}".ljust(2048, "r"), (call("look", n=n),)) if n < iterations else "done"
+
+        folder = tmp_path / str(iterations)
+        folder.mkdir()
+        where = url.format(folder)
+        run(Agent(model, [look], max_iterations=iterations + 1), where)
+        with perdure.Client(where) as client:
+            lines = transcript(client, "g")
+        assert [line.content[:5] for line in lines[1:-1:2]] == [f"{n:05d}" for n in range(iterations)]
+        return sum(path.stat().st_size for path in folder.rglob("*")), sum(len(line.content) for line in lines)
+
+    (once, said), (twice, _) = size_of(250), size_of(500)
+    assert once <= 1.5 * said, f"{once} bytes for {said}"
+    assert 1.8 < twice / once < 2.2
