@@ -1,9 +1,10 @@
 """Shapes made of steps: pipelines and crews, graphs, agents, attempts at one goal."""
 
+from typing import TYPE_CHECKING
+
 from perdure.model import File
 from perdure.runners.agent import Agent, Phase
 from perdure.runners.attempts import Best, BestOf, Score, best_of
-from perdure.runners.endpoint import ChatModel, ModelError
 from perdure.runners.executor import GraphExecutor, GraphResult, Runner
 from perdure.runners.flexible import FlexibleGraph, FlexibleGraphExecutor, PlanStep, Verdict
 from perdure.runners.graph import Edge, Graph, Node
@@ -11,6 +12,9 @@ from perdure.runners.messages import Message, Reply, ToolCall
 from perdure.runners.pipeline import Crew, Pipeline, quorum
 from perdure.runners.task import Task
 from perdure.runners.tool import Tool, tool
+
+if TYPE_CHECKING:
+    from perdure.runners.endpoint import ChatModel, ModelError
 
 __all__ = [
     "Agent",
@@ -42,3 +46,12 @@ __all__ = [
     "quorum",
     "tool",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """What needs an HTTP client is imported when it is asked for: that takes longer than all the rest."""
+    if name not in ("ChatModel", "ModelError"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from perdure.runners import endpoint
+
+    return getattr(endpoint, name)
