@@ -33,10 +33,7 @@ requests has *finished* is not noticed, since nothing overlaps.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Generator, Hashable
-from contextlib import AbstractContextManager
-from hashlib import sha256
 from typing import Any, TypeAlias
 
 import msgspec
@@ -45,55 +42,18 @@ from perdure import codec, states
 from perdure import journal as j
 from perdure.checks import refusal
 from perdure.errors import (
-    AmbiguousStep,
     CodecError,
-    ConfigError,
     CorruptStore,
     InDoubt,
-    LimitReached,
     MutatedInput,
     Nondeterminism,
     OutputRefused,
     PerdureError,
     StepTimeout,
 )
-from perdure.fold import Identity, State, Step, enclosing
-from perdure.model import ArgInfo, Usage
-from perdure.retry import RetryPolicy, retry_after
-
-
-class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What was declared of a step; see ``perdure.step`` for the meaning of each."""
-
-    retry: RetryPolicy = RetryPolicy()
-    timeout: float | None = None
-    check: Callable[[Any], object] | None = None
-    on_refused: str = "fail"
-    on_crash: str = "rerun"
-    metered: bool = False
-    """each attempt counts as a call in the run's usage"""
-    spoken: bool = False
-    """its output is a message of an agent's conversation"""
-    cache: float = 0.0
-    """for how many seconds the result may be used for equal requests anywhere in the run; 0: never"""
-    child: str = ""
-    """"role": its scope is numbered when it is called; "name": and it is the only one of its name there"""
-
-
-class Request(msgspec.Struct):
-    """One call of a step by a flow."""
-
-    name: str
-    options: StepOptions
-    fingerprint: str = ""
-    args: tuple[ArgInfo, ...] = ()
-    digest: str = ""
-    number: int = 0
-    """of the step in its run, once it is known"""
-    n: int | None = None
-    """claimed beforehand by gather; None: claim when execution begins"""
-    look_again: Callable[[], tuple[ArgInfo, ...]] | None = None
-    """digests of the arguments as they are now, where a body could have changed them"""
+from perdure.fold import Identity, Step
+from perdure.life import Cursor, Life, Request, idempotency_key
+from perdure.retry import retry_after
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -137,156 +97,6 @@ class Now(msgspec.Struct, frozen=True):
 
 Command: TypeAlias = Load | Append | Call | Sleep | Now
 Machine: TypeAlias = Generator[Command, Any, Any]
-
-
-class Life:
-    """One process's work on a run: its state, its policies, and what it has used so far. Shared by all its scopes."""
-
-    def __init__(
-        self,
-        state: State,
-        *,
-        durability: str,
-        strict: bool,
-        same_code: bool,
-        emit: Callable[[j.Entry], None],
-        tell: Callable[[str], None],
-        lock: AbstractContextManager[Any],
-        elapsed: Callable[[], float] = lambda: 0.0,
-    ) -> None:
-        self.state = state
-        self.elapsed = elapsed
-        """seconds since this life began"""
-        self.durability = durability
-        self.strict = strict
-        self.same_code = same_code
-        self.emit = emit
-        self.tell = tell
-        self.lock = lock
-        self.numbers = itertools.count(max(state.steps, default=0) + 1)
-        self.asked: set[int] = set()
-        self.used_up: set[tuple[str, str]] = set()
-        """(scope, name) of which every record has been asked for"""
-        self.reused: dict[int, float] = {}
-        self.diverged = False
-        """some step was executed again although it had a record: later inputs may differ, and rightly"""
-        self._labels: dict[tuple[str, str], int] = {}
-        for parent, name, _, _ in state.scopes:
-            self._labels[parent, name] = self._labels.get((parent, name), 0) + 1
-
-    def scope_path(self, identity: Identity) -> str:
-        """The path of a child scope: the recorded one, or ``parent/name-k`` with the next free k."""
-        with self.lock:
-            path = self.state.scopes.get(identity)
-            if path is None:
-                k = self._labels.get((identity.scope, identity.name), 0)
-                self._labels[identity.scope, identity.name] = k + 1
-                path = f"{identity.scope}/{identity.name}-{k}" if identity.scope else f"{identity.name}-{k}"
-                self.emit(
-                    j.ScopeOpened(
-                        path=path,
-                        parent=identity.scope,
-                        name=identity.name,
-                        fingerprint=identity.fingerprint,
-                        n=identity.n,
-                    )
-                )
-            return path
-
-    def unused(self) -> tuple[int, ...]:
-        """Recorded steps that this life did not ask for, and that no step contains whose result it reused."""
-        inside = self._inside_reused()
-        return tuple(
-            n for n, step in self.state.steps.items() if n not in self.asked and step.recorded and n not in inside
-        )
-
-    def saved_usage(self) -> Usage:
-        """What had been used for the results that this life reused."""
-        numbers = self.reused.keys() | self._inside_reused()
-        return sum((self.state.steps[n].attempts[-1].usage for n in numbers), Usage())
-
-    def _inside_reused(self) -> set[int]:
-        """Steps that were executed inside a step whose result this life reused."""
-        steps = self.state.steps
-        scopes = {self.state.scopes.get(steps[n].identity) for n in self.reused}
-        return {n for n, step in steps.items() if any(path in scopes for path in enclosing(step.identity.scope))}
-
-    def check_budget(self, metered: bool) -> None:
-        """Raises LimitReached when the run's budget leaves nothing for another attempt (X6)."""
-        budget = self.state.budget
-        reached = budget.used_up(self.state.usage, self.state.seconds + self.elapsed(), calls=metered) if budget else ""
-        if reached:
-            raise LimitReached(
-                f"run {self.state.key}: its budget is used up ({reached}). What finished is kept.",
-                hint="Run it again with a larger budget to go on (--budget on the command line).",
-            )
-
-
-class Cursor:
-    """One entering of a scope: which ordinals are claimed, and by whom. Entering again (a retry) starts afresh."""
-
-    def __init__(self, life: Life | None, scope: str | Identity) -> None:
-        self.life = life
-        self._scope = scope
-        self._used: dict[tuple[str, str], int] = {}
-        self._claims: dict[tuple[str, str], list[Hashable]] = {}
-        self._names: set[str] = set()
-        """of children that have a name of their own"""
-
-    @property
-    def scope(self) -> str:
-        """The scope's path. A step's inner scope gets one when something is first asked for inside it."""
-        if isinstance(self._scope, Identity):
-            self._scope = self.life.scope_path(self._scope) if self.life else ""
-        return self._scope
-
-    def claim(self, request: Request, by: Hashable) -> int:
-        """The next ordinal among equal requests. Raises AmbiguousStep if another task's equal request is under way,
-        ConfigError for a second child of one name.
-        """
-        name, fingerprint = key = (request.name, request.fingerprint)
-        if self.life is None:
-            return 0
-        with self.life.lock:
-            if request.options.child == "name":
-                if name in self._names:
-                    raise ConfigError(
-                        f"run {self.life.state.key}, scope {self.scope or 'top'!r}: a second child is started under "
-                        f"the name {name!r}. Nothing was lost.",
-                        hint="Give each child a name of its own, or leave name= out: then they are numbered.",
-                    )
-                self._names.add(name)
-            others = self._claims.setdefault(key, [])
-            if any(other != by for other in others):
-                raise AmbiguousStep(
-                    f"run {self.life.state.key}, scope {self.scope or 'top'!r}: two tasks ask for step {name!r} with "
-                    "equal inputs at the same time, so after a crash they could receive each other's result. "
-                    "Nothing was lost.",
-                    hint=f"Start them with perdure.gather (or map), or tell them apart: {name}.options(key=...).",
-                )
-            others.append(by)
-            n = self._used.get(key, 0)
-            self._used[key] = n + 1
-            if request.options.child:
-                self.life.scope_path(Identity(self.scope, name, fingerprint, n))
-            return n
-
-    def branch(self, name: str, fingerprint: str) -> Identity:
-        """Identity of the next child scope of that name and inputs: a branch or a nested flow."""
-        key = ("/" + name, fingerprint)  # no step has a slash in its name, so these ordinals are scopes' own
-        n = self._used.get(key, 0)
-        self._used[key] = n + 1
-        return Identity(self.scope, name, fingerprint, n)
-
-    def fan(self, kind: str) -> str:
-        """Name of the next as_completed or first in this scope."""
-        return f"{kind}-{self.branch('/' + kind, '').n}"
-
-    def done(self, name: str, fingerprint: str, by: Hashable) -> None:
-        """The request made with ``claim`` has ended."""
-        if self.life is not None:
-            with self.life.lock:
-                self._claims[name, fingerprint].remove(by)
 
 
 def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -> Machine:
@@ -565,12 +375,6 @@ def _outcome_word(error: Exception) -> str:
     if isinstance(error, StepTimeout):
         return "timed_out"
     return "refused" if isinstance(error, OutputRefused) else "failed"
-
-
-def idempotency_key(life: Life, identity: Identity, generation: int) -> str:
-    """Stable over attempts and lives, different for every step, run and deliberate re-execution (X7)."""
-    parts = (life.state.run_id, *map(str, identity), str(generation))
-    return sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _tell_difference(life: Life, identity: Identity, request: Request) -> None:

@@ -441,6 +441,8 @@ def test_an_agent_is_a_tool_of_another_and_keeps_its_own_transcript(tmp_path: Pa
     helper = Agent(Script(Reply("", (call("double", n=4),)), "eight"), [double], name="helper", description="Counts.")
     chief = Agent(Script(Reply("", (call("helper", task="count"),)), lambda m: f"so {m[-1]['content']}"), [helper])
     assert run(chief, url) == "so eight"
+    assert tool(helper).schema["function"]["parameters"]["properties"] == {"task": {"type": "string"}}
+    assert tool(helper).schema["function"]["description"] == "Counts."
     with perdure.Client(url) as client:
         assert [line.role for line in transcript(client, "g", "helper-0")] == ["user", "assistant", "tool", "assistant"]
         assert len(transcript(client, "g")) == 8

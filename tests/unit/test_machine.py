@@ -16,21 +16,9 @@ from perdure import journal as j
 from perdure.checks import not_empty
 from perdure.errors import OutputRefused, RateLimited
 from perdure.fold import State, fold
+from perdure.life import Cursor, Life, Request, StepOptions
 from perdure.model import RunKey
-from perdure.replay import (
-    Append,
-    Call,
-    Cursor,
-    Life,
-    Load,
-    Machine,
-    Now,
-    Outcome,
-    Request,
-    Sleep,
-    StepOptions,
-    execute,
-)
+from perdure.replay import Append, Call, Load, Machine, Now, Outcome, Sleep, execute
 from perdure.retry import RetryPolicy
 
 KEY = RunKey("machine")

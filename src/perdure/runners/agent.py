@@ -29,8 +29,8 @@ from perdure.runners.conversation import Added, Conversation
 from perdure.runners.messages import Message, Model, Reply, ToolCall, as_reply, assistant
 from perdure.runners.shape import Plan, Shape, Side, Work, place
 from perdure.runners.tool import Tool, as_tool, told
+from perdure.runtime.branches import result
 from perdure.runtime.context import context, current
-from perdure.runtime.fanout import result
 from perdure.runtime.steps import Step, step
 
 _SUMMARISE = (
@@ -111,7 +111,8 @@ class Agent(Shape):
             for phase in (phases or (None,))
         ]
         task = inspect.Parameter("task", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
-        super().__init__(name, [step for loop in self.loops for step in loop.steps], [task])
+        told = [instructions, *(f"{phase.name} {phase.prompt}" for phase in phases)]
+        super().__init__(name, [step for loop in self.loops for step in loop.steps], [task], told)
         for loop in self.loops:
             loop.colour(self.is_async)
 

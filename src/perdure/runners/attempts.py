@@ -25,10 +25,10 @@ from perdure.fold import State
 from perdure.model import RunKey
 from perdure.runners.shape import Drop, Next, Plan, Shape, Side, Start, Work, place
 from perdure.runners.task import Task, work_of
+from perdure.runtime.branches import Failure, result
 from perdure.runtime.children import Failed, returning
 from perdure.runtime.context import context, current
 from perdure.runtime.execute import execute, execute_async, plain
-from perdure.runtime.fanout import Failure, result
 from perdure.runtime.live import LiveRun
 from perdure.runtime.lives import Start as Begin
 from perdure.runtime.steps import Function, Step, step

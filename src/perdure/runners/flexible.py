@@ -26,7 +26,7 @@ from perdure.errors import ConfigError, LimitReached
 from perdure.runners.executor import GraphExecutor, GraphResult
 from perdure.runners.shape import Next, Plan, Shape, Side, Start, Work, place
 from perdure.runners.task import Task, inputs_of, work_of
-from perdure.runtime.fanout import Failure, result
+from perdure.runtime.branches import Failure, result
 from perdure.runtime.manager import CheckpointManager
 
 

@@ -47,7 +47,7 @@ from perdure.runners.mapped import mapped
 from perdure.runners.shape import Next, Plan, Shape, Start, Work, place
 from perdure.runners.state import Held, Keeper
 from perdure.runners.task import Task, inputs_of, work_of
-from perdure.runtime.fanout import Failure
+from perdure.runtime.branches import Failure
 
 
 class Node:
@@ -136,7 +136,9 @@ class Graph(Shape):
         if wrong:
             listed = "\n".join(f"  - {problem}" for problem in wrong)
             raise ConfigError(f"graph {name} cannot be run:\n{listed}\nNothing was executed.")
-        super().__init__(name, [task.step for task in self.tasks.values()], inputs_of(types, self.tasks.values()))
+        tasks = self.tasks.values()
+        drawn = [f"{edge} {edge.label} {edge.limit}" for edge in self.edges]
+        super().__init__(name, [task.step for task in tasks], inputs_of(types, tasks), drawn)
 
     def plan(self, inputs: dict[str, Any]) -> Plan:
         return _Execution(self, inputs).plan()

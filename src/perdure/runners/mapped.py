@@ -9,7 +9,7 @@ from typing import Any
 from perdure.errors import ConfigError
 from perdure.runners.shape import Plan, Shape, Side, place
 from perdure.runners.task import Task, call_of
-from perdure.runtime.fanout import result
+from perdure.runtime.branches import result
 
 
 def mapped(task: Task, over: str, limit: int | None, known: Collection[str]) -> Task:

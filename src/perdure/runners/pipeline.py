@@ -24,7 +24,7 @@ from perdure.errors import ConfigError, FencedError, IncompleteCrew, RunPaused, 
 from perdure.model import ErrorInfo
 from perdure.runners.shape import Plan, Shape, Side
 from perdure.runners.task import Task, inputs_of, work_of
-from perdure.runtime.fanout import Failure, result
+from perdure.runtime.branches import Failure, result
 
 
 class quorum(msgspec.Struct, frozen=True):  # reads as a value: require=quorum(5)

@@ -19,8 +19,8 @@ from collections.abc import Generator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeAlias
 
+from perdure.runtime.branches import Failure, Fan, outcomes, outcomes_async
 from perdure.runtime.context import current
-from perdure.runtime.fanout import Failure, Fan, outcomes, outcomes_async
 from perdure.runtime.steps import Flow, Invocation, Step
 
 Work: TypeAlias = Invocation
@@ -51,13 +51,21 @@ Plan: TypeAlias = Generator[Side | Start | Next | Drop, Any, Any]
 
 
 class Shape(Flow[..., Any]):
-    """A flow made of steps by a plan. Subclasses say what the plan is; it is async if any of its steps is."""
+    """A flow made of steps by a plan. Subclasses say what the plan is; it is async if any of its steps is. ``more``:
+    what else makes it another program when it changes.
+    """
 
-    def __init__(self, name: str, steps: Sequence[Step[..., Any]], inputs: Sequence[inspect.Parameter]) -> None:
+    def __init__(
+        self,
+        name: str,
+        steps: Sequence[Step[..., Any]],
+        inputs: Sequence[inspect.Parameter],
+        more: Sequence[object] = (),
+    ) -> None:
         asynchronous = any(step.is_async for step in steps)
         super().__init__(self._run_async if asynchronous else self._run, name, None, ())
         self.__dict__["signature"] = inspect.Signature(inputs)
-        plan = ";".join(f"{step.name}={step.digest}" for step in steps)
+        plan = ";".join([*(f"{step.name}={step.digest}" for step in steps), *map(str, more)])
         self.__dict__["digest"] = sha256(plan.encode()).hexdigest()[:16]
 
     def plan(self, inputs: dict[str, Any]) -> Plan:

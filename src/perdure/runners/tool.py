@@ -157,7 +157,8 @@ def _arguments(step: Step[..., Any]) -> type[msgspec.Struct]:
     for p in step.signature.parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
             raise ConfigError(f"tool {step.name}: a model gives arguments by name; {p} cannot be given.")
-        hint = hints.get(p.name, Any)
+        plain = p.annotation is not p.empty and not isinstance(p.annotation, str)
+        hint = hints.get(p.name, p.annotation if plain else Any)
         if p.name == _KEY:
             continue
         if p.default is p.empty:

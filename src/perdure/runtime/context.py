@@ -11,8 +11,9 @@ from typing import Any
 from perdure import codec
 from perdure import journal as j
 from perdure.errors import ConfigError, StepTimeout
+from perdure.life import Cursor
 from perdure.model import RunKey, Usage
-from perdure.replay import Call, Cursor
+from perdure.replay import Call
 from perdure.runtime.live import Durability, LiveRun
 from perdure.runtime.writer import Ticket
 

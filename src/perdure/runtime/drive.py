@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, cast
 from perdure import replay
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import StepTimeout
+from perdure.life import Cursor
 from perdure.replay import Call, Command, Machine, Outcome
 from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
@@ -132,7 +133,7 @@ def _fetch(run: LiveRun, digests: tuple[str, ...]) -> Future[dict[str, bytes]]:
 
 def _frame(call: Call, run: LiveRun | None, body: Body) -> tuple[StepContext, Frame]:
     context = StepContext(run, call, body.name, body.is_async)
-    return context, Frame(run, call.inner or replay.Cursor(None, ""), context)
+    return context, Frame(run, call.inner or Cursor(None, ""), context)
 
 
 def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:

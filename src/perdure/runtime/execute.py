@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 from perdure.errors import ConfigError, PerdureError
+from perdure.life import Cursor
 from perdure.model import RunKey
-from perdure.replay import Cursor
 from perdure.runtime.context import Frame, entered
 from perdure.runtime.live import LiveRun
 from perdure.runtime.lives import Finished, Lives, Start, completed, finalised

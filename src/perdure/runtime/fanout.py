@@ -12,108 +12,31 @@ run in threads of their own; they are daemons, so that Ctrl-C never waits for a 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
-import queue
-import threading
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, overload
 
-from perdure import journal as j
 from perdure.errors import ConfigError
-from perdure.replay import Cursor
-from perdure.runtime.context import Frame, current, enter
-from perdure.runtime.steps import Flow, Invocation, Step, pending
-from perdure.runtime.threads import in_thread
+from perdure.runtime.branches import (
+    Branch,
+    Failure,
+    Fan,
+    Thunk,
+    branches_of,
+    cancel,
+    fan_name,
+    finish,
+    in_order,
+    recorded_order,
+    result,
+    run_threads,
+    take,
+)
+from perdure.runtime.context import current
+from perdure.runtime.steps import Flow, Step
 
 T = TypeVar("T")
 A = TypeVar("A")
-Thunk = Callable[[], T]
-Item: TypeAlias = Awaitable[Any] | Callable[[], Any] | Invocation
-
-
-class Branch:
-    """One branch: a label that is stable over lives, and how to run it in its place."""
-
-    def __init__(self, item: Item, fan: object) -> None:
-        self.item = item
-        self.fan = fan
-        self.label = ""
-        self.context = contextvars.copy_context()
-        self.invocation = _invocation(item)
-        frame = current()
-        if frame is None or frame.run is None:
-            return
-        if self.invocation is not None:
-            self.label = self.invocation.claim(frame, fan)
-        else:
-            named = item.func if isinstance(item, functools.partial) else item
-            name = str(getattr(named, "__name__", "branch")).replace("<lambda>", "branch").replace("/", "-")
-            cursor = Cursor(frame.cursor.life, frame.cursor.branch(name, ""))
-            self.label = cursor.scope
-            inner = Frame(frame.run, cursor, frame.step)
-            self.context.run(enter, inner)
-
-    def call(self) -> Any:
-        """Run a sync branch in this thread."""
-        try:
-            if self.invocation is not None:
-                return self.context.run(self.invocation.start)
-            return self.context.run(cast(Thunk[Any], self.item))
-        finally:
-            self._release()
-
-    def task(self) -> asyncio.Task[Any]:
-        """Start an async branch; a callable among async branches runs in a thread."""
-        return asyncio.get_running_loop().create_task(self._work(), context=self.context)
-
-    async def _work(self) -> Any:
-        try:
-            if isinstance(self.item, Awaitable):
-                return await self.item
-            work = self.invocation.start if self.invocation else cast(Thunk[Any], self.item)
-            return await asyncio.wrap_future(in_thread(work, f"branch-{self.label}"))
-        finally:
-            self._release()
-
-    @property
-    def unrecorded(self) -> bool:
-        """Whether it is the call of a step that has no result yet."""
-        return self.invocation is not None and self.invocation.unrecorded()
-
-    def _release(self) -> None:
-        if self.invocation is not None:
-            self.invocation.release(self.fan)
-
-    def drop(self) -> None:
-        """The branch is not going to run."""
-        self._release()
-        if isinstance(self.item, Coroutine):
-            self.item.close()
-
-
-def _invocation(item: Item) -> Invocation | None:
-    if isinstance(item, Invocation):
-        return item
-    if isinstance(item, Coroutine):
-        return pending.get(item)
-    if isinstance(item, functools.partial) and isinstance(item.func, Step | Flow):
-        return Invocation(item.func, item.args, item.keywords)
-    return None
-
-
-def _branches(items: Iterable[Item], fan: object = None) -> tuple[list[Branch], bool]:
-    """Branches in order, and whether they are async. Those of one ``fan`` may ask for equal things at once."""
-    listed = list(items)
-    for item in listed:
-        if not isinstance(item, Awaitable | Invocation) and not callable(item):
-            raise ConfigError(
-                f"A branch must be an awaitable or a callable without arguments, not {type(item).__name__}.",
-                hint="In sync code write functools.partial(step, argument), or use perdure.map(step, items).",
-            )
-    fan = fan or object()
-    return [Branch(item, fan) for item in listed], any(isinstance(item, Awaitable) for item in listed)
 
 
 @overload
@@ -130,119 +53,20 @@ def gather(*branches: Any, return_exceptions: bool = False) -> Any:
     Awaitables: returns an awaitable. Callables without arguments: blocks, and returns the list. All branches run to
     their end; then the first error is raised, or errors stand in the list with ``return_exceptions=True``.
     """
-    made, is_async = _branches(branches)
+    made, is_async = branches_of(branches)
     if is_async or (not made and _in_loop()):
         return _gather_async(made, return_exceptions)
-    return _settle(_in_order(_run_threads(made, None)), return_exceptions)
-
-
-def outcomes(items: Iterable[Item], limit: int | None = None) -> list[Any]:
-    """What callables return, in order, at most ``limit`` at a time; a Failure for each that raised."""
-    made, _ = _branches(items)
-    return _in_order(_run_threads(made, limit))
-
-
-async def outcomes_async(items: Iterable[Item], limit: int | None = None) -> list[Any]:
-    """As ``outcomes``, for awaitables; callables among them run in threads."""
-    made, _ = _branches(items)
-    return await _finish(made, limit)
+    return _settle(in_order(run_threads(made, None)), return_exceptions)
 
 
 async def _gather_async(made: Sequence[Branch], return_exceptions: bool, limit: int | None = None) -> list[Any]:
-    return _settle(await _finish(made, limit), return_exceptions)
-
-
-async def _finish(made: Sequence[Branch], limit: int | None) -> list[Any]:
-    gate = asyncio.Semaphore(limit) if limit else None
-    tasks = [asyncio.ensure_future(_gated(b, gate)) if gate else b.task() for b in made]
-    try:
-        if tasks:
-            await asyncio.wait(tasks)
-    except BaseException:
-        await _cancel(tasks)
-        raise
-    return [_outcome(task) for task in tasks]
-
-
-async def _gated(branch: Branch, gate: asyncio.Semaphore) -> Any:
-    try:
-        await gate.acquire()
-    except BaseException:
-        branch.drop()
-        raise
-    try:
-        return await branch.task()
-    finally:
-        gate.release()
-
-
-async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    left = [task for task in tasks if not task.done()]
-    for task in left:
-        task.cancel()
-    if left:
-        await asyncio.wait(left)
-
-
-class Failure:
-    """The outcome of a branch that raised ``error``; never a value that a branch returned."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-def _outcome(task: asyncio.Future[Any]) -> Any:
-    if task.cancelled():
-        return Failure(asyncio.CancelledError())
-    error = task.exception()
-    return Failure(error) if error is not None else task.result()
-
-
-def result(outcome: Any) -> Any:
-    """The value of an outcome; raises the error of a Failure."""
-    if isinstance(outcome, Failure):
-        raise outcome.error
-    return outcome
-
-
-def _in_order(ended: Iterable[tuple[int, Any]]) -> list[Any]:
-    return [outcome for _, outcome in sorted(ended, key=lambda pair: pair[0])]
+    return _settle(await finish(made, limit), return_exceptions)
 
 
 def _settle(ended: list[Any], return_exceptions: bool) -> list[Any]:
     if not return_exceptions:
         return [result(outcome) for outcome in ended]
     return [o.error if isinstance(o, Failure) else o for o in ended]
-
-
-def _run_threads(made: Sequence[Branch], limit: int | None) -> Iterator[tuple[int, Any]]:
-    """(index, outcome) of sync branches, in the order in which they end."""
-    todo: queue.SimpleQueue[tuple[int, Branch]] = queue.SimpleQueue()
-    ended: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-    for pair in enumerate(made):
-        todo.put(pair)
-
-    def work() -> None:
-        while True:
-            try:
-                index, branch = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                ended.put((index, branch.call()))
-            except BaseException as error:
-                ended.put((index, Failure(error)))
-
-    threads = [
-        threading.Thread(target=work, name=f"perdure-branch-{k}", daemon=True)
-        for k in range(min(len(made), limit or len(made)))
-    ]
-    for thread in threads:
-        thread.start()
-    for _ in made:
-        yield ended.get()
-    for thread in threads:
-        thread.join()
 
 
 @overload
@@ -260,10 +84,10 @@ def map(fn: Callable[[A], Any], items: Iterable[A], *, limit: int | None = None)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be a whole number from 1, not {limit!r}.")
     asynchronous = fn.is_async if isinstance(fn, Step | Flow) else asyncio.iscoroutinefunction(fn)
-    made, _ = _branches(fn(item) if asynchronous else functools.partial(fn, item) for item in items)
+    made, _ = branches_of(fn(item) if asynchronous else functools.partial(fn, item) for item in items)
     if asynchronous:
         return _gather_async(made, False, limit)
-    return _settle(_in_order(_run_threads(made, limit)), False)
+    return _settle(in_order(run_threads(made, limit)), False)
 
 
 @overload
@@ -276,7 +100,7 @@ def as_completed(*branches: Any) -> Any:
     The order is journaled, and the same in every later life of the run. A branch's error is raised at its turn.
     """
     fan = Fan("as_completed")
-    made, is_async = _branches(branches, fan)
+    made, is_async = branches_of(branches, fan)
     return _as_completed_async(fan, made) if is_async else _as_completed(fan, made)
 
 
@@ -299,132 +123,6 @@ def _as_completed(fan: Fan, made: Sequence[Branch]) -> Iterator[Any]:
         yield result(outcome)
 
 
-class Fan:
-    """Branches that are started one by one. The order in which their outcomes are taken is journaled where there is a
-    choice, and is the same in every later life of the run. As long as that life goes through the recorded order, calls
-    of steps that have no result yet are held back: perhaps the order ends in a decision by which nobody needs them.
-    """
-
-    def __init__(self, kind: str) -> None:
-        self.flying: dict[str, int] = {}
-        """label of each branch whose outcome was not taken yet, and its place among all that were started"""
-        self._name = _fan(kind)
-        self._order = deque(_recorded(self._name))
-        self._frame = current()
-        self._started = 0
-        self._held: dict[str, tuple[Branch, Callable[[], object]]] = {}
-        """label of each branch that is held back, it, and how to start it"""
-        self._tasks: dict[asyncio.Future[Any], str] = {}
-        self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._early: dict[str, Any] = {}
-
-    def call(self, work: Item) -> int:
-        """Start one more branch, in a thread of its own. Returns its place."""
-        return self.start_thread(Branch(work, self))
-
-    def call_async(self, item: Item) -> int:
-        """Start one more branch, as a task; a callable runs in a thread. Returns its place."""
-        return self.start_task(Branch(item, self))
-
-    def start_thread(self, branch: Branch) -> int:
-        """Run a branch in a thread of its own. Returns its place."""
-        label = self._fly(branch)
-
-        def work() -> None:
-            try:
-                self._ended.put((label, branch.call()))
-            except BaseException as error:
-                self._ended.put((label, Failure(error)))
-
-        thread = threading.Thread(target=work, name=f"perdure-branch-{label}", daemon=True)
-        self._start(branch, label, thread.start)
-        return self.flying[label]
-
-    def start_task(self, branch: Branch) -> int:
-        """Run a branch as a task. Returns its place."""
-        label = self._fly(branch)
-
-        def begin() -> None:
-            self._tasks[branch.task()] = label
-
-        self._start(branch, label, begin)
-        return self.flying[label]
-
-    def _start(self, branch: Branch, label: str, begin: Callable[[], object]) -> None:
-        if self._order and branch.unrecorded:
-            self._held[label] = branch, begin
-        else:
-            begin()
-
-    def _fly(self, branch: Branch) -> str:
-        label = branch.label or str(self._started)
-        self.flying[label] = self._started
-        self._started += 1
-        return label
-
-    def next(self) -> tuple[int, Any]:
-        """(place, outcome) of the branch whose turn it is, once it has ended; an error stands in a Failure."""
-        due = self._due()
-        while due not in self._early if due else not self._early:
-            label, outcome = self._ended.get()
-            self._early[label] = outcome
-        return self._taken(due)
-
-    async def next_async(self) -> tuple[int, Any]:
-        """As ``next``, for branches that are tasks."""
-        due = self._due()
-        while due not in self._early if due else not self._early:
-            ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in [task for task in self._tasks if task in ended]:
-                self._early[self._tasks.pop(task)] = _outcome(task)
-        return self._taken(due)
-
-    def _due(self) -> str:
-        """The branch whose turn it was in an earlier life; "" when that is not known. One branch leaves no choice."""
-        while len(self.flying) > 1 and self._order:
-            label = self._order.popleft()
-            if label in self.flying:
-                self._begin([label])
-                return label
-        self._begin([*self._held])
-        return ""
-
-    def _begin(self, labels: Iterable[str]) -> None:
-        """Start those of the branches that are held back."""
-        for label in labels:
-            if label in self._held:
-                self._held.pop(label)[1]()
-
-    def _taken(self, due: str) -> tuple[int, Any]:
-        label = due or next(iter(self._early))
-        if not due and len(self.flying) > 1:
-            _take(self._name, label, self._frame)
-        return self.flying.pop(label), self._early.pop(label)
-
-    def drop(self) -> None:
-        """What was started and not taken is not needed any more: wait for what runs, as threads cannot be stopped."""
-        while len(self._early) < len(self.flying) - len(self._held):
-            label, outcome = self._ended.get()
-            self._early[label] = outcome
-        self._forget()
-
-    async def cancel(self) -> None:
-        """What was started and not taken is not needed any more: cancel its tasks."""
-        await _cancel(self._tasks)
-        self._forget()
-
-    def _forget(self) -> None:
-        self.abandon()
-        for left in (self.flying, self._tasks, self._early):
-            left.clear()
-
-    def abandon(self) -> None:
-        """What is held back is never begun; threads run on and are ignored."""
-        for branch, _ in self._held.values():
-            branch.drop()
-        self._held.clear()
-
-
 @overload
 def first(*branches: Awaitable[T]) -> Awaitable[T]: ...
 @overload
@@ -434,9 +132,9 @@ def first(*branches: Any) -> Any:
     on and are ignored. Raises the last error if all fail."""
     if not branches:
         raise ConfigError("first() needs at least one branch.")
-    fan = _fan("first")
-    made, is_async = _branches(branches)
-    chosen = [branch for branch in made if branch.label and branch.label in _recorded(fan)]
+    fan = fan_name("first")
+    made, is_async = branches_of(branches)
+    chosen = [branch for branch in made if branch.label and branch.label in recorded_order(fan)]
     if chosen:
         for branch in made:
             if branch is not chosen[0]:
@@ -456,40 +154,22 @@ async def _first_async(made: Sequence[Branch], fan: str, known: bool) -> Any:
                 failure = task.exception()
                 if failure is None:
                     if not known:
-                        _take(fan, tasks[task].label, current())
+                        take(fan, tasks[task].label, current())
                     return task.result()
     finally:
-        await _cancel(left)
+        await cancel(left)
     assert failure is not None
     raise failure
 
 
 def _first(made: Sequence[Branch], fan: str, known: bool) -> Any:
     outcome: Any = None
-    for index, outcome in _run_threads(made, None):
+    for index, outcome in run_threads(made, None):
         if not isinstance(outcome, Failure):
             if not known:
-                _take(fan, made[index].label, current())
+                take(fan, made[index].label, current())
             return outcome
     raise outcome.error
-
-
-def _fan(kind: str) -> str:
-    frame = current()
-    return frame.cursor.fan(kind) if frame is not None and frame.run is not None else ""
-
-
-def _recorded(fan: str) -> list[str]:
-    frame = current()
-    if frame is None or frame.run is None:
-        return []
-    return list(frame.run.state.taken.get((frame.cursor.scope, fan), ()))
-
-
-def _take(fan: str, label: str, frame: Frame | None) -> None:
-    """Journal whose turn it was. Not waited for: any later record is durable only together with this one."""
-    if frame is not None and frame.run is not None:
-        frame.run.emit((j.BranchTaken(scope=frame.cursor.scope, fan=fan, branch=label),), lazy=True)
 
 
 def _in_loop() -> bool:

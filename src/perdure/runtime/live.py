@@ -14,8 +14,8 @@ from perdure.clock import Clock
 from perdure.errors import LeaseLost, PerdureError, StoreError
 from perdure.fold import State
 from perdure.hooks import Observer
+from perdure.life import Life
 from perdure.model import Lease, RunKey
-from perdure.replay import Life
 from perdure.runtime.outputs import Outputs
 from perdure.runtime.writer import Item, Ticket, Writer
 

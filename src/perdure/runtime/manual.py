@@ -19,8 +19,9 @@ from typing import Any, Self
 from perdure import codec
 from perdure.checks import not_empty
 from perdure.errors import ConfigError
+from perdure.life import Cursor, Request, StepOptions
 from perdure.model import ArgInfo, RunKey, check_name
-from perdure.replay import Call, Cursor, Outcome, Request, StepOptions, execute
+from perdure.replay import Call, Outcome, execute
 from perdure.runtime.context import Frame, StepContext, entered, requester
 from perdure.runtime.drive import perform
 from perdure.runtime.live import Durability, LiveRun

@@ -20,8 +20,9 @@ from perdure import codec
 from perdure.checks import not_empty
 from perdure.errors import CodecError, ConfigError
 from perdure.fold import Identity
+from perdure.life import Cursor, Request, StepOptions
 from perdure.model import ArgInfo, check_name
-from perdure.replay import Cursor, Request, StepOptions, execute
+from perdure.replay import execute
 from perdure.retry import RetryPolicy
 from perdure.runtime import live
 from perdure.runtime.context import Frame, current, entered, requester
