@@ -57,6 +57,12 @@ def test_killed_at_any_append_a_shape_ends_as_if_nothing_had_happened(
     assert kills >= LEAST[shape]
 
 
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if not shape.startswith("best")])
+def test_with_no_store_at_all_a_shape_gives_the_same(zygote: Zygote, place: Path, shape: str) -> None:  # G1
+    kept = zygote.run("crash_runners:live", root=str(place), store="file", shape=shape, life=1, at=0, when="after")
+    assert zygote.run("crash_runners:without", shape=shape).value == kept.value["result"]
+
+
 def _check(root: Path, lives: int) -> None:
     witness = Witness(root)
     for life in range(1, lives + 1):

@@ -3,6 +3,8 @@
 from typing import assert_type
 
 import perdure
+from perdure.runners import Agent, Graph, Reply, Runner, tool
+from perdure.runtime.children import Failed
 
 
 @perdure.step
@@ -33,3 +35,21 @@ assert_type(perdure.run(both, "u", goal="g"), tuple[str, int])
 assert_type(perdure.run(plain, "t", goal="g"), int)
 count(3)  # type: ignore[arg-type]
 _ = fetch("u", size=3)  # type: ignore[call-arg]
+
+found = perdure.child(both)("u")
+bad = perdure.child(plain, on_error="return")("t")
+assert_type(perdure.child(plain)("t"), int)
+assert_type(bad, int | Failed)
+perdure.child(plain)(3)  # type: ignore[arg-type]
+
+
+@tool(cache=True)
+def look(what: str) -> list[str]:
+    return [what]
+
+
+assert_type(look("x"), list[str])
+look(3)  # type: ignore[arg-type]
+agent = Agent(lambda messages, tools: Reply("fine"), [look], instructions="Be good.")
+with Runner("memory:") as runner:
+    assert_type(runner.execute_sync(Graph({"a": plain}, inputs=["text"]), "g", {"text": "t"}).status, str)
