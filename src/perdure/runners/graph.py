@@ -26,8 +26,9 @@ A taken edge that goes back waits until nothing runs any more in its *region* (i
 it); then the region's edges are open again, and the target runs. When the limit is used up, LimitReached is raised and
 the run is paused; unless its source has an edge ``otherwise``, which is then taken.
 
-The result is the output of the last node; where several nodes have nothing after them, a dict of the outputs of those
-that ran, by name; or that of the node named ``output``.
+The result is the output of the node that has nothing after it; of several such nodes a dict of the outputs of those
+that ran, by name; if none of them ran, that of the node after which no edge was taken; or that of the node named
+``output``.
 
 A node that is a flow, an agent or a graph has a scope of its own, and resumes inside. A node that is a class is made
 anew in every run, and its state is kept (see state.py).
@@ -76,7 +77,7 @@ class Node:
         self.fn, self.join, self.over, self.limit, self.given, self.options = fn, join, over, limit, given, options
 
 
-class Edge(msgspec.Struct, frozen=True):
+class Edge(msgspec.Struct, frozen=True, eq=False):  # every edge is itself, whatever it is compared with
     """After ``source``, ``target``.
 
     - ``when``: a function of the source's output, or a value that the output is compared with. It must decide from the
@@ -206,9 +207,12 @@ class _Execution:
         return work_of(task, self.values, previous)
 
     def needed(self) -> bool:
-        """Whether something runs that somebody waits for: not the losers of a join of any."""
+        """Whether something runs that somebody waits for: not the losers of a join of any, unless a region does."""
+        waited = self.region(self.back)
         return any(
-            not (forward := self.drawn.after[name]) or any(edge.target not in self.entered for edge in forward)
+            name in waited
+            or not (forward := self.drawn.after[name])
+            or any(edge.target not in self.entered for edge in forward)
             for name in self.flying.values()
         )
 
@@ -238,8 +242,8 @@ class _Execution:
             return other
         if wanted:
             raise LimitReached(
-                f"{place()}graph {self.graph.name}: the edge {wanted[0]} would be taken a "
-                f"{self.times[wanted[0]] + 1}th time, and its limit is {wanted[0].limit}. What finished is kept.",
+                f"{place()}graph {self.graph.name}: the edge {wanted[0]} would be taken more often than its limit "
+                f"of {wanted[0].limit} allows. What finished is kept.",
                 hint="Raise the limit and run it again to go on, or give the node an edge otherwise=True.",
             )
         if self.drawn.after[name] and all(edge.when is not None and not callable(edge.when) for edge in edges):
@@ -291,9 +295,11 @@ class _Execution:
         return {name for edge in edges for name in self.drawn.region[edge.target]}
 
     def result(self) -> Any:
-        last = [name for name in self.graph.tasks if name in self.ran and not self.drawn.after[name]]
         if self.graph.output is not None:
             return self.values.get(self.graph.output)
+        ran = [name for name in self.graph.tasks if name in self.ran]
+        last = [name for name in ran if not self.drawn.after[name]]
+        last = last or [name for name in ran if not any(self.settled[edge] for edge in self.drawn.after[name])]
         return self.values[last[0]] if len(last) == 1 else {name: self.values[name] for name in last}
 
 

@@ -51,11 +51,7 @@ class Drawn:
             name = todo.pop()
             if name not in found:
                 found.add(name)
-                todo += [
-                    e.target
-                    for e in self.after[name]
-                    if e.target != without and not (sure and (e.when is not None or e.otherwise))
-                ]
+                todo += [e.target for e in self.after[name] if e.target != without and not (sure and not _always(e))]
         return found
 
     def reliable(self, node: str) -> set[str]:
@@ -107,7 +103,7 @@ def _edges(drawn: Drawn) -> Iterable[str]:
         for name in (edge.source, edge.target):
             if name not in drawn.tasks:
                 yield f"edge {edge}: it names {_unknown(name, drawn)}"
-        if edge in drawn.edges[:place]:
+        if any(str(other) == str(edge) and _always(other) and _always(edge) for other in drawn.edges[:place]):
             yield f"edge {edge} is there twice"
         if edge.otherwise and edge.when is not None:
             yield f"edge {edge}: when= and otherwise= exclude each other"
@@ -116,6 +112,11 @@ def _edges(drawn: Drawn) -> Iterable[str]:
                 yield f"edge {edge}: limit must be a whole number from 1, not {edge.limit!r}"
             if edge.source not in drawn.region[edge.target]:
                 yield f"edge {edge} has a limit, so it goes back; but none leads from {edge.target} to {edge.source}"
+
+
+def _always(edge: Edge) -> bool:
+    """Whether it is taken whenever its source has ended."""
+    return edge.when is None and not edge.otherwise and edge.limit is None
 
 
 def _cycle(drawn: Drawn) -> list[str]:
@@ -192,7 +193,7 @@ def _open(drawn: Drawn, name: str, task: Task, returns: Mapping[str, Any]) -> It
         yield f"node {name} needs {', '.join(free)}: name inputs or nodes like its parameters, or fix them with given="
     elif name in drawn.first:
         yield f"node {name} needs {free[0]}, and no node comes before it; declare inputs=[{free[0]!r}]"
-    elif sum(e.when is None and not e.otherwise for e in before) > 1:
+    elif sum(_always(e) for e in before) > 1:
         sources = ", ".join(e.source for e in before)
         yield f"node {name}: several nodes come before it ({sources}); name its parameter {free[0]} like one of them"
     else:
