@@ -425,6 +425,32 @@ def test_compaction_is_a_step_of_its_own_and_the_whole_transcript_stays_readable
     assert lines[4].content == "4 messages"
 
 
+@pytest.mark.parametrize(("first", "then"), [(80, 8000), (8000, 80), (80, None)])
+def test_another_limit_changes_nothing_that_was_said_already(
+    tmp_path: Path, first: int, then: int | None
+) -> None:  # W4
+    url, asked = f"file:{tmp_path}", []
+
+    def agent(limit: int | None, broken: bool) -> Agent:
+        def model(messages: list[Any], tools: Any) -> Any:
+            asked.append(len(messages))
+            if len(asked) == 1:
+                return Reply("x" * 90, (call("double", n=1),))
+            if broken and len(asked) == 4:
+                raise RuntimeError("stop")
+            return Reply("y", (call("double", n=len(asked)),)) if len(asked) < 4 else "done"
+
+        overflow: Any = "compact" if limit else "error"
+        return Agent(model, [double], transcript_limit=limit, on_overflow=overflow, retries=0, backoff=0)
+
+    with pytest.raises(RuntimeError):
+        run(agent(first, broken=True), url)
+    before = len(asked)
+    assert run(agent(then, broken=False), url) == "done" and len(asked) == before + 1 + (then == 80), (
+        "and perhaps a summary"
+    )
+
+
 def test_the_model_itself_makes_the_summary_if_nothing_else_is_given() -> None:
     model = Script(
         Reply("x" * 90, (call("double", n=1),)), lambda m: "short" if "Summarise" in m[-1]["content"] else "done"

@@ -133,18 +133,20 @@ class Agent(Shape):
         return answer
 
     def fit(self, conversation: Conversation) -> Generator[Side, Any, None]:
-        """Keep the conversation below its limit, as declared."""
-        limit = self.transcript_limit
-        if limit is None or conversation.size <= limit:
+        """Keep the conversation below its limit, as declared. What an earlier life did here is done again, whatever the
+        limit is now: else all that was said since would be asked for once more.
+        """
+        limit, summarised = self.transcript_limit, conversation.was_summarised()
+        if summarised is False or (summarised is None and (limit is None or conversation.size <= limit)):
             return
         before = conversation.size
-        if self.on_overflow == "compact":
+        if summarised or self.on_overflow == "compact":
             work = Work(self.compact, (conversation,), {})
             summary = result((yield Side([work]))[0])
             keep = sum(message["role"] == "system" for message in conversation.messages) + 1  # and the task
             assert work.request is not None
             conversation.summarised(summary, work.request.number, keep)
-        if conversation.size > limit:
+        if limit is not None and conversation.size > limit and not summarised:
             shorter = f", and {conversation.size:,} after compaction" if self.on_overflow == "compact" else ""
             raise LimitReached(
                 f"{place()}agent {self.name}: its conversation has {before:,} characters{shorter}, and the limit is "

@@ -66,14 +66,25 @@ class Conversation:
         text = f"Summary of the conversation so far:\n\n{summary}"
         self.add(({"role": "user", "content": text}, step, covered))
 
+    def was_summarised(self) -> bool | None:
+        """Whether an earlier life went on from here with a summary; None if none went on from here."""
+        recorded, end = self._recorded(), self._place + len(self._unsaid)
+        if recorded[self._place : end] != self._unsaid or len(recorded) <= end:
+            return None
+        return recorded[end].covers > 0
+
+    def _recorded(self) -> list[j.SpokenMessage]:
+        if self._frame is None or self._frame.run is None:
+            return []
+        return self._frame.run.state.conversations.get(self._frame.cursor.scope, [])
+
     def _journal(self, spoken: Sequence[j.SpokenMessage]) -> None:
         place, self._place = self._place, self._place + len(spoken)
         if self._frame is None or self._frame.run is None:
             return
         run, scope = self._frame.run, self._frame.cursor.scope
         with run.lock:
-            recorded = run.state.conversations.get(scope, [])
-            if list(spoken) != recorded[place : self._place]:
+            if list(spoken) != self._recorded()[place : self._place]:
                 run.emit((j.MessagesAdded(scope=scope, place=place, messages=tuple(spoken)),), lazy=True)
 
 
