@@ -3,8 +3,7 @@
 from typing import assert_type
 
 import perdure
-from perdure.runners import Agent, Graph, Reply, Runner, tool
-from perdure.runtime.children import Failed
+from perdure.runners import Agent, Failed, Graph, Reply, Runner, tool
 
 
 @perdure.step

@@ -505,6 +505,7 @@ def test_an_executor_counts_what_was_used_and_what_resuming_saved(tmp_path: Path
         broken.unlink()
         second = runner.execute_sync(graph, "g")
     assert (first.paid.calls, first.paid.tokens, first.paid.cost) == (2, 13, 0.75)
+    assert second.usage == first.usage + second.paid
     assert (second.paid.calls, second.paid.tokens, second.paid.cost) == (1, 3, 0.25)
     assert (second.saved.calls, second.saved.tokens, second.saved.cost) == (1, 10, 0.5)
 

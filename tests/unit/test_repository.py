@@ -46,6 +46,13 @@ def test_the_public_names_are_these_and_at_most_25() -> None:
     assert all(getattr(perdure, name).__doc__ for name in PUBLIC)
 
 
+def test_every_name_of_the_runners_is_there_and_says_what_it_is() -> None:
+    import perdure.runners as runners
+
+    assert sorted(runners.__all__) == sorted(set(runners.__all__))
+    assert all(getattr(runners, name).__doc__ for name in runners.__all__)
+
+
 @pytest.mark.parametrize("name", ["run", "dev"])
 def test_lock_files_have_a_hash_for_every_package_and_name_no_host(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text()

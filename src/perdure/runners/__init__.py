@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from perdure.model import File
+from perdure.model import File, Usage
 from perdure.runners.agent import Agent, Phase
 from perdure.runners.attempts import Best, BestOf, Score, best_of
 from perdure.runners.executor import GraphExecutor, GraphResult, Runner
@@ -12,6 +12,8 @@ from perdure.runners.messages import Message, Reply, ToolCall
 from perdure.runners.pipeline import Crew, Pipeline, quorum
 from perdure.runners.task import Task
 from perdure.runners.tool import Tool, tool
+from perdure.runners.transcript import transcript
+from perdure.runtime.children import Failed
 
 if TYPE_CHECKING:
     from perdure.runners.endpoint import ChatModel, ModelError
@@ -23,6 +25,7 @@ __all__ = [
     "ChatModel",
     "Crew",
     "Edge",
+    "Failed",
     "File",
     "FlexibleGraph",
     "FlexibleGraphExecutor",
@@ -41,10 +44,12 @@ __all__ = [
     "Task",
     "Tool",
     "ToolCall",
+    "Usage",
     "Verdict",
     "best_of",
     "quorum",
     "tool",
+    "transcript",
 ]
 
 

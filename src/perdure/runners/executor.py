@@ -39,6 +39,8 @@ class GraphResult(msgspec.Struct, frozen=True, kw_only=True):
     """nodes in the order in which they started, as often as they did"""
     reused: tuple[str, ...] = ()
     """paths of steps whose results were there when the last life of the run began"""
+    usage: Usage = Usage()
+    """what all lives of the run have used; nothing is counted without a store"""
     paid: Usage = Usage()
     """what the last life of the run has used"""
     saved: Usage = Usage()
@@ -114,6 +116,7 @@ class GraphExecutor:
             run=state.key,
             path=tuple(s.name for s in state.steps.values() if not s.identity.scope and not s.unused),
             reused=tuple(step.path for step in state.from_earlier_lives()),
+            usage=state.usage,
             paid=state.paid,
             saved=state.saved_usage,
         )
