@@ -119,7 +119,8 @@ class Life:
     def saved_usage(self) -> Usage:
         """What had been used for the results that this life reused."""
         numbers = self.reused.keys() | self._inside_reused()
-        return sum((self.state.steps[n].attempts[-1].usage for n in numbers), Usage())
+        used = (self.state.steps[n].attempts[-1].usage for n in numbers)
+        return sum((usage for usage in used if usage), Usage())
 
     def _inside_reused(self) -> set[int]:
         """Steps that were executed inside a step whose result this life reused."""

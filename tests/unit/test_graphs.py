@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -476,8 +477,13 @@ def test_an_executor_raises_what_was_refused_before_anything_ran(tmp_path: Path)
         runner.execute_sync(graph, "g", {"n": 1})
         with pytest.raises(InputMismatch):
             runner.execute_sync(graph, "g", {"n": 2})
-        with pytest.raises(ConfigError, match="missing a required argument"):
-            runner.execute_sync(graph, "other")
+        for executor in (runner, GraphExecutor()):
+            with pytest.raises(ConfigError, match="missing a required argument"):
+                executor.execute_sync(graph, "other")
+            with pytest.raises(ConfigError, match="unexpected keyword argument 'm'"):
+                executor.execute_sync(graph, "other", {"n": 1, "m": 2})
+        with pytest.raises(ConfigError, match="The inputs budget have names of options"):
+            runner.execute_sync(Graph({"a": say("a", "budget")}, inputs=["budget"]), "other", {"budget": 1})
         assert runner.execute_sync(graph, "g", {"n": 2}, new=True).run == perdure.RunKey("g", 1)
         with runner.manager.begin(goal="held"), pytest.raises(LeaseHeld):  # type: ignore[union-attr]
             runner.execute_sync(graph, "held", {"n": 1})
@@ -508,6 +514,22 @@ def test_an_executor_counts_what_was_used_and_what_resuming_saved(tmp_path: Path
     assert second.usage == first.usage + second.paid
     assert (second.paid.calls, second.paid.tokens, second.paid.cost) == (1, 3, 0.25)
     assert (second.saved.calls, second.saved.tokens, second.saved.cost) == (1, 10, 0.5)
+
+
+def test_a_sync_graph_without_a_store_does_not_block_the_event_loop() -> None:
+    async def main() -> None:
+        free = threading.Event()
+
+        def waits() -> str:
+            assert free.wait(30), "the loop was blocked"
+            return "done"
+
+        executing = asyncio.ensure_future(GraphExecutor().execute(Graph({"a": waits}), "g"))
+        await asyncio.sleep(0)
+        free.set()
+        assert (await executing).value() == "done"
+
+    asyncio.run(main())
 
 
 def _plan(topic: str, done: dict[str, Any], feedback: str) -> list[PlanStep]:

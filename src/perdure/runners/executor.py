@@ -23,6 +23,7 @@ from perdure.runners.shape import Shape, carry_out, carry_out_async, traced
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.lives import Start
 from perdure.runtime.manager import CheckpointManager
+from perdure.runtime.threads import in_thread
 from perdure.stores.base import Store
 
 
@@ -70,13 +71,15 @@ class GraphExecutor:
         rerun, budget, attribution ...
         """
         path: list[str] = []
-        given = _given(inputs)
+        given = _given(graph, inputs)
         try:
             if self.manager is not None:
                 output = await self.manager.run(graph, goal=goal, **options, **given)
+            elif graph.is_async:
+                output = await carry_out_async(traced(graph.plan(given), path))
             else:
-                plan = traced(graph.plan(graph.bind((), given)), path)
-                output = await carry_out_async(plan) if graph.is_async else carry_out(plan)
+                work = in_thread(lambda: carry_out(traced(graph.plan(given), path)), "graph")
+                output = await asyncio.wrap_future(work)
         except Exception as error:
             return self._ended(await self._look(goal, options), path, error=error)
         return self._ended(await self._look(goal, options), path, output=output)
@@ -90,13 +93,21 @@ class GraphExecutor:
         self, graph: Shape, goal: str, inputs: Mapping[str, Any] | None = None, **options: Any
     ) -> GraphResult:
         """As ``execute``, blocking; not inside an event loop."""
-        if self.manager is None:
+        if self.manager is None and graph.is_async:
             return asyncio.run(self.execute(graph, goal, inputs, **options))
+        path: list[str] = []
+        given = _given(graph, inputs)
         try:
-            output = self.manager.run_sync(graph, goal=goal, **options, **_given(inputs))
+            if self.manager is not None:
+                output = self.manager.run_sync(graph, goal=goal, **options, **given)
+            else:
+                output = carry_out(traced(graph.plan(given), path))
         except Exception as error:
-            return self._ended(self.manager.look(goal, options.get("episode")).result(), [], error=error)
-        return self._ended(self.manager.look(goal, options.get("episode")).result(), [], output=output)
+            return self._ended(self._looked(goal, options), path, error=error)
+        return self._ended(self._looked(goal, options), path, output=output)
+
+    def _looked(self, goal: str, options: Mapping[str, Any]) -> State | None:
+        return self.manager.look(goal, options.get("episode")).result() if self.manager is not None else None
 
     def _ended(
         self, state: State | None, path: list[str], output: Any = None, error: Exception | None = None
@@ -122,9 +133,12 @@ class GraphExecutor:
         )
 
 
-def _given(inputs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Inputs of a graph. Raises ConfigError for names that are options of a run."""
-    given = dict(inputs or {})
+def _given(graph: Shape, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Inputs of a graph. Raises ConfigError for others than declared, and for names that are options of a run."""
+    try:
+        given = graph.bind((), inputs or {})
+    except TypeError as error:
+        raise ConfigError(f"graph {graph.name}: {error}.", hint=f"It takes {graph.signature}.") from None
     clash = sorted(given.keys() & set(Start._fields))
     if clash:
         raise ConfigError(f"The inputs {', '.join(clash)} have names of options of a run.", hint="Rename them.")
