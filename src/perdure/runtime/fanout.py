@@ -116,11 +116,14 @@ async def _as_completed_async(fan: Fan, made: Sequence[Branch]) -> AsyncIterator
 
 
 def _as_completed(fan: Fan, made: Sequence[Branch]) -> Iterator[Any]:
-    for branch in made:
-        fan.start_thread(branch)
-    while fan.flying:
-        _, outcome = fan.next()
-        yield result(outcome)
+    try:
+        for branch in made:
+            fan.start_thread(branch)
+        while fan.flying:
+            _, outcome = fan.next()
+            yield result(outcome)
+    finally:
+        fan.abandon()
 
 
 @overload
