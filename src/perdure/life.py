@@ -29,6 +29,8 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
     check: Callable[[Any], object] | None = None
     on_refused: str = "fail"
     on_crash: str = "rerun"
+    failed: Callable[[Exception], Any] | None = None
+    """makes the value that stands, flagged, for a result after the last failed attempt, instead of raising"""
     metered: bool = False
     """each attempt counts as a call in the run's usage"""
     spoken: bool = False

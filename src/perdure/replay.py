@@ -44,12 +44,15 @@ from perdure.checks import refusal
 from perdure.errors import (
     CodecError,
     CorruptStore,
+    FencedError,
     InDoubt,
     MutatedInput,
     Nondeterminism,
     OutputRefused,
     PerdureError,
+    RunPaused,
     StepTimeout,
+    StoreError,
 )
 from perdure.fold import Identity, Step
 from perdure.life import Cursor, Life, Request, idempotency_key
@@ -235,6 +238,11 @@ class _Work:
             if delay is None and payload is not None and self.request.options.on_refused == "flag":
                 yield from self.complete(payload, blobs, outcome.seconds, flagged=str(error))
                 return outcome.value
+            if delay is None and self.request.options.failed and not isinstance(error, _NO_FAULT):
+                value = self.request.options.failed(error)
+                payload, blobs = codec.dumps(value, self.request.name) if self.life else (None, {})
+                yield from self.complete(payload, blobs, outcome.seconds, flagged=str(error))
+                return value
             yield from self.fail(error, delay, outcome.seconds)
             if delay is None:
                 raise self.located(error)
@@ -368,6 +376,8 @@ def _refuse_changed_arguments(request: Request) -> None:
         )
 
 
+_NO_FAULT = (StoreError, FencedError, RunPaused)
+"""errors that say nothing about the step's own work"""
 _NOTHING = codec.Payload(codec=codec.CODEC_VERSION)
 
 

@@ -287,6 +287,19 @@ def test_a_failure_that_is_told_is_recorded_like_a_result(tmp_path: Path) -> Non
     assert run(agent, url) == "Error: LookupError: no cat" and RAN == ["cat", "cat", "another life"]
 
 
+def test_a_tool_that_takes_too_long_is_told_too_if_that_is_declared() -> None:
+    @tool(on_error="tell", timeout=0.05)
+    async def slow() -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    model = Script(Reply("", (call("slow"),)), lambda messages: messages[-1]["content"])
+    for store in ("memory:", None):
+        agent = Agent(model, [slow])
+        answer = run(agent, store) if store else asyncio.run(agent("go"))
+        assert answer.startswith("Error: StepTimeout: step slow: the attempt took longer than its timeout of 0.05 s")
+
+
 def test_files_that_tools_make_are_kept_whole_and_the_model_hears_of_them(tmp_path: Path) -> None:  # W6
     content = bytes(range(256)) * 100
     made = [File("a.bin", content), File("b.csv", b"1,2\n", "text/csv")]

@@ -15,7 +15,6 @@ later lives until a person reruns the flagged.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
@@ -24,8 +23,7 @@ from msgspec.structs import replace
 
 from perdure import codec
 from perdure.codec import describe_error
-from perdure.errors import ConfigError, FencedError, RunPaused, StoreError
-from perdure.retry import retry_after
+from perdure.errors import ConfigError
 from perdure.runtime.steps import Flow, Step, step
 
 P = ParamSpec("P")
@@ -94,32 +92,9 @@ def _name_of(fn: Callable[..., Any]) -> str:
 
 def returning(made: Step[P, Any]) -> Step[P, Any]:
     """The same step, with its failure after the last retry as a flagged value. What is not its own fault is raised."""
-    inner = made.fn
-
-    def told(error: Exception) -> Failed:
-        if isinstance(error, StoreError | FencedError | RunPaused) or retry_after(error) is not None:
-            raise error
-        info = describe_error(error)
-        return Failed(made.name, f"{info.type.rpartition('.')[2]}: {info.message}")
-
-    @functools.wraps(inner)
-    def body(*args: P.args, **kwargs: P.kwargs) -> Any:
-        try:
-            return inner(*args, **kwargs)
-        except Exception as error:
-            return told(error)
-
-    @functools.wraps(inner)
-    async def body_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-        try:
-            return await inner(*args, **kwargs)
-        except Exception as error:
-            return told(error)
-
-    chosen = body_async if inspect.iscoroutinefunction(inner) else body
-    returning = cast(Step[P, Any], made.with_body(chosen))
-    return returning.variant(made.name, replace(made.declared, check=_not_failed, on_refused="flag"))
+    return made.variant(made.name, replace(made.declared, failed=functools.partial(_failed, made.name)))
 
 
-def _not_failed(value: object) -> bool | str:
-    return value.error if isinstance(value, Failed) else True
+def _failed(name: str, error: Exception) -> Failed:
+    info = describe_error(error)
+    return Failed(name, f"{info.type.rpartition('.')[2]}: {info.message}")
