@@ -32,6 +32,8 @@ class Attempt(msgspec.Struct):
     text: list[str] = []
     """what it streamed, in order"""
     usage: Usage = Usage()
+    metered: bool = False
+    """it counts as a call, unless a rate limit turned it away"""
 
 
 class Identity(NamedTuple):
@@ -346,6 +348,7 @@ class State:
         step.until, step.unused = 0.0, False
         self.current = step.path
         if entry.metered:
+            step.attempts[-1].metered = True
             self._use(step.attempts[-1], Usage(calls=1))
 
     def _step_progress(self, entry: j.StepProgress) -> None:
@@ -391,6 +394,8 @@ class State:
 
     def _step_waiting(self, entry: j.StepWaiting) -> None:
         step = self._end_attempt(entry, "step_waiting", error=entry.error, seconds=entry.seconds)
+        if step.attempts[-1].metered:
+            self._use(step.attempts[-1], Usage(calls=-1))
         step.until = entry.until
 
     def _step_interrupted(self, entry: j.StepInterrupted) -> None:

@@ -82,7 +82,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What calls of models used, as far as they say (X6). Usages add up with ``+``."""
 
     calls: int = 0
-    """attempts of metered steps, crashed ones included"""
+    """attempts of metered steps, crashed ones included; not those that a rate limit turned away"""
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0

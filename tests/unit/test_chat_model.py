@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from email.utils import formatdate
@@ -14,7 +15,7 @@ import perdure
 from perdure.clock import SYSTEM
 from perdure.demo.model import configured, the_model
 from perdure.errors import ConfigError
-from perdure.runners import ChatModel, ModelError, ToolCall
+from perdure.runners import Agent, ChatModel, ModelError, ToolCall
 from perdure.testing.chat_server import ChatServer, Reply
 
 MESSAGES = [{"role": "user", "content": "Judge this."}]
@@ -256,3 +257,39 @@ def test_usage_that_is_none_counts_as_nothing(serve: Any, usage: str) -> None:
 def test_the_key_is_in_no_repr() -> None:  # rel:S8
     assert KEY not in repr(ChatModel("http://me:secret@127.0.0.1:1/v1?token=secret", key=KEY))
     assert "secret" not in repr(ChatModel("http://me:secret@127.0.0.1:1/v1?token=secret", key=KEY))
+
+
+def test_an_agent_works_with_an_endpoint_from_question_to_answer(serve: Any, tmp_path: Path) -> None:  # C10 W4 X6
+    limited: list[int] = []
+
+    def answer(request: dict[str, Any]) -> Reply:
+        usage = {"prompt_tokens": 10, "completion_tokens": 2}
+        if request["messages"][-1]["role"] == "user":
+            call = {"id": "c7", "type": "function", "function": {"name": "look", "arguments": '{"what": "cat"}'}}
+            message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
+        elif not limited:
+            limited.append(1)
+            return Reply(status=429, headers={"Retry-After": "0.05"})
+        else:
+            message = {"role": "assistant", "content": f"I saw {request['messages'][-1]['content']}"}
+        return Reply(body=json.dumps({"choices": [{"message": message}], "usage": usage}).encode())
+
+    def look(what: str) -> str:
+        """Look at something."""
+        return f"a {what}"
+
+    server = serve(answer)
+    agent = Agent(ChatModel(server.url, "small", key=KEY), [look], instructions="Be brief.")
+    url = f"sqlite:{tmp_path / 'runs.db'}"
+    assert perdure.run(agent, "Look at the cat.", goal="g", store=url) == "I saw a cat"
+    last, _ = server.requests[-1]
+    assert [message["role"] for message in last["messages"]] == ["system", "user", "assistant", "tool"]
+    assert last["messages"][-1] == {"role": "tool", "content": "a cat", "tool_call_id": "c7"}
+    assert last["messages"][2]["tool_calls"][0]["id"] == "c7"
+    assert last["tools"][0]["function"]["parameters"]["required"] == ["what"]
+    with perdure.Client(url) as client:
+        state = client.state("g")
+    assert (state.usage.calls, state.usage.tokens) == (2, 24), "what was turned away is no call"
+    assert [a.outcome for a in state.steps[3].attempts] == ["waiting", "completed"]
+    told = b"".join(path.read_bytes() for path in tmp_path.glob("runs.db*") if path.is_file())
+    assert KEY.encode() not in told
