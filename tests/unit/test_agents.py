@@ -267,6 +267,24 @@ def test_a_tool_with_a_side_effect_gets_its_idempotency_key_in_every_attempt(tmp
     assert len(RAN) == 3 and len(set(RAN)) == 2
 
 
+def test_a_tool_in_doubt_is_verified_before_it_is_executed_again(tmp_path: Path) -> None:  # X9
+    url = f"file:{tmp_path}"
+
+    def paid_already(amount: int) -> str:
+        RAN.append(f"verify {amount}")
+        return "paid before"
+
+    @tool(side_effect=True, on_crash="verify", verify=paid_already)
+    def pay(amount: int, idempotency_key: str) -> str:
+        RAN.append("pay")
+        raise KeyboardInterrupt
+
+    agent = Agent(Script(Reply("", (call("pay", amount=3),)), lambda messages: messages[-1]["content"]), [pay])
+    with pytest.raises(KeyboardInterrupt):
+        run(agent, url)
+    assert run(agent, url) == "paid before" and RAN == ["pay", "verify 3"]
+
+
 def test_a_failure_that_is_told_is_recorded_like_a_result(tmp_path: Path) -> None:
     url = f"file:{tmp_path}"
 

@@ -141,8 +141,8 @@ class Step(Function[P, R]):
         return made
 
     def with_body(self, fn: Callable[..., Any]) -> Step[..., Any]:
-        """The same step (name, options, signature, digest) with another function of the same colour as its body."""
-        made: Step[..., Any] = Step(fn, self.name, self.declared, None, None, self.ignore)
+        """The same step in all else, with another function of the same colour as its body."""
+        made: Step[..., Any] = Step(fn, self.name, self.declared, self.verify, self.key, self.ignore)
         made.__dict__ |= {"signature": self.signature, "digest": self.digest}
         return made
 
