@@ -91,3 +91,14 @@ def test_attempts_are_followed_live_and_listed_as_runs(shell: Shell) -> None:  #
     assert "attempt 1 has the highest score" in shell("output", "s").stdout
     shown = shell.terminal("run", f"{BEST}:best", "--input", "topic=sea", "--goal", "t")
     assert "[t/best#1] think" in shown
+
+
+def test_two_graphs_without_names_of_their_own_are_two_tasks(shell: Shell) -> None:
+    (shell.folder / "two.py").write_text(
+        "from perdure.runners import Graph\n"
+        "one = Graph({'a': lambda topic: topic + ' one'}, inputs=['topic'])\n"
+        "other = Graph({'a': lambda topic: topic + ' other'}, inputs=['topic'])\n"
+    )
+    for name in ("one", "other"):
+        assert shell("run", f"two.py:{name}", "--input", "topic=t").stdout.strip() == f"t {name}"
+    assert [row["run"] for row in shell.json("ls")] == ["one topic=t#0", "other topic=t#0"]

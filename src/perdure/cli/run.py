@@ -93,7 +93,8 @@ def run(
     execution = Execution(**options)
     flow = load_target(target)
     values = parse_inputs(flow, inputs)
-    chosen = goal if goal is not None else " ".join([flow.name, *inputs])
+    named = target.rpartition(":")[2] if ":" in target else flow.name  # graphs and agents are often left unnamed
+    chosen = goal if goal is not None else " ".join([named, *inputs])
     if goal is None and len(chosen) > 200:
         raise ConfigError("The inputs are too long to name the task.", hint="Name it with --goal.")
     return execute(
