@@ -102,3 +102,17 @@ def test_two_graphs_without_names_of_their_own_are_two_tasks(shell: Shell) -> No
     for name in ("one", "other"):
         assert shell("run", f"two.py:{name}", "--input", "topic=t").stdout.strip() == f"t {name}"
     assert [row["run"] for row in shell.json("ls")] == ["one topic=t#0", "other topic=t#0"]
+
+
+def test_a_long_loop_shows_its_latest_steps_on_a_terminal(shell: Shell) -> None:
+    (shell.folder / "long.py").write_text(
+        "from perdure.runners import Agent, Reply, ToolCall\n"
+        "def look(n: int) -> str: return f'seen {n}'\n"
+        "def model(messages, tools):\n"
+        "    n = len(messages) // 2\n"
+        "    return Reply('', (ToolCall('look', {'n': n}),)) if n < 60 else 'done'\n"
+        "agent = Agent(model, [look], max_iterations=99)\n"
+    )
+    shown = shell.terminal("run", "long.py:agent", "--input", "task=go", "--goal", "g")
+    last = shown[shown.rindex("earlier steps not shown") :]
+    assert "(75 earlier steps not shown)" in shown and re.search(r"\b121 *\S*model", last)

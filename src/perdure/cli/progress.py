@@ -5,6 +5,7 @@ Both are observers: they show nothing that is not durable.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,7 +143,10 @@ def _table(follower: Follower) -> Table:
         now = SYSTEM.now()
         table.title, table.title_justify = f"{first.key}  {first.status}  {age(now - first.created)}", "left"
         steps = [(state, step) for state in follower.states.values() for step in state.steps.values()]
-        for state, step in steps:
+        shown = steps[-max(shutil.get_terminal_size().lines - 4, 5) :]  # an agent's loop is longer than any screen
+        if len(shown) < len(steps):
+            table.title += f"  ({len(steps) - len(shown)} earlier steps not shown)"
+        for state, step in shown:
             table.add_row(
                 str(step.number),
                 Text(step.path if state is first else f"[{state.key}] {step.path}"),
