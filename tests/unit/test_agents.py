@@ -542,6 +542,26 @@ def test_with_other_instructions_the_model_is_asked_again_and_with_the_same_it_i
     assert [len(shown) for shown in second.shown] == [2, 4] and RAN == ["double 1"], "the tool's inputs are the same"
 
 
+def test_the_code_of_a_model_step_is_the_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:  # X1
+    url = f"file:{tmp_path}"
+
+    def one(messages: list[Any], tools: Any) -> Any:
+        if len(messages) > 1:
+            raise RuntimeError("stop")
+        return Reply("", (call("double", n=1),))
+
+    def other(messages: list[Any], tools: Any) -> Any:
+        return "done" if len(messages) > 1 else Reply("", (call("double", n=1),))
+
+    with pytest.raises(RuntimeError):
+        run(Agent(one, [double], retries=0), url)
+    with pytest.raises(RuntimeError):
+        run(Agent(one, [double], retries=0), url)
+    assert "code has changed" not in caplog.text
+    assert run(Agent(other, [double]), url) == "done"
+    assert "step 1 (model): its code has changed since it was executed; its result is reused" in caplog.text
+
+
 def test_a_conversation_is_journaled_once_however_often_it_is_resumed(tmp_path: Path) -> None:  # B7
     url = f"file:{tmp_path}"
     replies = [Reply("", (call("double", n=n),)) for n in range(4)]

@@ -31,7 +31,7 @@ from perdure.runners.shape import Plan, Shape, Side, Work, place
 from perdure.runners.tool import Tool, as_tool, told
 from perdure.runtime.branches import result
 from perdure.runtime.context import context, current
-from perdure.runtime.steps import Step, step
+from perdure.runtime.steps import Step, code_digest, step
 
 _SUMMARISE = (
     "Summarise the conversation so far for yourself: the task, what was done, every fact that is still needed, and "
@@ -183,12 +183,13 @@ def _compaction(
         return said if compact is not None else _heard(said).content
 
     chosen = summarise_async if _is_async(compact or model) else summarise
-    return _asking("compact", chosen, check=not_empty, metered=compact is None, **options)
+    return _asking("compact", chosen, compact or model, check=not_empty, metered=compact is None, **options)
 
 
-def _asking(name: str, fn: Callable[[Conversation], Any], **options: Any) -> Step[..., Any]:
-    """A step whose identity is the conversation it is given."""
+def _asking(name: str, fn: Callable[[Conversation], Any], theirs: Callable[..., Any], **options: Any) -> Step[..., Any]:
+    """A step whose identity is the conversation it is given, and whose code is what it asks: ``theirs``, not ours."""
     made = step(name=name, key=lambda conversation: conversation.digest, ignore=("conversation",), **options)(fn)
+    made.__dict__["digest"] = code_digest(theirs)
     return made.variant(name, replace(made.declared, spoken=True))
 
 
@@ -219,7 +220,8 @@ class _Loop(Shape):
         self.agent, self.phase, self.model, self.tools = agent, phase, model, tools
         self.max_iterations = max_iterations
         self.schemas = [tool.schema for tool in tools.values()]
-        self.ask = _asking("model", self._ask_async if _is_async(model) else self._ask, metered=True, **options)
+        ask = self._ask_async if _is_async(model) else self._ask
+        self.ask = _asking("model", ask, model, metered=True, **options)
         self.steps = [self.ask, agent.compact, *(tool.step for tool in tools.values())]
         conversation = inspect.Parameter("conversation", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         super().__init__(phase.name if phase else "loop", self.steps, [conversation])

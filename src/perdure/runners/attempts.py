@@ -114,7 +114,9 @@ class BestOf(Shape):
         self.judge = Task(judge, name="judge")
         asynchronous = self.flow.is_async
         attempt = self._attempt_async if asynchronous else self._attempt
-        self.attempt = returning(step(name="attempt", check=False)(attempt))
+        made = step(name="attempt", check=False)(attempt)
+        made.__dict__["digest"] = self.flow.digest  # what is attempted is its code
+        self.attempt = returning(made)
         self.dismiss = step(name="dismiss")(_dismiss_async if asynchronous else _dismiss)
         super().__init__(name, [self.attempt, self.judge.step], list(self.flow.signature.parameters.values()))
 
