@@ -11,6 +11,7 @@ from perdure.retry import RetryPolicy
 from perdure.runners.attempts import best_of
 from perdure.runners.executor import GraphExecutor
 from perdure.runtime.api import run
+from perdure.runtime.ask import ask, signal, sleep
 from perdure.runtime.children import child
 from perdure.runtime.client import Client
 from perdure.runtime.config import CheckpointConfig
@@ -34,6 +35,7 @@ __all__ = [
     "RetryPolicy",
     "RunKey",
     "as_completed",
+    "ask",
     "best_of",
     "child",
     "context",
@@ -44,5 +46,7 @@ __all__ = [
     "open_store",
     "register",
     "run",
+    "signal",
+    "sleep",
     "step",
 ]

@@ -11,6 +11,8 @@ import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
+from math import isinf
 
 
 class Clock:
@@ -26,12 +28,25 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         """Block this thread. Interrupted by signals whose handlers raise."""
+        self.wait(threading.Event(), seconds)
+
+    def wait(self, bell: threading.Event, seconds: float) -> None:
+        """As ``sleep``, but no longer than until ``bell`` is set; ``seconds`` may be infinite."""
         if seconds > 0:
-            threading.Event().wait(seconds)
+            bell.wait(min(seconds, threading.TIMEOUT_MAX))
 
     async def sleep_async(self, seconds: float) -> None:
         """Suspend this task."""
-        await asyncio.sleep(max(seconds, 0))
+        await self.wait_async(asyncio.Event(), seconds)
+
+    async def wait_async(self, bell: asyncio.Event, seconds: float) -> None:
+        """As ``sleep_async``, but no longer than until ``bell`` is set; ``seconds`` may be infinite."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if isinf(seconds) else seconds):
+                    await bell.wait()
 
     def new_id(self) -> str:
         """32 random hexadecimal digits."""

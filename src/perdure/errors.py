@@ -12,6 +12,7 @@
     │   ├── Nondeterminism    strict mode: a step was asked for with inputs no record has
     │   ├── OutputRefused     a step's output is empty or its check refused it
     │   ├── StepTimeout       an attempt ran longer than the step's timeout
+    │   ├── DeadlinePassed    nobody answered, or no signal came, before the deadline, and there is no default
     │   ├── MutatedInput      a step's body changed one of its arguments
     │   ├── RunPaused         the run cannot go on by itself; it is paused, and goes on when somebody has decided
     │   │   ├── InDoubt       a step may have had its effect and is declared on_crash="fail"
@@ -19,8 +20,11 @@
     │   ├── IncompleteCrew    fewer experts or attempts delivered than required
     │   ├── RunFailed         the recorded failure of a run, told to somebody who waited for it
     │   ├── RunStopped        a person stopped this run; it stays stopped until a person lets it go on
+    │   ├── RunCancelled      the run was cancelled, and stays so
+    │   ├── AnswerRefused     an answer that cannot be taken: not what was asked for, too late, or already answered
     │   ├── RunNotFound       no run of that name in this store
     │   └── NewerFormat       the store or a record was written by a newer Perdure
+    ├── RunSuspended          nothing is wrong: the run waits, for an answer, a signal or a date, in no process
     ├── FencedError           somebody else holds the run
     │   ├── LeaseHeld         it is running elsewhere: pid, host, since when
     │   └── LeaseLost         it was ours; another process took it over, nothing of ours was kept since
@@ -135,12 +139,44 @@ class RunStopped(FixError):
     """A person stopped this run; it stays stopped until a person lets it go on (B9)."""
 
 
+class RunCancelled(FixError):
+    """The run was cancelled: what finished is kept to look at, and it is not going on."""
+
+
+class DeadlinePassed(FixError, TimeoutError):
+    """The deadline of a question or signal passed, and no default was declared."""
+
+
+class AnswerRefused(FixError):
+    """An answer, signal or order to a run that it cannot take. Nothing was written."""
+
+
 class RunNotFound(FixError, LookupError):
     """No run of that name in this store."""
 
 
 class NewerFormat(FixError):
     """The store or a record was written by a newer Perdure; it was not touched."""
+
+
+class RunSuspended(PerdureError):
+    """The run waits for something from outside and nothing else of it can move, so it was suspended. Run it again when
+    that is there. ``run`` is its name; ``questions`` are the ids of those that are open; ``until`` is when the next
+    date is due, in seconds since 1970 (0: no date is).
+    """
+
+    def __init__(
+        self, message: str, *, run: str = "", questions: tuple[str, ...] = (), until: float = 0.0, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.run = run
+        self.questions = questions
+        self.until = until
+
+
+class Halted(BaseException):
+    """Not an error, and not for users to catch: it unwinds the code of a run that is suspended, stopped or cancelled,
+    as KeyboardInterrupt unwinds a program."""
 
 
 class FencedError(PerdureError):

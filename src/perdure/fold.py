@@ -6,7 +6,9 @@ every entry against the tables of states.py. Outputs stay encoded; they are deco
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +17,7 @@ from perdure import journal as j
 from perdure import states
 from perdure.codec import Payload
 from perdure.errors import CorruptStore
-from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, RunKey, RunMeta, Usage
+from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Question, RunKey, RunMeta, Usage
 
 
 class Attempt(msgspec.Struct):
@@ -67,6 +69,8 @@ class Step(msgspec.Struct):
     """failed attempts since the flow was last told of a failure; what the retry policy counts"""
     until: float = 0.0
     """when the next attempt is due"""
+    wake: float = 0.0
+    """when what its last attempt was waiting for can go on by itself; 0: not by a date"""
     generation: int = 0
     """how often a person asked for it to be executed again"""
     spoken: bool = False
@@ -159,6 +163,27 @@ class State:
         self.latest: dict[tuple[str, str], Step] = {}
         """(name, fingerprint) -> the step that was executed and completed last, in whatever scope"""
         self.conversations: dict[str, list[j.SpokenMessage]] = {}
+        self.posts = 0
+        """number of the last post of the inbox that was taken"""
+        self.pending: dict[int, j.StepPending] = {}
+        """questions, signals and timers that have not ended, by step"""
+        self.arrived: dict[int, j.Posted] = {}
+        """what came for those of them that may go on: an answer, a signal, or the end of the wait"""
+        self.decided: dict[str, j.QuestionAnswered | j.QuestionClosed] = {}
+        """what became of each question, by its id"""
+        self.signals: dict[str, deque[j.SignalReceived]] = {}
+        """signals that nobody has received yet, in order"""
+        self.rejected: dict[int, str] = {}
+        """why the last answer to a pending question was not taken"""
+        self.woken: list[str] = []
+        """runs that this one began, was waiting for, and that could go on: in the order in which they said so"""
+        self.stop: j.StopRequested | None = None
+        """somebody wants the run to be paused or cancelled, and it is not yet"""
+        self.cleanups = False
+        """some flow of it has a clean-up: cancelling it takes its program"""
+        self.wake = 0.0
+        """while the run is suspended: when it can go on by itself; 0: not by a date"""
+        self._questions: tuple[Question, ...] | None = ()
         """scope of an agent -> its messages, in order"""
         self.current = ""
         self._running: dict[int, Step] = {}
@@ -205,12 +230,57 @@ class State:
             used=self.usage,
             paid=self.paid,
             saved=self.saved_usage,
+            parent=self.attribution.parent,
+            wake=self.wake,
+            questions=self._heads(),
+            posts=self.posts,
         )
+
+    def question(self, step: int) -> Question:
+        """What a pending step asks. Raises KeyError if it asks nothing."""
+        entry = self.pending[step]
+        if entry.asked is None:
+            raise KeyError(step)
+        asked = entry.asked
+        return Question(
+            run=str(self.key),
+            step=step,
+            path=self.steps[step].path,
+            id=self.question_id(entry),
+            prompt=asked.prompt,
+            to=asked.to,
+            asked=entry.at,
+            until=entry.until,
+            otherwise=_text(asked.default),
+            schema=asked.schema,
+            context=_text(asked.context),
+            refused=self.rejected.get(step, ""),
+        )
+
+    def questions(self) -> list[Question]:
+        """What the run asks and nobody has answered, in the order in which it was asked."""
+        return [self.question(n) for n, entry in self.pending.items() if entry.asked and n not in self.arrived]
+
+    def question_id(self, entry: j.StepPending) -> str:
+        """Names what was asked: the run, the step, which time, and everything that is shown (rel:H2)."""
+        step = self.steps[entry.step]
+        shown = msgspec.json.encode(entry.asked)
+        parts = (self.run_id, str(entry.step), str(entry.attempt), step.identity.fingerprint)
+        return sha256("\0".join(parts).encode("utf-8", "surrogatepass") + shown).hexdigest()[:16]
+
+    def _heads(self) -> tuple[Question, ...]:
+        """The open questions as listings show them."""
+        if self._questions is None:
+            self._questions = tuple(
+                msgspec.structs.replace(q, prompt=q.prompt[:200], schema={}, context="", otherwise=q.otherwise[:80])
+                for q in self.questions()
+            )
+        return self._questions
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
-    def _move_run(self, entry: j.Entry) -> None:
-        kind = j.kind_of(entry)
+    def _move_run(self, entry: j.Entry, event: str = "") -> None:
+        kind = event or j.kind_of(entry)
         try:
             self.status = states.RUN[self.status, kind]
         except KeyError:
@@ -229,6 +299,9 @@ class State:
     def _run_resumed(self, entry: j.RunResumed) -> None:
         self._end_running("step_crashed", states.CRASHED, entry.at)
         self._move_run(entry)
+        self.wake = 0.0
+        if self.stop is not None and not self.stop.cancel:
+            self.stop = None
         self.seconds += max(self.updated - self._life_began, 0.0)
         self._life_began, self.paid = entry.at, Usage()
         self.lives += 1
@@ -254,15 +327,28 @@ class State:
 
     def _run_paused(self, entry: j.RunPaused) -> None:
         self._end_run(entry)
-        self.reason, self.stopped_by = entry.reason, entry.by
+        self.reason, self.stopped_by, self.stop = entry.reason, entry.by, None
 
     def _run_interrupted(self, entry: j.RunInterrupted) -> None:
         self._end_run(entry)
         self.reason = entry.reason
 
-    def _end_run(self, entry: j.Entry) -> None:
+    def _run_suspended(self, entry: j.RunSuspended) -> None:
+        self._end_running("step_waiting", states.WAITING, entry.at)  # all that was left waits inside
+        self._end_run(entry, "run_pending_input" if entry.input else "run_waiting")
+        self.reason, self.wake = entry.reason, entry.wake
+
+    def _run_cancelled(self, entry: j.RunCancelled) -> None:
+        self._end_run(entry)
+        self.reason, self.stopped_by, self.stop = entry.reason, entry.by, None
+
+    def _end_run(self, entry: j.Entry, event: str = "") -> None:
         self._end_running("step_interrupted", states.INTERRUPTED, entry.at)
-        self._move_run(entry)
+        self._move_run(entry, event)
+        self.wake = 0.0
+        if self.status in states.RUN_OVER:
+            for number in list(self.pending):
+                self._withdraw(number, entry.at)
 
     def _end_running(self, event: str, outcome: str, at: float) -> None:
         for step in list(self._running.values()):
@@ -328,25 +414,27 @@ class State:
     def _branch_taken(self, entry: j.BranchTaken) -> None:
         self.taken.setdefault((entry.scope, entry.fan), []).append(entry.branch)
 
-    def _new_step(self, entry: j.StepStarted | j.StepCopied) -> Step:
+    def _new_step(self, entry: j.StepStarted | j.StepCopied | j.StepPending) -> Step:
         identity = Identity(entry.scope, entry.name, entry.fingerprint, entry.n)
         step = Step(entry.step, identity, entry.args, entry.digest)
         self.steps[entry.step] = self.index[identity] = step
         self.by_name.setdefault((entry.scope, entry.name), []).append(step)
         return step
 
-    def _step_started(self, entry: j.StepStarted) -> None:
-        step = self.steps.get(entry.step)
-        if step is None:
-            step = self._new_step(entry)
-            step.spoken = entry.spoken
+    def _begin_attempt(self, entry: j.StepStarted | j.StepPending) -> Step:
+        step = self.steps.get(entry.step) or self._new_step(entry)
         if entry.attempt != len(step.attempts) + 1:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} starts attempt {entry.attempt} out of order.")
-        self._move_step(step, "step_started")
+        self._move_step(step, j.kind_of(entry))
         step.digest = entry.digest or step.digest
-        step.attempts.append(Attempt(entry.attempt, entry.at))
-        step.until, step.unused = 0.0, False
+        step.attempts.append(Attempt(entry.attempt, entry.at, outcome=step.status))
+        step.until, step.wake, step.unused = 0.0, 0.0, False
         self.current = step.path
+        return step
+
+    def _step_started(self, entry: j.StepStarted) -> None:
+        step = self._begin_attempt(entry)
+        step.spoken = step.spoken or entry.spoken
         if entry.metered:
             step.attempts[-1].metered = True
             self._use(step.attempts[-1], Usage(calls=1))
@@ -382,12 +470,16 @@ class State:
 
     def _step_completed(self, entry: j.StepCompleted) -> None:
         event = "step_flagged" if entry.flagged else "step_completed"
+        waited = self._end_wait(entry.step)
         step = self._end_attempt(entry, event, seconds=entry.seconds)
+        if waited:
+            step.attempts[-1].seconds = 0.0  # time that passed is no work
         step.output, step.flagged, step.failures = entry.output, entry.flagged, 0
         self.latest[step.name, step.identity.fingerprint] = step
 
     def _step_failed(self, entry: j.StepFailed) -> None:
         event = "step_failed" if entry.final else "step_retrying"
+        self._end_wait(entry.step)
         step = self._end_attempt(entry, event, entry.outcome, entry.error, entry.seconds)
         step.failures = 0 if entry.final else step.failures + 1
         step.until = entry.until
@@ -399,7 +491,113 @@ class State:
         step.until = entry.until
 
     def _step_interrupted(self, entry: j.StepInterrupted) -> None:
-        self._end_attempt(entry, "step_interrupted")
+        self._end_wait(entry.step)
+        step = self._end_attempt(entry, "step_waiting" if entry.suspended else "step_interrupted")
+        step.wake = entry.until
+
+    # -- waiting for something from outside ------------------------------------------------------------------------
+
+    def _step_pending(self, entry: j.StepPending) -> None:
+        step = self._begin_attempt(entry)
+        step.until = entry.until
+        self.pending[entry.step], self._questions = entry, None
+        if self.signals.get(entry.signal):
+            self.arrived[entry.step] = self.signals[entry.signal].popleft()
+
+    def _take_post(self, entry: j.Posted | j.PostDropped) -> None:
+        if entry.post != self.posts + 1:
+            raise CorruptStore(f"run {self.key}: entry {entry.seq} is post {entry.post} after post {self.posts}.")
+        self.posts = entry.post
+
+    def _post_dropped(self, entry: j.PostDropped) -> None:
+        self._take_post(entry)
+
+    def _question_answered(self, entry: j.QuestionAnswered) -> None:
+        self._take_post(entry)
+        self._arrive(entry.step, entry)
+        self.decided[entry.question] = entry
+
+    def _question_closed(self, entry: j.QuestionClosed) -> None:
+        self._take_post(entry)
+        if entry.question:
+            self.decided[entry.question] = entry
+        if entry.expired:
+            self._arrive(entry.step, entry)
+        else:
+            self._withdraw(entry.step, entry.at)
+
+    def _signal_received(self, entry: j.SignalReceived) -> None:
+        """It is for whoever waits longest for one of that name, or for the next who does."""
+        self._take_post(entry)
+        waiting = (n for n, p in self.pending.items() if p.signal == entry.name and n not in self.arrived)
+        step = next(waiting, None)
+        if step is not None:
+            self._arrive(step, entry)
+        else:
+            self.signals.setdefault(entry.name, deque()).append(entry)
+
+    def _answer_rejected(self, entry: j.AnswerRejected) -> None:
+        """An answer leaves the question open; a signal is gone, and the next of its name takes its place."""
+        arrived = self.arrived.pop(entry.step, None)
+        if isinstance(arrived, j.QuestionAnswered):
+            self.decided.pop(arrived.question, None)
+        self.rejected[entry.step], self._questions = entry.why, None
+        waits = self.pending[entry.step].signal if entry.step in self.pending else ""
+        if self.signals.get(waits):
+            self.arrived[entry.step] = self.signals[waits].popleft()
+
+    def _stop_requested(self, entry: j.StopRequested) -> None:
+        self._take_post(entry)
+        self.stop = entry
+
+    def _run_released(self, entry: j.RunReleased) -> None:
+        self._take_post(entry)
+        if self.stop is not None and not self.stop.cancel:
+            self.stop = None
+        if self.status == states.PAUSED:
+            self._move_run(entry)
+            self.reason, self.wake, self.stopped_by = f"let go on by {entry.by}", entry.at, ""
+
+    def _run_woken(self, entry: j.RunWoken) -> None:
+        self._take_post(entry)
+        self.woken.append(entry.by)
+        self._wake(entry)
+
+    def _cleanup_declared(self, entry: j.CleanupDeclared) -> None:
+        self.cleanups = True
+
+    def _arrive(self, number: int, entry: j.Posted) -> None:
+        if number not in self.pending or number in self.arrived:
+            raise CorruptStore(f"run {self.key}: entry {entry.seq} is for step {number}, which does not wait for it.")
+        self.arrived[number], self._questions = entry, None
+        self._wake(entry)
+
+    def _wake(self, entry: j.Posted) -> None:
+        """A suspended run can go on."""
+        if self.status in states.RUN_SUSPENDED:
+            self._move_run(entry, "run_woken")
+            self.reason, self.wake = "what it waited for is there", entry.at
+
+    def _end_wait(self, number: int) -> bool:
+        """Whether the step was waiting for something from outside; it is not any more."""
+        waited = self.pending.pop(number, None) is not None
+        if waited:
+            self.arrived.pop(number, None)
+            self.rejected.pop(number, None)
+            self._questions = None
+        return waited
+
+    def _withdraw(self, number: int, at: float) -> None:
+        """Nobody needs what a step waits for. A signal that was meant for it is there for the next who waits."""
+        if number not in self.pending:
+            return
+        arrived = self.arrived.get(number)
+        if isinstance(arrived, j.SignalReceived):
+            self.signals.setdefault(arrived.name, deque()).appendleft(arrived)
+        self._end_wait(number)
+        step = self._step(number)
+        self._move_step(step, "step_interrupted")
+        _end(step.attempts[-1], states.INTERRUPTED, at)
 
     def _steps_invalidated(self, entry: j.StepsInvalidated) -> None:
         for number in entry.steps:
@@ -407,6 +605,14 @@ class State:
             self._move_step(step, "step_invalidated")
             step.generation += 1
             step.output, step.flagged = None, ""
+
+
+def _text(payload: Payload | None) -> str:
+    """A value as people read it, if it stands in the journal itself."""
+    if payload is None or payload.refs:
+        return ""
+    value = msgspec.json.decode(payload.value)
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _end(attempt: Attempt, outcome: str, at: float, seconds: float = 0.0, error: ErrorInfo | None = None) -> None:

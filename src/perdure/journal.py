@@ -7,7 +7,7 @@ about the meaning of the others, and whose absence means its default, may be add
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,6 +29,18 @@ class SpokenMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """the call that a tool's result belongs to"""
     covers: int = 0
     """a summary: of the messages before it, so many are not shown to the model any more"""
+
+
+class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a question says, as whoever answers sees it."""
+
+    prompt: str
+    schema: dict[str, Any] = {}
+    """JSON Schema of the answer"""
+    to: str = ""
+    context: Payload | None = None
+    default: Payload | None = None
+    """what holds when the deadline passes; None: an error"""
 
 
 class Entry(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind"):
@@ -94,6 +106,21 @@ class RunFailed(Entry, tag="run_failed/1"):
 
 class RunPaused(Entry, tag="run_paused/1"):
     """The run cannot or must not go on by itself; ``by`` names the person who stopped it, if one did."""
+
+    reason: str
+    by: str = ""
+
+
+class RunSuspended(Entry, tag="run_suspended/1"):
+    """Nothing of the run can move before something comes from outside (``input``), or before the date ``wake``."""
+
+    reason: str
+    wake: float = 0.0
+    input: bool = False
+
+
+class RunCancelled(Entry, tag="run_cancelled/1"):
+    """A person gave the run up, and its clean-ups have ended."""
 
     reason: str
     by: str = ""
@@ -218,6 +245,43 @@ class StepInterrupted(Entry, kw_only=True, tag="step_interrupted/1"):
     step: int
     attempt: int = 1
     reason: str = ""
+    suspended: bool = False
+    """something inside it waits: it is not in doubt"""
+    until: float = 0.0
+    """when that can go on by itself; 0: not by a date"""
+
+
+class StepPending(Entry, kw_only=True, tag="step_pending/1"):
+    """A question is asked, a signal awaited, or a timer set. Identity and arguments stand in the first attempt's entry
+    only. Durable before anybody is notified of it.
+    """
+
+    step: int
+    attempt: int = 1
+    scope: str = ""
+    name: str = ""
+    fingerprint: str = ""
+    n: int = 0
+    args: tuple[ArgInfo, ...] = ()
+    digest: str = ""
+    until: float = 0.0
+    """date of a timer, or deadline; 0: none"""
+    asked: Asked | None = None
+    signal: str = ""
+    """name of the signal that is awaited"""
+
+
+class AnswerRejected(Entry, tag="answer_rejected/1"):
+    """The program that asked could not take what came for ``step``; it goes on waiting."""
+
+    step: int
+    why: str
+
+
+class CleanupDeclared(Entry, tag="cleanup_declared/1"):
+    """A flow with a clean-up was entered: cancelling the run needs its program."""
+
+    scope: str = ""
 
 
 class StepsInvalidated(Entry, tag="steps_invalidated/1"):
@@ -235,12 +299,78 @@ class MessagesAdded(Entry, tag="messages_added/1"):
     messages: tuple[SpokenMessage, ...]
 
 
+class Posted(Entry, kw_only=True):
+    """Base of what others than the holder of a run say to it, by way of its inbox. ``post`` is its number there."""
+
+    post: int = 0
+    by: str = ""
+    posted: float = 0.0
+    """when, seconds since 1970 by the sender's clock"""
+
+
+class QuestionAnswered(Posted, tag="question_answered/1"):
+    """The first answer to a question: plain JSON, in which its schema found no fault."""
+
+    step: int
+    question: str
+    value: msgspec.Raw
+
+
+class QuestionClosed(Posted, tag="question_closed/1"):
+    """The holder of the run lets a question, or the wait for a signal, end without an answer. By way of the inbox, so
+    that an answer is either before this, or refused."""
+
+    step: int
+    question: str
+    expired: bool = False
+    """its deadline passed; else nobody needs the answer any more"""
+
+
+class SignalReceived(Posted, tag="signal_received/1"):
+    name: str
+    value: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class StopRequested(Posted, tag="stop_requested/1"):
+    """Somebody wants the run to be paused, or cancelled."""
+
+    cancel: bool = False
+    reason: str = ""
+
+
+class RunReleased(Posted, tag="run_released/1"):
+    """Somebody lets a paused run go on."""
+
+
+class RunWoken(Posted, tag="run_woken/1"):
+    """Something that the run waits for elsewhere has moved: a run that it began."""
+
+    why: str = ""
+
+
+class PostDropped(Entry, tag="post_dropped/1"):
+    """A post that the run could not take any more."""
+
+    post: int
+    why: str
+
+
+POSTS: tuple[type[Posted], ...] = (
+    QuestionAnswered,
+    QuestionClosed,
+    SignalReceived,
+    StopRequested,
+    RunReleased,
+    RunWoken,
+)
 KINDS: tuple[type[Entry], ...] = (
     RunBegan,
     RunResumed,
     RunCompleted,
     RunFailed,
     RunPaused,
+    RunSuspended,
+    RunCancelled,
     RunInterrupted,
     ScopeOpened,
     BranchTaken,
@@ -253,8 +383,13 @@ KINDS: tuple[type[Entry], ...] = (
     StepFailed,
     StepWaiting,
     StepInterrupted,
+    StepPending,
+    AnswerRejected,
+    CleanupDeclared,
     StepsInvalidated,
     MessagesAdded,
+    *POSTS,
+    PostDropped,
 )
 _TAGS = {str(kind.__struct_config__.tag): kind for kind in KINDS}
 _T = TypeVar("_T")
@@ -284,6 +419,13 @@ def kind_of(entry: Entry) -> str:
 def encode(key: RunKey, entry: Entry) -> bytes:
     """``entry`` as one framed record of run ``key``."""
     return frame(key, _ENCODER.encode(entry))
+
+
+def damaged_post(key: RunKey, number: int, problem: object) -> CorruptStore:
+    return CorruptStore(
+        f"run {key}: post {number} of its inbox is damaged ({problem}). Nothing was changed.",
+        hint="Restore the store from a copy; the journal is intact.",
+    )
 
 
 def decode(key: RunKey, line: bytes, expected_seq: int) -> Entry:

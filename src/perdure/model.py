@@ -6,6 +6,7 @@ import mimetypes
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -110,6 +111,40 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return ", ".join(told) or "nothing"
 
 
+class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that a run asks people. In listings the prompt is cut, and ``schema`` and ``context`` are left out."""
+
+    run: str
+    """goal#episode"""
+    step: int
+    """number of the step that asks"""
+    path: str
+    """scope and name of that step"""
+    id: str
+    """the same in every life of the run, and another one if it is asked again; what a notified receiver can drop
+    repeats by"""
+    prompt: str
+    to: str = ""
+    """who is asked; free text"""
+    asked: float = 0.0
+    """seconds since 1970"""
+    until: float = 0.0
+    """deadline, seconds since 1970; 0: none"""
+    otherwise: str = ""
+    """what holds when the deadline passes: the default as text; "" for an error"""
+    schema: dict[str, Any] = {}
+    """JSON Schema of the answer"""
+    context: str = ""
+    """what was given to decide on, as text"""
+    refused: str = ""
+    """why the last answer was not taken by the program that asked"""
+
+    @property
+    def key(self) -> RunKey:
+        goal, _, episode = self.run.rpartition("#")
+        return RunKey(goal, int(episode))
+
+
 class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a listing. Derived from the journal, kept beside it so that listings need no fold."""
 
@@ -138,6 +173,16 @@ class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """what its latest life used"""
     saved: Usage = Usage()
     """what the results that its completing life reused had used"""
+    parent: str = ""
+    """the run that started this one, as goal#episode"""
+    wake: float = 0.0
+    """when the run can go on by itself, seconds since 1970; 0: not by a date"""
+    questions: tuple[Question, ...] = ()
+    """what it asks people, and nobody has answered yet"""
+    posts: int = 0
+    """posts of its inbox that stand in the journal"""
+    unread: int = 0
+    """posts that do not yet; filled in by the store"""
     holder: Lease | None = None
     """whoever holds the run at the moment of listing; filled in by the store, never stored in the row"""
 

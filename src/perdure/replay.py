@@ -16,7 +16,8 @@ their replies:
     Load(digests)          -> dict of blobs
     Append(entries, wait)  -> None, when durable (wait=True) or queued
     Call(...)              -> Outcome of the body (or of ``verify``)
-    Sleep(until)           -> None, when the wall clock says so
+    Wait(until, is_up)     -> None, when the wall clock says so, or something has come
+    Post(entry)            -> None, when it is in the run's inbox, or something else came first
     Now()                  -> wall clock, seconds
 
 runtime/drive.py holds the two drivers, one for each colour of user code. Without a store (``life=None``) the same
@@ -45,12 +46,14 @@ from perdure.errors import (
     CodecError,
     CorruptStore,
     FencedError,
+    Halted,
     InDoubt,
     MutatedInput,
     Nondeterminism,
     OutputRefused,
     PerdureError,
     RunPaused,
+    RunSuspended,
     StepTimeout,
     StoreError,
 )
@@ -67,10 +70,13 @@ class Append(msgspec.Struct, frozen=True):
     entries: tuple[j.Entry, ...]
     wait: bool
     blobs: dict[str, bytes] = {}
+    flush: bool = False
+    """others are going to look at it: whatever the durability, nothing before it is held back"""
 
 
 class Call(msgspec.Struct, frozen=True):
-    """Run the body (or, for ``what="verify"``, the callable that finds out whether it had its effect)."""
+    """Run the body (or, for ``what="verify"``, the callable that finds out whether it had its effect; for
+    ``what="notify"``, what tells people of a question)."""
 
     what: str
     step: int
@@ -90,15 +96,22 @@ class Outcome(msgspec.Struct, frozen=True):
     """what the attempt saved and streamed, for the next one where there is no journal"""
 
 
-class Sleep(msgspec.Struct, frozen=True):
+class Wait(msgspec.Struct, frozen=True):
     until: float
+    """seconds since 1970; 0: no date"""
+    is_up: Callable[[], bool] | None = None
+    """whether what is waited for has come from outside; None: only the date counts"""
+
+
+class Post(msgspec.Struct, frozen=True):
+    entry: j.Posted
 
 
 class Now(msgspec.Struct, frozen=True):
     pass
 
 
-Command: TypeAlias = Load | Append | Call | Sleep | Now
+Command: TypeAlias = Load | Append | Call | Wait | Post | Now
 Machine: TypeAlias = Generator[Command, Any, Any]
 
 
@@ -117,26 +130,27 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
             life.asked.add(number)
             source = (yield from _cached(life, request)) if request.options.cache else None
             if source is not None:
-                return (yield from _copy(life, identity, request, number, source))
+                return (yield from copy(life, identity, request, number, source))
             return (yield from _Work(life, identity, request, number, Cursor(life, identity)).run())
         request.number = step.number
         life.asked.add(step.number)
         if step.recorded:
-            return (yield from _reuse(life, step, request))
+            return (yield from reuse(life, step, request))
         life.diverged = True
         if step.status in states.STEP_IN_DOUBT and request.options.on_crash != "rerun":
             found = yield from _settle(life, step, request)
             if found is not None:
                 return found
         if step.until:
-            yield Sleep(step.until)
+            yield Wait(step.until)
         return (yield from _Work(life, identity, request, step.number, Cursor(life, identity)).run())
     finally:
         if not claimed:
             cursor.done(request.name, request.fingerprint, by)
 
 
-def _reuse(life: Life, step: Step, request: Request) -> Machine:
+def reuse(life: Life, step: Step, request: Request) -> Machine:
+    """The recorded result of a step."""
     life.reused[step.number] = step.seconds
     if step.digest and request.digest and step.digest != request.digest:
         life.tell(f"step {step.number} ({step.path}): its code has changed since it was executed; its result is reused")
@@ -157,7 +171,7 @@ def _cached(life: Life, request: Request) -> Machine:
     return source if age <= request.options.cache else None
 
 
-def _copy(life: Life, identity: Identity, request: Request, number: int, source: Step) -> Machine:
+def copy(life: Life, identity: Identity, request: Request, number: int, source: Step) -> Machine:
     """Take over another step's result. It is journaled, so that later lives do not depend on the cache's clock."""
     assert source.output is not None
     scope, name, fingerprint, n = identity
@@ -215,6 +229,8 @@ class _Work:
         self.final_wait = life is not None and life.durability == "strict"
         self.progress: object = None
         self.text = ""
+        self.woken = 0
+        """how often a run that this one began had woken it when the attempt began"""
 
     def key(self) -> str:
         """The step's idempotency key; "" without a run."""
@@ -223,8 +239,12 @@ class _Work:
     def run(self) -> Machine:
         """Attempt after attempt until one completes or the policy gives up."""
         while True:
+            self.woken = len(self.life.state.woken) if self.life else 0
             outcome: Outcome = yield from self.call()
             self.progress, self.text = outcome.progress, outcome.text or self.text
+            if isinstance(outcome.error, RunSuspended) and self.life:
+                yield from self.wait_for_run(outcome.error)
+                continue
             error, payload, blobs = self.judge(outcome)
             if error is None:
                 yield from self.complete(payload, blobs, outcome.seconds)
@@ -275,7 +295,9 @@ class _Work:
             return (yield Call("body", self.number, self.attempt, self.key, progress, partial, self.inner))
         except BaseException as stopped:  # cancelled, or told to exit: in doubt, not failed
             if self.life:
-                ended = j.StepInterrupted(step=self.number, attempt=self.attempt, reason=type(stopped).__name__)
+                reason = type(stopped).__name__
+                halted = _is_halt(stopped)
+                ended = j.StepInterrupted(step=self.number, attempt=self.attempt, reason=reason, suspended=halted)
                 yield Append((ended,), False)
             raise
 
@@ -340,7 +362,17 @@ class _Work:
             info = codec.describe_error(error)
             entry = j.StepWaiting(step=self.number, attempt=self.attempt, until=until, error=info, seconds=seconds)
             yield Append((entry,), self.final_wait)
-        yield Sleep(until)
+        yield Wait(until)
+
+    def wait_for_run(self, waits: RunSuspended) -> Machine:
+        """The body executes another run, which is suspended: so is this step, until that one can go on."""
+        assert self.life is not None
+        state = self.life.state
+        ended = j.StepInterrupted(
+            step=self.number, attempt=self.attempt, reason=waits.args[0], suspended=True, until=waits.until
+        )
+        yield Append((ended,), False)
+        yield Wait(waits.until, lambda: waits.run in state.woken[self.woken :])
 
     def fail(self, error: Exception, delay: float | None, seconds: float) -> Machine:
         until = (yield Now()) + delay if delay is not None else 0.0
@@ -356,7 +388,7 @@ class _Work:
             )
             yield Append((entry,), self.final_wait)
         if delay is not None:
-            yield Sleep(until)
+            yield Wait(until)
 
 
 def _refuse_changed_arguments(request: Request) -> None:
@@ -374,6 +406,13 @@ def _refuse_changed_arguments(request: Request) -> None:
             "executed again and the change would be missing.",
             hint="Return a new value instead; or keep the argument out of the identity with ignore=.",
         )
+
+
+def _is_halt(stopped: BaseException) -> bool:
+    """Whether code was unwound because it waits for something, alone or in a task group."""
+    if isinstance(stopped, BaseExceptionGroup):
+        return all(_is_halt(part) for part in stopped.exceptions)
+    return isinstance(stopped, Halted)
 
 
 _NO_FAULT = (StoreError, FencedError, RunPaused)

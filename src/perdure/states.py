@@ -16,10 +16,14 @@ COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 PAUSED: Final = "paused"
 INTERRUPTED: Final = "interrupted"
+PENDING_INPUT: Final = "pending_input"
+READY: Final = "ready"
+CANCELLED: Final = "cancelled"
 CRASHED: Final = "crashed"
 FLAGGED: Final = "flagged"
 RETRYING: Final = "retrying"
 WAITING: Final = "waiting"
+PENDING: Final = "pending"
 INVALIDATED: Final = "invalidated"
 
 RUN: Final[dict[tuple[str | None, str], str]] = {
@@ -36,6 +40,23 @@ RUN: Final[dict[tuple[str | None, str], str]] = {
     (FAILED, "run_paused"): PAUSED,
     (INTERRUPTED, "run_paused"): PAUSED,
     (PAUSED, "run_paused"): PAUSED,
+    # nothing of it can move before something comes from outside: an answer or a signal; or a date
+    (RUNNING, "run_pending_input"): PENDING_INPUT,
+    (RUNNING, "run_waiting"): WAITING,
+    (PENDING_INPUT, "run_woken"): READY,
+    (WAITING, "run_woken"): READY,
+    (PAUSED, "run_released"): READY,
+    (PENDING_INPUT, "run_resumed"): RUNNING,
+    (WAITING, "run_resumed"): RUNNING,
+    (READY, "run_resumed"): RUNNING,
+    (PENDING_INPUT, "run_paused"): PAUSED,
+    (WAITING, "run_paused"): PAUSED,
+    (READY, "run_paused"): PAUSED,
+    # a person gave it up
+    **{
+        (state, "run_cancelled"): CANCELLED
+        for state in (RUNNING, FAILED, PAUSED, INTERRUPTED, PENDING_INPUT, WAITING, READY)
+    },
 }
 
 STEP: Final[dict[tuple[str | None, str], str]] = {
@@ -54,6 +75,14 @@ STEP: Final[dict[tuple[str | None, str], str]] = {
     (INTERRUPTED, "step_started"): RUNNING,
     (CRASHED, "step_started"): RUNNING,
     (INVALIDATED, "step_started"): RUNNING,
+    # a question, a signal or a timer: nothing runs until it is there
+    (None, "step_pending"): PENDING,
+    (FAILED, "step_pending"): PENDING,
+    (INTERRUPTED, "step_pending"): PENDING,
+    (INVALIDATED, "step_pending"): PENDING,
+    (PENDING, "step_completed"): COMPLETED,
+    (PENDING, "step_failed"): FAILED,
+    (PENDING, "step_interrupted"): INTERRUPTED,
     # found by verify= to have had its effect before the crash
     (CRASHED, "step_completed"): COMPLETED,
     (CRASHED, "step_flagged"): FLAGGED,
@@ -72,3 +101,9 @@ STEP_IN_DOUBT: Final = frozenset({CRASHED, INTERRUPTED})
 
 RUN_UNFINISHED: Final = frozenset({RUNNING, INTERRUPTED, CRASHED})
 """states of a run that was in flight and did not finish cleanly (B2); what recovery goes on with by itself"""
+
+RUN_SUSPENDED: Final = frozenset({PENDING_INPUT, WAITING})
+"""states of a run that waits in no process"""
+
+RUN_OVER: Final = frozenset({COMPLETED, CANCELLED})
+"""states that nothing from outside changes any more"""

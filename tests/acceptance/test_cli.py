@@ -156,8 +156,11 @@ def test_a_terminal_gets_a_live_table_with_a_row_a_step(shell: Shell) -> None:
 def test_a_paused_run_stays_stopped_until_a_person_lets_it_go_on(shell: Shell) -> None:  # B9
     shell.trap("score", "SIGTERM")
     shell(*RUN, code=143)
-    assert "--stopped" in shell("pause", "paper", "--reason", "too dear").stdout
-    assert "too dear" in shell(*RUN, code=5).stderr
+    assert "unpause" in shell("pause", "paper", "--reason", "too dear", "--by", "ann").stdout
+    assert "stopped by ann: too dear" in shell(*RUN, code=5).stderr
+    assert "review.py:review" in shell("unpause", "paper").stdout
+    assert "not paused" in shell("unpause", "paper", code=2).stderr
+    shell("pause", "paper")
     shell("resume", "paper", "--app", "review.py:review", "--stopped")
 
 

@@ -258,7 +258,7 @@ def test_side_by_side_the_losers_of_an_early_choice_stay_stopped(tmp_path: Path)
     with perdure.Client(f"file:{tmp_path}") as client:
         told = {str(row.key): (row.status, row.reason) for row in client.runs()}
         assert client.interrupted() == []
-    assert told["e/best#0"] == told["e/best#2"] == ("paused", "attempt 1 was chosen")
+    assert told["e/best#0"] == told["e/best#2"] == ("cancelled", "attempt 1 was chosen")
 
 
 def test_attempts_inside_a_flow_and_in_another_episode_have_goals_of_their_own(tmp_path: Path) -> None:  # K2

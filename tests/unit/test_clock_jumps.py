@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ class Jumping(Clock):
     def monotonic(self) -> float:
         return self.steady
 
-    def sleep(self, seconds: float) -> None:
+    def wait(self, bell: threading.Event, seconds: float) -> None:
         self.slept += seconds
         self.steady += seconds
         self.wall += self.jump or seconds

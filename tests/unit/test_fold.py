@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from perdure import codec, states
 from perdure import journal as j
@@ -25,6 +27,9 @@ RUN_ENTRIES: dict[str, j.Entry] = {
     "run_failed": j.RunFailed(error=ERROR),
     "run_paused": j.RunPaused(reason="lunch", by="ada"),
     "run_interrupted": j.RunInterrupted(reason="SIGTERM"),
+    "run_pending_input": j.RunSuspended(reason="waits", input=True),
+    "run_waiting": j.RunSuspended(reason="waits", wake=9.0),
+    "run_cancelled": j.RunCancelled(reason="enough", by="ada"),
 }
 STEP_ENTRIES: dict[str, j.Entry] = {
     "step_completed": j.StepCompleted(step=1, attempt=1, output=ONE),
@@ -34,6 +39,7 @@ STEP_ENTRIES: dict[str, j.Entry] = {
     "step_waiting": j.StepWaiting(step=1, attempt=1, until=5.0, error=ERROR),
     "step_interrupted": j.StepInterrupted(step=1, attempt=1),
     "step_invalidated": j.StepsInvalidated(steps=(1,), why="--rerun"),
+    "step_pending": j.StepPending(step=1, attempt=2, until=5.0),
 }
 STARTED = j.StepStarted(step=1, attempt=1, name="load", fingerprint="x")
 REACH_RUN: dict[str | None, list[str]] = {
@@ -41,7 +47,7 @@ REACH_RUN: dict[str | None, list[str]] = {
     **{status: ["run_began"] for status in (states.RUNNING,)},
     **{
         states.RUN[states.RUNNING, f"run_{end}"]: ["run_began", f"run_{end}"]
-        for end in ("completed", "failed", "paused", "interrupted")
+        for end in ("completed", "failed", "paused", "interrupted", "pending_input", "waiting", "cancelled")
     },
 }
 
@@ -69,7 +75,8 @@ def test_only_what_the_table_of_runs_allows_is_folded(status: str | None, event:
         add(state, RUN_ENTRIES[event])
         assert state.status == states.RUN[status, event]
     else:
-        with pytest.raises(CorruptStore, match=rf"paper#1: entry \d is '{event}', which cannot follow"):
+        kind = "run_suspended" if event in ("run_pending_input", "run_waiting") else event
+        with pytest.raises(CorruptStore, match=rf"paper#1: entry \d is '({event}|{kind})', which cannot follow"):
             add(state, RUN_ENTRIES[event])
 
 
@@ -79,7 +86,9 @@ def test_only_what_the_table_of_steps_allows_is_folded(reached: str, event: str)
     before = [RUN_ENTRIES["run_began"], STARTED]
     if reached == "step_invalidated":
         before.append(STEP_ENTRIES["step_completed"])
-    if reached != "running":
+    if reached == "step_pending":
+        before[1] = replace(STEP_ENTRIES[reached], attempt=1, name="load", fingerprint="x")
+    elif reached != "running":
         before.append(STEP_ENTRIES[reached])
     state = journal(*before)
     status = state.steps[1].status
@@ -107,6 +116,63 @@ def test_an_entry_about_what_never_happened_is_damage(entry: j.Entry, said: str)
     state = journal(RUN_ENTRIES["run_began"], STARTED)
     with pytest.raises(CorruptStore, match=said):
         add(state, entry)
+
+
+WAITS = j.StepPending(step=1, name="ask", fingerprint="x", asked=j.Asked("Go?"))
+ANSWER = msgspec.Raw(b"true")
+
+
+def asks(*more: j.Entry) -> State:
+    """A run with one question, and its id."""
+    return journal(RUN_ENTRIES["run_began"], WAITS, *more)
+
+
+def test_what_arrives_wakes_a_suspended_run_and_nothing_else() -> None:  # W1
+    answered = j.QuestionAnswered(post=1, step=1, question=asks().questions()[0].id, value=ANSWER, by="ann")
+    for before, after in [("run_pending_input", states.READY), ("run_waiting", states.READY)]:
+        assert asks(RUN_ENTRIES[before], answered).status == after
+    for before in ("run_paused", "run_interrupted", "run_failed"):
+        state = asks(RUN_ENTRIES[before], answered)
+        assert state.status == states.RUN[states.RUNNING, before] and state.arrived == {1: state.arrived[1]}
+    paused = asks(RUN_ENTRIES["run_paused"], j.RunReleased(post=1, by="ann"))
+    assert (paused.status, paused.stopped_by) == (states.READY, "")
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([j.QuestionAnswered(post=2, step=1, question="q", value=ANSWER)], "is post 2 after post 0"),
+        ([j.PostDropped(post=3, why="late")], "is post 3 after post 0"),
+        ([j.QuestionAnswered(post=1, step=2, question="q", value=ANSWER)], "step 2, which does not wait"),
+        (
+            [j.QuestionAnswered(post=n, step=1, question="q", value=ANSWER) for n in (1, 2)],
+            "step 1, which does not wait",
+        ),
+    ],
+)
+def test_a_history_of_posts_that_cannot_be_is_damage(entries: list[j.Entry], said: str) -> None:  # G8
+    with pytest.raises(CorruptStore, match=said):
+        asks(*entries)
+
+
+def test_a_signal_goes_to_who_waits_longest_and_a_withdrawn_one_to_the_next() -> None:  # X10
+    waits = [j.StepPending(step=n, name="s", fingerprint="x", n=n, signal="go") for n in (1, 2, 3)]
+    sent = [j.SignalReceived(post=n, name="go", value=msgspec.Raw(str(n).encode())) for n in (1, 2)]
+    state = journal(RUN_ENTRIES["run_began"], waits[0], waits[1], *sent)
+    assert {n: bytes(entry.value) for n, entry in state.arrived.items()} == {1: b"1", 2: b"2"}  # type: ignore[attr-defined]
+    add(state, j.QuestionClosed(post=3, step=1, question=""))
+    add(state, waits[2])
+    assert {n: entry.post for n, entry in state.arrived.items()} == {2: 2, 3: 1}
+    add(state, j.AnswerRejected(step=3, why="no"))
+    assert list(state.arrived) == [2] and state.rejected == {3: "no"}
+
+
+def test_questions_of_a_run_that_is_over_are_closed() -> None:
+    for end in ("run_completed", "run_cancelled"):
+        state = asks(RUN_ENTRIES[end])
+        assert state.questions() == [] and state.steps[1].status == states.INTERRUPTED
+    for end in ("run_failed", "run_interrupted", "run_paused", "run_pending_input"):
+        assert len(asks(RUN_ENTRIES[end]).questions()) == 1
 
 
 def test_a_gap_is_damage() -> None:  # G8
@@ -152,7 +218,7 @@ def test_journals_of_agents_of_every_released_version_still_fold(path: Path) -> 
     assert state.steps[1].spoken and not state.steps[3].spoken
 
 
-@pytest.mark.parametrize("path", [p for p in _kept("*.jsonl") if p not in _kept("*-agent.jsonl")], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", _kept("*[0-9].jsonl"), ids=lambda p: p.stem)
 def test_journals_of_every_released_version_still_fold(path: Path) -> None:  # X13
     state = fold(KEY, path.read_bytes().splitlines(keepends=True))
     assert state.status == states.COMPLETED
@@ -166,6 +232,20 @@ def test_journals_of_every_released_version_still_fold(path: Path) -> None:  # X
     assert meta.partial_text == "half a sentence"
     assert meta.progress is not None and codec.loads(meta.progress, {}) == {"part": (1, 2)}
     assert state.output is not None and codec.loads(state.output, {}) == "the end"
+
+
+@pytest.mark.parametrize("path", _kept("*-waiting.jsonl"), ids=lambda p: p.stem)
+def test_journals_that_waited_of_every_released_version_still_fold(path: Path) -> None:  # W1 X13
+    state = fold(KEY, path.read_bytes().splitlines(keepends=True))
+    assert (state.status, state.stopped_by, state.reason) == (states.CANCELLED, "ann", "enough")
+    assert (state.posts, state.pending, state.arrived, state.woken) == (11, {}, {}, ["other#0"])
+    decided = {entry.step: entry for entry in state.decided.values()}
+    assert isinstance(decided[2], j.QuestionAnswered) and (decided[2].by, bytes(decided[2].value)) == (
+        "ann",
+        b'{"n":4}',
+    )
+    assert isinstance(decided[4], j.QuestionClosed) and not decided[4].expired
+    assert {name: len(queue) for name, queue in state.signals.items()} == {"other": 1}
 
 
 def test_the_journals_kept_have_every_kind() -> None:  # X13

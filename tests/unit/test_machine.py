@@ -18,7 +18,7 @@ from perdure.errors import OutputRefused, RateLimited
 from perdure.fold import State, fold
 from perdure.life import Cursor, Life, Request, StepOptions
 from perdure.model import RunKey
-from perdure.replay import Append, Call, Load, Machine, Now, Outcome, Sleep, execute
+from perdure.replay import Append, Call, Load, Machine, Now, Outcome, Wait, execute
 from perdure.retry import RetryPolicy
 
 KEY = RunKey("machine")
@@ -98,7 +98,7 @@ class World(RuleBasedStateMachine):
                     reply = None
                 case Call():
                     reply = self.body(plan.pop(0) if plan else "value")
-                case Sleep(until=until):
+                case Wait(until=until):
                     self.time = max(self.time, until)
                     reply = None
                 case Now():

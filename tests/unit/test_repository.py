@@ -26,6 +26,7 @@ PUBLIC = [
     "RetryPolicy",
     "RunKey",
     "as_completed",
+    "ask",
     "best_of",
     "child",
     "context",
@@ -36,6 +37,8 @@ PUBLIC = [
     "open_store",
     "register",
     "run",
+    "signal",
+    "sleep",
     "step",
 ]
 

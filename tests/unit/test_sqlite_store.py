@@ -94,7 +94,7 @@ def test_the_users_own_tables_are_left_alone(tmp_path: Path) -> None:
     assert sql(path, "SELECT * FROM runs") == [(42,)]
     assert sql(path, "PRAGMA user_version") == [(7,)]
     names = {name for (name,) in sql(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    assert all(str(name).startswith("perdure_") for name in names - {"runs"}) and len(names) == 6
+    assert all(str(name).startswith("perdure_") for name in names - {"runs"}) and len(names) == 7
     strict = sql(path, "SELECT name FROM pragma_table_list WHERE name LIKE 'perdure%' AND NOT strict")
     assert strict == []
 
@@ -118,7 +118,10 @@ def test_a_schema_that_cannot_be_completed_is_not_begun(tmp_path: Path) -> None:
 
 def test_opening_twice_migrates_once(path: Path) -> None:
     SqliteStore(path).close()
-    assert sql(path, "SELECT version, name FROM perdure_schema") == [(1, "0001_runs_journal_blobs")]
+    assert sql(path, "SELECT version, name FROM perdure_schema") == [
+        (1, "0001_runs_journal_blobs"),
+        (2, "0002_inbox"),
+    ]
 
 
 # -- busy, full and damaged ----------------------------------------------------------------------------------------

@@ -30,10 +30,10 @@ class FastClock(Clock):
     def now(self) -> float:
         return super().now() + self.offset
 
-    def sleep(self, seconds: float) -> None:
+    def wait(self, bell: threading.Event, seconds: float) -> None:
         self.offset += max(seconds, 0)
 
-    async def sleep_async(self, seconds: float) -> None:
+    async def wait_async(self, bell: asyncio.Event, seconds: float) -> None:
         self.offset += max(seconds, 0)
         await asyncio.sleep(0)
 

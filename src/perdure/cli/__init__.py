@@ -12,10 +12,12 @@ from perdure import __version__
 from perdure.cli.agents import files, show_transcript
 from perdure.cli.demo import demo
 from perdure.cli.graph import graph
-from perdure.cli.listing import ls, output, pause, show
+from perdure.cli.listing import ls, output, show
 from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
 from perdure.cli.run import resume, run
+from perdure.cli.stopping import cancel, pause, unpause
 from perdure.cli.tail import tail
+from perdure.cli.waiting import answer, questions, signal
 from perdure.errors import PerdureError
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:3d}  {meaning}" for code, meaning in MEANING.items())
@@ -33,13 +35,19 @@ def cli() -> None:
       perdure tail RUN                                      watch one live
       perdure transcript RUN                                what its agents said
       perdure resume RUN --app review.py:review             go on with one
+      perdure questions                                     what runs ask people
+      perdure answer RUN                                    answer one
 
     The store is sqlite:.perdure/runs.db unless --store or PERDURE_STORE says otherwise.
     """
 
 
-for _command in (run, resume, ls, show, output, tail, show_transcript, files, graph, pause, demo):
-    cli.add_command(_command)
+for _commands in (
+    (run, resume, ls, show, output, tail, show_transcript, files, graph),
+    (questions, answer, signal, pause, unpause, cancel, demo),
+):
+    for _command in _commands:
+        cli.add_command(_command)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -1,14 +1,14 @@
-"""``perdure ls``, ``show``, ``output`` and ``pause``: what there is, and what it says."""
+"""``perdure ls``, ``show`` and ``output``: what there is, and what it says."""
 
 from __future__ import annotations
 
-import getpass
 import sys
 from typing import Any
 
 import click
 import msgspec
 
+from perdure import states
 from perdure.cli.outcome import OK, command, write
 from perdure.cli.progress import elapsed, progress
 from perdure.cli.words import age, head, holder, inputs_text, moment, plain_table, step_word
@@ -17,25 +17,33 @@ from perdure.fold import State, Step
 from perdure.model import RunMeta
 from perdure.runtime.client import Client
 
+_STATUSES = (
+    *("running", "crashed", "completed", "failed", "paused", "interrupted"),
+    *("pending_input", "waiting", "ready", "cancelled"),
+)
 store_option = click.option("--store", help="Where the journal is kept. [PERDURE_STORE, or sqlite:.perdure/runs.db]")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
 
 
 @click.command()
-@click.option("--status", help="Only runs of this status: running, crashed, completed, failed, paused, interrupted.")
+@click.option("--status", metavar="STATUS", help=f"Only runs of this status: {', '.join(_STATUSES)}.")
 @click.option("--goal", help="Only runs of this task.")
+@click.option("--due", is_flag=True, help="Only suspended runs that can go on now.")
 @store_option
 @json_option
-def ls(status: str | None, goal: str | None, store: str | None, as_json: bool) -> int:
+def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_json: bool) -> int:
     """List runs: what each is, how far it is, and who executes it now."""
     with Client(store) as client:
-        rows = [row for row in client.runs(goal) if status in (None, row.status)]
+        found = client.due() if due else client.runs(goal)
+        rows = [row for row in found if status in (None, row.status) and goal in (None, row.goal)]
         place = client.url
     if as_json:
         write(msgspec.json.encode([_row(row) for row in rows]))
         return OK
     if not rows:
-        click.echo(f"No runs{' of that kind' if status or goal else ''} in {place}. Begin one with: perdure run TARGET")
+        click.echo(
+            f"No runs{' of that kind' if status or goal or due else ''} in {place}. Begin one with: perdure run TARGET"
+        )
         return OK
     now = SYSTEM.now()
     cells = [
@@ -58,6 +66,7 @@ def _steps(row: RunMeta) -> str:
     told = f"{row.completed} done"
     for count, word in ((row.running, "running"), (row.flagged, "flagged"), (row.failed, "failed")):
         told += f", {count} {word}" if count else ""
+    told += f", {len(row.questions)} asked" if row.questions else ""
     return told
 
 
@@ -105,7 +114,10 @@ def show(name: str, store: str | None, as_json: bool) -> int:
     files = [facts["file"] for facts in told if facts["file"]]
     if files:
         click.echo(f"Outputs stand in {files[0].rpartition('/')[0]}")
-    if row.status not in ("completed", "running"):
+    for asked in state.questions():
+        words = command("answer", str(state.key), str(asked.step), *(("--store", store) if store else ()))
+        click.echo(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
+    if row.status not in (states.COMPLETED, states.RUNNING, states.PENDING_INPUT, states.CANCELLED):
         where = ("--store", store) if store else ()
         click.echo("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", *where))
     return OK
@@ -223,17 +235,4 @@ def output(name: str, step: str | None, store: str | None, as_json: bool) -> int
             sys.stdout.buffer.flush()
         else:
             write(content)
-    return OK
-
-
-@click.command()
-@click.argument("name", metavar="RUN")
-@click.option("--reason", default="", help="Why; shown to whoever looks at the run.")
-@store_option
-def pause(name: str, reason: str, store: str | None) -> int:
-    """Stop RUN until a person lets it go on: nothing resumes it by itself, after restarts either."""
-    with Client(store) as client:
-        key = client.find(name).key
-        client.pause(str(key), by=getpass.getuser(), reason=reason)
-    click.echo(f"Run {key} is paused. Let it go on with: {command('resume', str(key), '--app', 'TARGET', '--stopped')}")
     return OK

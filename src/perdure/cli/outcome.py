@@ -19,9 +19,11 @@ from perdure.errors import (
     OutputRefused,
     PerdureError,
     RetryError,
+    RunCancelled,
     RunFailed,
     RunPaused,
     RunStopped,
+    RunSuspended,
     StepTimeout,
     StoreError,
 )
@@ -32,6 +34,7 @@ FIX: Final = 2
 HELD: Final = 3
 STORE: Final = 4
 STOPPED: Final = 5
+CANCELLED: Final = 6
 CTRL_C: Final = 130
 SIGTERM: Final = 143
 
@@ -41,13 +44,15 @@ MEANING: Final = {
     FIX: "something in the command, the program or its inputs must be changed first",
     HELD: "another process is executing this run",
     STORE: "the store failed or is damaged",
-    STOPPED: "the run waits for a person: stopped, a step is in doubt, or a limit is reached",
+    STOPPED: "the run waits: for an answer, a signal or a date; or it is stopped, in doubt or at a limit",
+    CANCELLED: "the run was cancelled",
     CTRL_C: "Ctrl-C; the run can be resumed",
     SIGTERM: "SIGTERM; the run can be resumed",
 }
 
 _CODES: Final[tuple[tuple[tuple[type[BaseException], ...], int], ...]] = (
-    ((RunPaused, RunStopped), STOPPED),
+    ((RunPaused, RunStopped, RunSuspended), STOPPED),
+    ((RunCancelled,), CANCELLED),
     ((OutputRefused, StepTimeout, IncompleteCrew, RunFailed), FLOW_FAILED),
     ((FencedError,), HELD),
     ((StoreError, RetryError), STORE),

@@ -15,7 +15,7 @@ import click
 
 from perdure import journal as j
 from perdure import states
-from perdure.cli.words import age, error_text, head, inputs_text, step_word
+from perdure.cli.words import age, error_text, head, inputs_text, moment, step_word
 from perdure.clock import SYSTEM
 from perdure.fold import State, Step
 from perdure.model import RunKey
@@ -81,6 +81,28 @@ def tell(state: State, entry: j.Entry, inputs: bool = True) -> str:
             return f"run {state.key} failed: {error_text(entry.error, 200)}"
         case j.RunPaused():
             return f"run {state.key} is paused: {head(entry.reason, 200)}"
+        case j.RunSuspended():
+            return f"run {state.key} is suspended: {head(entry.reason, 200)}"
+        case j.RunCancelled():
+            return f"run {state.key} is cancelled by {entry.by}: {head(entry.reason, 200)}"
+        case j.StopRequested():
+            return f"run {state.key} is to be {'cancelled' if entry.cancel else 'paused'}, says {entry.by}"
+        case j.RunReleased():
+            return f"run {state.key} may go on, says {entry.by}"
+        case j.StepPending():
+            what = f"asks: {head(entry.asked.prompt, 100)}" if entry.asked else "waits"
+            due = f" until {moment(entry.until)}" if entry.until else ""
+            return f"  {_label(state, entry.step)} {what}{due}"
+        case j.QuestionAnswered():
+            return f"  {_label(state, entry.step)} was answered by {entry.by}: {head(bytes(entry.value).decode(), 80)}"
+        case j.QuestionClosed():
+            return (
+                f"  {_label(state, entry.step)} {'reached its deadline' if entry.expired else 'is not needed any more'}"
+            )
+        case j.AnswerRejected():
+            return f"  {_label(state, entry.step)} could not take what came: {head(entry.why, 120)}"
+        case j.SignalReceived():
+            return f"  signal {entry.name} came{f' from {entry.by}' if entry.by else ''}"
         case j.RunInterrupted():
             return f"run {state.key} is interrupted ({entry.reason})"
         case j.StepStarted():
@@ -132,6 +154,7 @@ def _table(follower: Follower) -> Table:
         "failed": "red",
         "retrying": "yellow",
         "waiting": "yellow",
+        "pending": "yellow",
     }
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("#", "step", "inputs", "state", "attempt", "time", "progress"):
@@ -161,7 +184,7 @@ def _table(follower: Follower) -> Table:
 
 def elapsed(step: Step, now: float) -> float:
     """Seconds of the attempt that runs, or of the one that gave the result."""
-    if step.status == states.RUNNING and step.attempts:
+    if step.status in (states.RUNNING, states.PENDING) and step.attempts:
         return max(now - step.attempts[-1].started, 0.0)
     return step.seconds
 
@@ -173,6 +196,8 @@ def progress(step: Step) -> str:
         if text:
             return f"{sum(map(len, text)):,} characters: ...{head(''.join(text[-5:])[-40:], 40)}"
         return head(bytes(step.progress.value).decode(), 60) if step.progress is not None else ""
+    if step.status == states.PENDING:
+        return f"until {moment(step.until)}" if step.until else "waits"
     if step.flagged:
         return head(step.flagged, 60)
     return error_text(step.error, 60) if step.error is not None else ""

@@ -12,10 +12,11 @@ import click
 import msgspec
 
 from perdure import codec
-from perdure.cli.outcome import CTRL_C, OK, command, report, write
+from perdure.cli.outcome import CTRL_C, OK, STOPPED, command, report, write
 from perdure.cli.progress import Follower, Lines, live_table
 from perdure.cli.target import load_target, parse_inputs
-from perdure.errors import ConfigError
+from perdure.cli.words import head, moment
+from perdure.errors import ConfigError, RunSuspended
 from perdure.model import Budget, RunKey
 from perdure.runtime.api import run as perdure_run
 from perdure.runtime.client import Client
@@ -40,7 +41,11 @@ def execution_options(fn: C) -> C:
                 metavar="CAP=NUMBER",
                 help="cost, tokens, calls or seconds that all lives of the run may use; raise it to go on.",
             ),
-            click.option("--wait", is_flag=True, help="If another process executes the run, wait for its result."),
+            click.option(
+                "--wait",
+                is_flag=True,
+                help="Stay while the run waits for an answer, a signal or a date, or another process executes it.",
+            ),
             click.option("--json", "as_json", is_flag=True, help="The outcome as one JSON object on standard output."),
             click.option("--quiet", is_flag=True, help="No progress, only the result."),
             click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error arose."),
@@ -105,7 +110,7 @@ def run(
 @click.command()
 @click.argument("name", metavar="RUN")
 @click.option("--app", metavar="TARGET", help="The program: module:flow, file.py:flow or file.toml.")
-@click.option("--stopped", is_flag=True, help="Let a run go on that a person has stopped.")
+@click.option("--stopped", is_flag=True, help="Let a run go on that a person has paused, as perdure unpause does.")
 @execution_options
 def resume(name: str, app: str | None, stopped: bool, **options: Any) -> int:
     """Go on with a run: GOAL (its latest episode) or GOAL#EPISODE, with the inputs it was begun with.
@@ -166,6 +171,8 @@ def execute(
     except (KeyboardInterrupt, SystemExit) as stop:
         code = CTRL_C if isinstance(stop, KeyboardInterrupt) else _code(stop)
         return _stopped(follower, again(follower), options.as_json, code)
+    except RunSuspended as suspended:
+        return _suspended(suspended, follower, again(follower), store, options.as_json)
     except Exception as error:
         run_name = str(follower.state.key) if follower.state is not None else ""
         return report(
@@ -194,6 +201,30 @@ def _budget(words: Sequence[str]) -> Budget | None:
             )
         caps[name] = number if name in ("cost", "seconds") else int(number)
     return Budget(**caps) if caps else None  # type: ignore[arg-type]
+
+
+def _suspended(why: RunSuspended, follower: Follower, again: str, store: str, as_json: bool) -> int:
+    """The run waits in no process: say for what, and what to do."""
+    state = follower.state
+    key = state.key if state is not None else None
+    click.echo(f"Waiting: {why.args[0]}", err=True)
+    with Client(store) as client:
+        asked = client.questions(str(key)) if key is not None and store != "memory:" else []
+    where = () if store == default_store() else ("--store", store)
+    for question in asked:
+        answer = command("answer", str(key), str(question.step), *where)
+        click.echo(f"  {question.step:3d} {head(question.prompt, 60)}\n      {answer}", err=True)
+    click.echo(f"Then go on with:\n  {again}", err=True)
+    if as_json:
+        told = {
+            "run": str(key),
+            "status": state.status if state is not None else "waiting",
+            "questions": [{"step": q.step, "id": q.id, "prompt": q.prompt, "to": q.to} for q in asked],
+            "until": moment(why.until) or None,
+            "resume": again,
+        }
+        write(msgspec.json.encode(told))
+    return STOPPED
 
 
 def _code(stop: SystemExit) -> int:

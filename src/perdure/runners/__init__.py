@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from perdure.model import File, Usage
 from perdure.runners.agent import Agent, Phase
+from perdure.runners.approval import Approval
 from perdure.runners.attempts import Best, BestOf, Score, best_of
 from perdure.runners.executor import GraphExecutor, GraphResult, Runner
 from perdure.runners.flexible import FlexibleGraph, FlexibleGraphExecutor, PlanStep, Verdict
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
+    "Approval",
     "Best",
     "BestOf",
     "ChatModel",

@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from perdure.checks import not_empty
 from perdure.errors import ConfigError, LimitReached, OutputRefused
 from perdure.model import check_name
+from perdure.runners.approval import Approved, Outcome
 from perdure.runners.conversation import Added, Conversation
 from perdure.runners.messages import Message, Model, Reply, ToolCall, as_reply, assistant
 from perdure.runners.shape import Plan, Shape, Side, Work, place
@@ -230,6 +231,7 @@ class _Loop(Shape):
     def colour(self, is_async: bool) -> None:
         """All loops of an agent have one colour."""
         self.is_async = is_async
+        self.approved = Approved(is_async)
         self.fn = self._run_async if is_async else self._run
 
     def plan(self, inputs: dict[str, Any]) -> Plan:
@@ -253,7 +255,7 @@ class _Loop(Shape):
     def do(self, calls: Sequence[ToolCall]) -> Generator[Side, Any, list[Added]]:
         """Run the calls of one reply side by side; returns their results as messages."""
         try:
-            works = [Work(self.tools[call.name].step, (), self.tools[call.name].arguments(call)) for call in calls]
+            works = [self._work(self.tools[call.name], call) for call in calls]
         except (KeyError, OutputRefused) as error:  # it fitted when the reply was made
             raise ConfigError(
                 f"{place()}agent {self.agent.name}: a recorded reply asks for what its tools do not take: {error}.",
@@ -262,10 +264,23 @@ class _Loop(Shape):
         outcomes = yield Side(works)
         added: list[Added] = []
         for call, work, outcome in zip(calls, works, outcomes, strict=True):
-            text = told(result(outcome))
-            assert work.request is not None
-            added.append(({"role": "tool", "content": text, "tool_call_id": call.id}, work.request.number, 0))
+            value = result(outcome)
+            if isinstance(value, Outcome):
+                text, number = told(value.value), value.step
+                if value.changed:  # this is said to the model only here, and stands in the conversation itself
+                    text, number = f"(A person changed the arguments to {value.changed}.)\n{text}", 0
+            else:
+                assert work.request is not None
+                text, number = told(value), work.request.number
+            added.append(({"role": "tool", "content": text, "tool_call_id": call.id}, number, 0))
         return added
+
+    def _work(self, tool: Tool[..., Any], call: ToolCall) -> Work:
+        """One call of a tool; if a person is to approve it, that first."""
+        arguments = tool.arguments(call)
+        if not tool.asks(arguments):
+            return Work(tool.step, (), arguments)
+        return Work(self.approved, (self.agent.name, tool, call, arguments), {})
 
     def _ask(self, conversation: Conversation) -> Message:
         return self._judged(self.model(self._shown(conversation), self.schemas))

@@ -191,6 +191,7 @@ class BestOf(Shape):
             digest=self.flow.digest,
             args=infos,
             inputs=((), inputs),
+            wait=run.strands.stay,
         )
 
 
@@ -253,12 +254,12 @@ async def _dismiss_async(goal: str, episodes: list[int], chosen: int) -> None:
 
 
 def _stops(goal: str, episodes: list[int], chosen: int) -> list[Future[None]]:
-    """Attempts that are not needed stay stopped: nothing resumes them by itself."""
+    """Attempts that are not needed are cancelled."""
     run = _running()
     if run is None:
         return []
     why = f"attempt {chosen} was chosen"
-    return [run.lives.stop(RunKey(goal, episode), "best_of", why) for episode in episodes]
+    return [run.lives.cancel(RunKey(goal, episode), "best_of", why) for episode in episodes]
 
 
 def _score(said: object) -> Score:

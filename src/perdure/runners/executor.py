@@ -16,7 +16,7 @@ from typing import Any, Self
 import msgspec
 
 from perdure import states
-from perdure.errors import ConfigError, FencedError, RunPaused, StoreError
+from perdure.errors import ConfigError, FencedError, RunCancelled, RunPaused, RunSuspended, StoreError
 from perdure.fold import State
 from perdure.model import RunKey, Usage
 from perdure.runners.shape import Shape, carry_out, carry_out_async, traced
@@ -31,7 +31,9 @@ class GraphResult(msgspec.Struct, frozen=True, kw_only=True):
     """How the execution of a graph went."""
 
     status: str
-    """"completed", "failed" or "paused" (a limit is reached, or a step is in doubt)"""
+    """"completed", "failed", "paused" (a limit is reached, or a step is in doubt), "pending_input" or "waiting" (for a
+    date; run it again then), "cancelled"
+    """
     output: Any = None
     error: Exception | None = None
     run: RunKey | None = None
@@ -147,6 +149,8 @@ def _given(graph: Shape, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _is_end(state: State | None, error: Exception) -> bool:
     """Whether the run has recorded this error as its end; else it was raised before anything was executed."""
+    if state is not None and isinstance(error, RunSuspended | RunCancelled):
+        return state.status != states.RUNNING
     if state is None or state.status not in (states.FAILED, states.PAUSED):
         return False
     return (state.error.message if state.error is not None else state.reason) == str(error)

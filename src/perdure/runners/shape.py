@@ -94,6 +94,7 @@ def carry_out(plan: Plan) -> Any:
             try:
                 command = plan.send(reply)
             except StopIteration as end:
+                fan.unneeded()
                 return end.value
             if isinstance(command, Start):
                 reply = fan.call(command.work)
@@ -125,6 +126,7 @@ async def carry_out_async(plan: Plan) -> Any:
             try:
                 command = plan.send(reply)
             except StopIteration as end:
+                fan.unneeded()
                 return end.value
             if isinstance(command, Start):
                 reply = fan.call_async(_item(command.work))
@@ -132,6 +134,7 @@ async def carry_out_async(plan: Plan) -> Any:
                 reply = await fan.next_async()
             elif isinstance(command, Drop):
                 reply = None
+                fan.unneeded()
                 await fan.cancel()
             else:
                 reply = await outcomes_async([_item(work) for work in command.works], command.limit)

@@ -20,9 +20,11 @@ from msgspec.structs import replace
 
 from perdure.errors import ConfigError, OutputRefused
 from perdure.model import File
+from perdure.runners.approval import Approval
 from perdure.runners.messages import ToolCall, ToolSchema
 from perdure.runtime.children import Failed, as_step, returning
 from perdure.runtime.context import context
+from perdure.runtime.forms import convert, schema_of
 from perdure.runtime.steps import Flow, Step
 
 P = ParamSpec("P")
@@ -35,12 +37,23 @@ class Tool(Generic[P, R]):
     function it wraps.
     """
 
-    def __init__(self, step: Step[P, R], arguments: type[msgspec.Struct], description: str) -> None:
+    def __init__(
+        self,
+        step: Step[P, R],
+        arguments: type[msgspec.Struct],
+        description: str,
+        needs_approval: bool | Callable[..., bool] = False,
+    ) -> None:
         self.step = step
+        self.needs_approval = needs_approval
         self.name = step.name
         self.schema: ToolSchema = {
             "type": "function",
-            "function": {"name": self.name, "description": description, "parameters": _schema(arguments, self.name)},
+            "function": {
+                "name": self.name,
+                "description": description,
+                "parameters": schema_of(arguments, f"tool {self.name}"),
+            },
         }
         self._arguments = arguments
 
@@ -50,11 +63,15 @@ class Tool(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<tool {self.name}>"
 
+    def asks(self, arguments: dict[str, Any]) -> bool:
+        """Whether a person is to approve a call with these arguments."""
+        return bool(self.needs_approval(**arguments) if callable(self.needs_approval) else self.needs_approval)
+
     def arguments(self, call: ToolCall) -> dict[str, Any]:
         """A model's arguments as the declared types. Raises OutputRefused, saying what does not fit."""
         try:
-            made = msgspec.convert(call.arguments, self._arguments, strict=False, dec_hook=_decode)
-        except (msgspec.ValidationError, ValueError, TypeError) as problem:
+            made = convert(call.arguments, self._arguments, strict=False)
+        except (ValueError, TypeError) as problem:
             raise OutputRefused(f"the arguments of {self.name} do not fit: {problem}") from None
         return {field: getattr(made, field) for field in made.__struct_fields__ if field in call.arguments}
 
@@ -70,6 +87,7 @@ def tool(
     ttl: float | None = None,
     side_effect: bool = False,
     on_error: Literal["fail", "tell"] = "fail",
+    needs_approval: bool | Callable[..., bool] = False,
     **options: Any,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 def tool(
@@ -82,6 +100,7 @@ def tool(
     ttl: float | None = None,
     side_effect: bool = False,
     on_error: Literal["fail", "tell"] = "fail",
+    needs_approval: bool | Callable[..., bool] = False,
     **options: Any,
 ) -> Any:
     """Make a function a tool; a flow or an agent too, which then runs in a scope of its own.
@@ -92,6 +111,8 @@ def tool(
       if it has a parameter of that name (the model does not see it), or from ``perdure.context()``.
     - ``on_error``: what a failure after the last retry does: ``"fail"`` the run, which goes on there when it is run
       again; or ``"tell"`` the model, which is recorded like a result.
+    - ``needs_approval``: True, or a function of its arguments: a person is asked before a model's call is executed. The
+      answer is true, false or an ``Approval``. Without a store nobody can be asked, and it is an error.
     - ``options`` are those of ``@perdure.step``: retries, timeout, on_crash, verify ...
 
     Raises ConfigError for a wrong declaration.
@@ -112,7 +133,7 @@ def tool(
         step = step.variant(step.name, replace(step.declared, cache=kept, spoken=True))
         if on_error == "tell":
             step = returning(step)
-        return Tool(step, arguments, description or _description(fn))
+        return Tool(step, arguments, description or _description(fn), needs_approval)
 
     return decorate if fn is None else decorate(fn)
 
@@ -170,37 +191,14 @@ def _arguments(step: Step[..., Any]) -> type[msgspec.Struct]:
     return msgspec.defstruct(step.name, fields, kw_only=True, forbid_unknown_fields=True)
 
 
-def _schema(arguments: type[msgspec.Struct], name: str) -> dict[str, Any]:
-    """The JSON Schema of a tool's parameters, in one piece."""
-    try:
-        (schema,), parts = msgspec.json.schema_components([arguments], schema_hook=_hook, ref_template="#/$defs/{name}")
-    except TypeError as problem:
-        raise ConfigError(f"tool {name}: {problem}", hint="Use types that JSON can describe.") from None
-    whole: dict[str, Any] = parts.pop(schema["$ref"].rpartition("/")[2])
-    whole.pop("title", None)
-    return whole | ({"$defs": parts} if parts else {})
-
-
-def _hook(kind: type) -> dict[str, Any]:
-    """Pydantic models describe themselves."""
-    describe = getattr(kind, "model_json_schema", None)
-    if describe is None:
-        raise TypeError(f"a parameter has the type {kind!r}, which no model can give")
-    schema: dict[str, Any] = describe()
-    return schema
-
-
-def _decode(kind: type, value: Any) -> Any:
-    validate = getattr(kind, "model_validate", None)
-    return value if validate is None else validate(value)
-
-
 def told(value: object) -> str:
     """A tool's result as the model reads it."""
     if isinstance(value, str):
         return value
     if isinstance(value, Failed):
         return f"Error: {value.error}"
+    if isinstance(value, Approval):
+        return str(value)
     if value is None:
         return "done"
     shown = _without_contents(value)

@@ -14,6 +14,7 @@ from perdure.errors import LeaseHeld
 from perdure.hooks import Observer
 from perdure.model import Attribution, Budget, RunKey
 from perdure.runtime.config import CheckpointConfig
+from perdure.runtime.execute import patience
 from perdure.runtime.manager import CheckpointManager
 from perdure.stores.base import Store
 
@@ -35,7 +36,7 @@ def run(
     rerun: str | Sequence[str] = (),
     adopt_input: bool = False,
     resume_stopped: bool = False,
-    wait: bool = False,
+    wait: bool | float = False,
     attribution: Attribution | None = None,
     budget: Budget | None = None,
     target: str = "",
@@ -52,12 +53,15 @@ def run(
     - ``adopt_input``: go on with inputs that differ from the recorded ones. ``resume_stopped``: although a person
       stopped it.
     - ``budget``: caps for all lives of the run together; each replaces the one that is recorded.
-    - ``wait``: if another process runs it, wait for it instead of raising LeaseHeld.
+    - ``wait``: stay, instead of raising RunSuspended, while the run waits for an answer, a signal or a date; and
+      instead of raising LeaseHeld, while another process executes it. A number: for so many seconds at most.
 
     Raises what the flow raises; LeaseHeld, InputMismatch, RunStopped, StoreError and others of ``perdure.errors``.
     """
     RunKey.of(goal)  # before anything is opened or made
+    stay = patience(wait)
     with CheckpointManager(store, config, observers=observers) as manager, sigterm_as_exit():
+        end = SYSTEM.monotonic() + stay
         while True:
             try:
                 return manager.run_sync(
@@ -72,10 +76,11 @@ def run(
                     attribution=attribution or Attribution(),
                     budget=budget,
                     target=target,
+                    wait=stay,
                     **kwargs,
                 )
             except LeaseHeld:
-                if not wait:
+                if SYSTEM.monotonic() >= end:
                     raise
                 SYSTEM.sleep(0.2)
 

@@ -17,10 +17,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from typing import Any, TypeAlias, TypeVar, cast
 
 from perdure import journal as j
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, Halted
 from perdure.life import Cursor
 from perdure.runtime.context import Frame, current, enter
+from perdure.runtime.live import LiveRun
 from perdure.runtime.steps import Flow, Invocation, Step, pending
+from perdure.runtime.strands import Group, Strand
 from perdure.runtime.threads import in_thread
 
 T = TypeVar("T")
@@ -36,6 +38,7 @@ class Branch:
         self.fan = fan
         self.label = ""
         self.context = contextvars.copy_context()
+        self.strand: Strand | None = None
         self.invocation = _invocation(item)
         frame = current()
         if frame is None or frame.run is None:
@@ -53,6 +56,8 @@ class Branch:
     def call(self) -> Any:
         """Run a sync branch in this thread."""
         try:
+            if self.strand is not None:
+                self.context.run(self.strand.begin)
             if self.invocation is not None:
                 return self.context.run(self.invocation.start)
             return self.context.run(cast(Thunk[Any], self.item))
@@ -65,6 +70,8 @@ class Branch:
 
     async def _work(self) -> Any:
         try:
+            if self.strand is not None:
+                self.strand.begin()
             if isinstance(self.item, Awaitable):
                 return await self.item
             work = self.invocation.start if self.invocation else cast(Thunk[Any], self.item)
@@ -78,8 +85,16 @@ class Branch:
         return self.invocation is not None and self.invocation.unrecorded()
 
     def _release(self) -> None:
+        if self.strand is not None:
+            self.strand.end()
         if self.invocation is not None:
             self.invocation.release(self.fan)
+
+    def unneeded(self) -> None:
+        """Nobody needs its result: if it waits for something, it gives up."""
+        if self.strand is not None:
+            with self.strand.run.lock:
+                self.strand.drop()
 
     def drop(self) -> None:
         """The branch is not going to run."""
@@ -114,7 +129,7 @@ def branches_of(items: Iterable[Item], fan: object = None) -> tuple[list[Branch]
 def outcomes(items: Iterable[Item], limit: int | None = None) -> list[Any]:
     """What callables return, in order, at most ``limit`` at a time; a Failure for each that raised."""
     made, _ = branches_of(items)
-    return in_order(run_threads(made, limit))
+    return halting(in_order(run_threads(made, limit)))
 
 
 async def outcomes_async(items: Iterable[Item], limit: int | None = None) -> list[Any]:
@@ -125,14 +140,30 @@ async def outcomes_async(items: Iterable[Item], limit: int | None = None) -> lis
 
 async def finish(made: Sequence[Branch], limit: int | None) -> list[Any]:
     gate = asyncio.Semaphore(limit) if limit else None
+    group = group_of(made, limit)
     tasks = [asyncio.ensure_future(_gated(b, gate)) if gate else b.task() for b in made]
     try:
-        if tasks:
-            await asyncio.wait(tasks)
+        with group.awaited(wants_all=True):
+            if tasks:
+                await asyncio.wait(tasks)
     except BaseException:
         await cancel(tasks)
         raise
-    return [_outcome(task) for task in tasks]
+    return halting([_outcome(task) for task in tasks])
+
+
+def group_of(made: Sequence[Branch], limit: int | None = None) -> Group:
+    """The strands of branches that are about to run."""
+    group = Group(running_here(), limit)
+    for branch in made:
+        branch.strand = group.strand()
+    return group
+
+
+def running_here() -> LiveRun | None:
+    """The run that the running code belongs to."""
+    frame = current()
+    return frame.run if frame is not None else None
 
 
 async def _gated(branch: Branch, gate: asyncio.Semaphore) -> Any:
@@ -162,6 +193,19 @@ class Failure:
         self.error = error
 
 
+def halting(outcomes: list[Any]) -> list[Any]:
+    """The same outcomes. Raises Halted if one of the branches was unwound because the run is being stopped: what the
+    others have come to is recorded, and nobody is to draw conclusions from one that is missing."""
+    for outcome in outcomes:
+        _refuse_halted(outcome)
+    return outcomes
+
+
+def _refuse_halted(outcome: Any) -> None:
+    if isinstance(outcome, Failure) and isinstance(outcome.error, Halted):
+        raise outcome.error
+
+
 def _outcome(task: asyncio.Future[Any]) -> Any:
     if task.cancelled():
         return Failure(asyncio.CancelledError())
@@ -182,6 +226,7 @@ def in_order(ended: Iterable[tuple[int, Any]]) -> list[Any]:
 
 def run_threads(made: Sequence[Branch], limit: int | None) -> Iterator[tuple[int, Any]]:
     """(index, outcome) of sync branches, in the order in which they end."""
+    group = group_of(made, limit)
     todo: queue.SimpleQueue[tuple[int, Branch]] = queue.SimpleQueue()
     ended: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
     for pair in enumerate(made):
@@ -205,7 +250,10 @@ def run_threads(made: Sequence[Branch], limit: int | None) -> Iterator[tuple[int
     for thread in threads:
         thread.start()
     for _ in made:
-        yield ended.get()
+        with group.awaited():
+            one = ended.get()
+        group.looked()
+        yield one
     for thread in threads:
         thread.join()
 
@@ -228,6 +276,7 @@ class Fan:
         self._tasks: dict[asyncio.Future[Any], str] = {}
         self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._early: dict[str, Any] = {}
+        self._group = Group(running_here())
 
     def call(self, work: Item) -> int:
         """Start one more branch, in a thread of its own. Returns its place."""
@@ -240,6 +289,7 @@ class Fan:
     def start_thread(self, branch: Branch) -> int:
         """Run a branch in a thread of its own. Returns its place."""
         label = self._fly(branch)
+        branch.strand = self._group.strand()
 
         def work() -> None:
             try:
@@ -254,6 +304,7 @@ class Fan:
     def start_task(self, branch: Branch) -> int:
         """Run a branch as a task. Returns its place."""
         label = self._fly(branch)
+        branch.strand = self._group.strand()
 
         def begin() -> None:
             self._tasks[branch.task()] = label
@@ -277,7 +328,9 @@ class Fan:
         """(place, outcome) of the branch whose turn it is, once it has ended; an error stands in a Failure."""
         due = self._due()
         while due not in self._early if due else not self._early:
-            label, outcome = self._ended.get()
+            with self._group.awaited():
+                label, outcome = self._ended.get()
+            self._group.looked()
             self._early[label] = outcome
         return self._taken(due)
 
@@ -285,7 +338,9 @@ class Fan:
         """As ``next``, for branches that are tasks."""
         due = self._due()
         while due not in self._early if due else not self._early:
-            ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            with self._group.awaited():
+                ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            self._group.looked(len(ended))
             for task in [task for task in self._tasks if task in ended]:
                 self._early[self._tasks.pop(task)] = _outcome(task)
         return self._taken(due)
@@ -308,12 +363,19 @@ class Fan:
 
     def _taken(self, due: str) -> tuple[int, Any]:
         label = due or next(iter(self._early))
+        _refuse_halted(self._early[label])
         if not due and len(self.flying) > 1:
             take(self._name, label, self._frame)
         return self.flying.pop(label), self._early.pop(label)
 
+    def unneeded(self) -> None:
+        """Nobody needs what was started and not taken: those that wait for something give up, and questions are
+        withdrawn. Not so when a run stops in the middle: then they stay as they are."""
+        self._group.drop()
+
     def drop(self) -> None:
         """What was started and not taken is not needed any more: wait for what runs, as threads cannot be stopped."""
+        self.unneeded()
         while len(self._early) < len(self.flying) - len(self._held):
             label, outcome = self._ended.get()
             self._early[label] = outcome

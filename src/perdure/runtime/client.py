@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,13 +12,15 @@ from msgspec.structs import replace
 from perdure import codec, states
 from perdure import journal as j
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import FixError, RunNotFound
+from perdure.errors import ConfigError, RunNotFound
 from perdure.fold import State, Step, fold
+from perdure.inbox import refuse_closed
 from perdure.journal import decode
-from perdure.model import RunMeta
+from perdure.model import Question, RunKey, RunMeta, check_name
 from perdure.runtime.config import default_store
-from perdure.runtime.lives import pause
+from perdure.runtime.forms import as_json, fitting
 from perdure.runtime.outputs import Outputs, outputs_folder, readable
+from perdure.runtime.settle import seen, send
 from perdure.stores import open_store
 from perdure.stores.base import Store
 
@@ -108,14 +111,131 @@ class Client:
         folder = outputs_folder(self._store, state)
         return Outputs(folder).find(step) if folder else None
 
-    def pause(self, name: str, *, by: str, reason: str = "") -> None:
-        """Stop a run that nobody is running, until a person lets it go on (B9). Raises LeaseHeld, FixError."""
+    # -- what others than its holder may say to a run ----------------------------------------------------------------
+
+    def questions(self, name: str | None = None) -> list[Question]:
+        """What runs (or the run ``name``) ask people and nobody has answered, oldest first.
+
+        Prompts are cut to 200 characters; ``question`` has all of one.
+        """
+        rows = self.runs() if name is None else [self.find(name)]
+        open_ = [
+            question
+            for row in rows
+            if row.questions and row.status not in states.RUN_OVER
+            for question in (row.questions if not row.unread else self._state(row.key).questions())
+        ]
+        return sorted(open_, key=lambda question: question.asked)
+
+    def question(self, name: str, question: str | int | None = None) -> Question:
+        """All of one question of a run: the one of that step (number, name or path) or id, or the only one.
+
+        Raises RunNotFound if it asks no such thing, ConfigError if it asks several and none is named.
+        """
+        state = self._state(self.find(name).key)
+        return self._full(state, self._asked(state, question))
+
+    def answer(self, name: str, question: str | int | None, value: object, *, by: str) -> State:
+        """Answer a question (named as for ``question``) of a run, whether somebody executes it or not. Durable on
+        return; the state is the run's after it.
+
+        ``value`` is what the asking code wants, or the same as JSON has it. The first answer counts. Raises
+        AnswerRefused, and changes nothing, for a value that does not fit, or a question that is closed.
+        """
         key = self.find(name).key
-        if self.find(name).status == states.COMPLETED:
-            raise FixError(f"run {key} has completed; there is nothing to stop.")
-        pause(self._store, self._clock, key, by, reason or "no reason given")
+        _check_by(by)
+
+        def make(state: State) -> j.Posted:
+            asked = self._asked(state, question)
+            return j.QuestionAnswered(step=asked.step, question=asked.id, value=fitting(asked, value), by=by)
+
+        return send(self._store, self._clock, key, make)
+
+    def signal(self, name: str, signal: str, value: object = None, *, by: str = "") -> State:
+        """Send a run a signal. It is received once, in order, whether the run waits for it now, later or never.
+
+        Raises AnswerRefused for a run that is over, and a value that is no JSON.
+        """
+        check_name("signal", signal)
+        data = as_json(value)
+        return send(
+            self._store, self._clock, self.find(name).key, lambda _: j.SignalReceived(name=signal, value=data, by=by)
+        )
+
+    def pause(self, name: str, *, by: str, reason: str = "") -> State:
+        """Stop a run until a person lets it go on (B9): what is executed at this moment is finished and kept, nothing
+        new begins. Raises AnswerRefused for a run that is over."""
+        return self._stop(name, by, reason, cancel=False)
+
+    def unpause(self, name: str, *, by: str) -> State:
+        """Let a paused run go on; whoever executes runs may take it up. Raises AnswerRefused if it is not paused."""
+        _check_by(by)
+        return send(self._store, self._clock, self.find(name).key, lambda _: j.RunReleased(by=by))
+
+    def cancel(self, name: str, *, by: str, reason: str = "") -> State:
+        """Give a run up, and the runs that it began. Steps that run are cancelled, clean-ups executed; a run that has
+        any and that nobody executes is cancelled when it is run again.
+
+        Raises AnswerRefused for a run that is over.
+        """
+        key = self.find(name).key
+        state = self._stop(name, by, reason, cancel=True)
+        for row in self.runs():
+            if row.parent == str(key) and row.status not in states.RUN_OVER:
+                self.cancel(str(row.key), by=by, reason=f"run {key} was cancelled")
+        return state
+
+    def _stop(self, name: str, by: str, reason: str, cancel: bool) -> State:
+        _check_by(by)
+        post = partial(j.StopRequested, by=by, reason=reason or "no reason given", cancel=cancel)
+        return send(self._store, self._clock, self.find(name).key, lambda _: post())
+
+    def due(self) -> list[RunMeta]:
+        """Suspended runs that can go on now: what they waited for is there, or the date has come."""
+        rows = self._store.runs(due=self._clock.now())
+        return [row for row in map(self._seen, rows) if row.holder is None and row.status == states.READY]
+
+    def _state(self, key: RunKey) -> State:
+        """As ``state``, with what was posted and is not moved yet."""
+        return seen(self._store, key)
+
+    def _asked(self, state: State, question: str | int | None) -> Question:
+        open_ = state.questions()
+        if question is None:
+            if len(open_) == 1:
+                return open_[0]
+            if open_:
+                told = "; ".join(f"{q.step} ({q.prompt[:60]})" for q in open_)
+                raise ConfigError(
+                    f"run {state.key} asks {len(open_)} questions: {told}.", hint="Name one by its number."
+                )
+        named = str(question)
+        for found in reversed(open_):
+            if named in (found.id, str(found.step), found.path, found.path.rpartition("/")[2]):
+                return found
+        refuse_closed(state, None if question is None else named)
+        raise RunNotFound(
+            f"run {state.key} asks no question{'' if question is None else f' {named!r}'}; it is {state.status}.",
+            hint="List what is asked: perdure questions",
+        )
+
+    def _full(self, state: State, question: Question) -> Question:
+        """With its context, also if that stands outside of the journal."""
+        context = state.pending[question.step].asked.context if question.step in state.pending else None  # type: ignore[union-attr]
+        if context is None or question.context:
+            return question
+        return replace(question, context=self.readable(context)[1].decode("utf-8", "replace").strip())
 
     def _seen(self, row: RunMeta) -> RunMeta:
-        if row.status == states.RUNNING and row.holder is None:
+        if row.holder is not None:
+            return row
+        if row.status == states.RUNNING:
             return replace(row, status=states.CRASHED)
+        if row.status in states.RUN_SUSPENDED and (row.unread or 0 < row.wake <= self._clock.now()):
+            return replace(row, status=states.READY)
         return row
+
+
+def _check_by(by: str) -> None:
+    """Raises ConfigError unless it is told who decides (rel:H5)."""
+    check_name("by", by)

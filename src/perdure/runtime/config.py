@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 from perdure.errors import ConfigError
+from perdure.model import Question
 
 DEFAULT_STORE: Final = "sqlite:.perdure/runs.db"
 Durability = Literal["strict", "pipelined", "async", "exit"]
@@ -25,6 +27,9 @@ class CheckpointConfig:
     - ``store_failure``: "stop" (nothing runs without its record) or "degrade" (go on without durability, with a
       warning).
     - ``nondeterminism``: "warn" and execute, or "raise", when a step is asked for with inputs that no record has.
+    - ``on_question``: functions, sync or async, that tell people of a question (by mail, chat, a webhook). Each is
+      called at least once when the question is durable; repeats have the same ``Question.id``. One that fails is called
+      again some times, and never stops the run.
     - ``outputs``: a folder in which every completed step's output is kept as a file of its own, with any store.
     """
 
@@ -32,6 +37,7 @@ class CheckpointConfig:
     store_failure: StoreFailure = "stop"
     nondeterminism: Nondeterminism = "warn"
     outputs: str | Path | None = None
+    on_question: tuple[Callable[[Question], object], ...] = ()
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -42,6 +48,8 @@ class CheckpointConfig:
             value = getattr(self, field)
             if value not in allowed:
                 raise ConfigError(f"{field} must be one of {', '.join(map(repr, allowed))}, not {value!r}.")
+        if not isinstance(self.on_question, tuple) or not all(callable(hook) for hook in self.on_question):
+            raise ConfigError(f"on_question must be a tuple of functions, not {self.on_question!r}.")
         if self.outputs is not None and not isinstance(self.outputs, str | Path):
             raise ConfigError(f"outputs must be a folder's path, not {self.outputs!r}.")
 

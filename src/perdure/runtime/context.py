@@ -49,6 +49,11 @@ class StepContext:
         return self._run.key if self._run else None
 
     @property
+    def cancelled(self) -> bool:
+        """Whether the run is being cancelled: a long sync step may look, and end early. Async ones are cancelled."""
+        return self._run is not None and self._run.halt == "cancelled"
+
+    @property
     def durability(self) -> Durability:
         """Whether records of this run are durable, or since which step not, and why (B10)."""
         return self._run.durability if self._run else Durability(False, "", "no store was given")

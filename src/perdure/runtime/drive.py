@@ -8,19 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from perdure import replay
-from perdure.clock import SYSTEM, Clock
+from perdure.clock import SYSTEM
 from perdure.errors import StepTimeout
+from perdure.journal import Posted
 from perdure.life import Cursor
 from perdure.replay import Call, Command, Machine, Outcome
 from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
 from perdure.runtime.threads import in_thread
-
-_UNTIL_SLICE: Final = 60.0
-"""longest sleep at a stretch, seconds: a wall clock that jumps is noticed within it"""
+from perdure.waits import Dropped
 
 
 class Body(NamedTuple):
@@ -65,28 +64,13 @@ async def drive_async(machine: Machine, run: LiveRun | None, body: Body) -> Any:
             reply, error = None, raised
 
 
-class _Wait:
-    """A wait until a time of the wall clock. Ends when that clock says so (a laptop that slept, a clock set forward),
-    or when as much time has passed as it was meant to take (a clock set back) (C9).
-    """
-
-    def __init__(self, clock: Clock, until: float) -> None:
-        self.clock, self.until = clock, until
-        self.end = clock.monotonic() + until - clock.now()
-
-    def pause(self) -> float:
-        """Seconds to sleep before looking again; none are left when it is not above 0."""
-        left = min(self.until - self.clock.now(), self.end - self.clock.monotonic())
-        return min(left, _UNTIL_SLICE)
-
-
 def perform(command: Command, run: LiveRun | None) -> object:
     """Do what a command other than Call asks for, blocking."""
     clock = run.clock if run else SYSTEM
     match command:
-        case replay.Append(entries, wait, blobs):
+        case replay.Append(entries, wait, blobs, flush):
             assert run is not None
-            ticket = run.emit(entries, blobs, lazy=not wait)
+            ticket = run.emit(entries, blobs, last=flush, lazy=not wait)
             if wait:
                 run.wait(ticket)
         case replay.Load(digests):
@@ -94,19 +78,28 @@ def perform(command: Command, run: LiveRun | None) -> object:
             return fetch(run, digests)
         case replay.Now():
             return clock.now()
-        case replay.Sleep(until):
-            due = _Wait(clock, until)
-            while (pause := due.pause()) > 0:
-                clock.sleep(pause)
+        case replay.Wait(until, is_up):
+            if run is None:
+                clock.sleep(until - clock.now())
+                return None
+            parked = run.strands.park(until, is_up)
+            try:
+                while (pause := parked.pause()) is not None:
+                    clock.wait(parked.bell, pause)
+            finally:
+                run.strands.unpark(parked)
+        case replay.Post(entry):
+            assert run is not None
+            post(run, entry).result()
     return None
 
 
 async def _perform_async(command: Command, run: LiveRun | None) -> object:
     clock = run.clock if run else SYSTEM
     match command:
-        case replay.Append(entries, wait, blobs):
+        case replay.Append(entries, wait, blobs, flush):
             assert run is not None
-            ticket = run.emit(entries, blobs, lazy=not wait)
+            ticket = run.emit(entries, blobs, last=flush, lazy=not wait)
             if wait:
                 await run.wait_async(ticket)
         case replay.Load(digests):
@@ -114,11 +107,30 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
             return await asyncio.wrap_future(_fetch(run, digests))
         case replay.Now():
             return clock.now()
-        case replay.Sleep(until):
-            due = _Wait(clock, until)
-            while (pause := due.pause()) > 0:
-                await clock.sleep_async(pause)
+        case replay.Wait(until, is_up):
+            if run is None:
+                await clock.sleep_async(until - clock.now())
+                return None
+            parked = run.strands.park(until, is_up)
+            try:
+                while (pause := parked.pause()) is not None:
+                    assert parked.waker is not None
+                    await clock.wait_async(parked.waker, pause)
+            except asyncio.CancelledError:
+                if parked.strand.dropped and not run.halt:
+                    raise Dropped from None
+                raise
+            finally:
+                run.strands.unpark(parked)
+        case replay.Post(entry):
+            assert run is not None
+            await asyncio.wrap_future(post(run, entry))
     return None
+
+
+def post(run: LiveRun, entry: Posted) -> Future[None]:
+    """Put a post of the run's own into its inbox, on the writer's thread."""
+    return run.writer.call(lambda: run.post(run.writer.store, entry))
 
 
 def fetch(run: LiveRun, digests: tuple[str, ...]) -> dict[str, bytes]:

@@ -6,16 +6,21 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 from perdure.errors import ConfigError, PerdureError
 from perdure.life import Cursor
 from perdure.model import RunKey
 from perdure.runtime.context import Frame, entered
+from perdure.runtime.drive import post
 from perdure.runtime.live import LiveRun
-from perdure.runtime.lives import Finished, Lives, Start, completed, finalised
+from perdure.runtime.lives import Finished, Lives, Start, completed, finalised, unanswered
 from perdure.runtime.steps import Function, Step
 from perdure.runtime.threads import in_thread
+
+_OF_THE_RUN = ("episode", "new", "rerun", "adopt_input", "resume_stopped", "attribution", "target", "budget", "wait")
+"""options that are not the flow's inputs"""
 
 
 def prepare(
@@ -26,8 +31,9 @@ def prepare(
     if isinstance(flow, Step):
         raise ConfigError(f"{flow.name} is a step, not a flow.", hint="Run a flow that calls it.")
     function = flow if isinstance(flow, Function) else plain(flow)
-    chosen = {name: options[name] for name in Start._fields[1:9] if name in options}
+    chosen = {name: options[name] for name in _OF_THE_RUN if name in options}
     kwargs = {name: value for name, value in options.items() if name not in chosen}
+    chosen["wait"] = patience(chosen.get("wait", False))
     try:
         _, infos = function.identify(args, kwargs)
     except TypeError as error:
@@ -39,6 +45,13 @@ def prepare(
     inputs = (args, kwargs)
     start = Start(goal, rerun=rerun, flow=function.name, digest=function.digest, args=infos, inputs=inputs, **chosen)
     return function, start
+
+
+def patience(wait: object) -> float:
+    """The seconds that ``wait=`` means. Raises ConfigError."""
+    if not isinstance(wait, int | float) or not wait >= 0:
+        raise ConfigError(f"wait must be True, False or a number of seconds, not {wait!r}.")
+    return inf if wait is True else float(wait)
 
 
 def execute(lives: Lives, function: Function[..., Any], start: Start) -> Any:
@@ -53,6 +66,8 @@ def execute(lives: Lives, function: Function[..., Any], start: Start) -> Any:
         with finalised(began):
             with entered(Frame(began, Cursor(began.life, ""))):
                 value = function.fn(*args, **kwargs)
+            for question in unanswered(began):
+                post(began, question).result()
             entry, blobs = completed(began, value)
             began.wait(began.emit((entry,), blobs, last=True))
             return value
@@ -70,8 +85,11 @@ async def execute_async(lives: Lives, function: Function[..., Any], start: Start
         return await function.fn(*args, **kwargs)
     try:
         with finalised(began):
+            began.enter_task()
             with entered(Frame(began, Cursor(began.life, ""))):
                 value = await function.fn(*args, **kwargs)
+            for question in unanswered(began):
+                await asyncio.wrap_future(post(began, question))
             entry, blobs = completed(began, value)
             await began.wait_async(began.emit((entry,), blobs, last=True))
             return value

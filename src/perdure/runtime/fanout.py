@@ -16,7 +16,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, overload
 
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, Halted
 from perdure.runtime.branches import (
     Branch,
     Failure,
@@ -26,6 +26,8 @@ from perdure.runtime.branches import (
     cancel,
     fan_name,
     finish,
+    group_of,
+    halting,
     in_order,
     recorded_order,
     result,
@@ -56,7 +58,7 @@ def gather(*branches: Any, return_exceptions: bool = False) -> Any:
     made, is_async = branches_of(branches)
     if is_async or (not made and _in_loop()):
         return _gather_async(made, return_exceptions)
-    return _settle(in_order(run_threads(made, None)), return_exceptions)
+    return _settle(halting(in_order(run_threads(made, None))), return_exceptions)
 
 
 async def _gather_async(made: Sequence[Branch], return_exceptions: bool, limit: int | None = None) -> list[Any]:
@@ -87,7 +89,7 @@ def map(fn: Callable[[A], Any], items: Iterable[A], *, limit: int | None = None)
     made, _ = branches_of(fn(item) if asynchronous else functools.partial(fn, item) for item in items)
     if asynchronous:
         return _gather_async(made, False, limit)
-    return _settle(in_order(run_threads(made, limit)), False)
+    return _settle(halting(in_order(run_threads(made, limit))), False)
 
 
 @overload
@@ -111,6 +113,9 @@ async def _as_completed_async(fan: Fan, made: Sequence[Branch]) -> AsyncIterator
         while fan.flying:
             _, outcome = await fan.next_async()
             yield result(outcome)
+    except GeneratorExit:
+        fan.unneeded()
+        raise
     finally:
         await fan.cancel()
 
@@ -122,6 +127,9 @@ def _as_completed(fan: Fan, made: Sequence[Branch]) -> Iterator[Any]:
         while fan.flying:
             _, outcome = fan.next()
             yield result(outcome)
+    except GeneratorExit:
+        fan.unneeded()
+        raise
     finally:
         fan.abandon()
 
@@ -147,17 +155,23 @@ def first(*branches: Any) -> Any:
 
 
 async def _first_async(made: Sequence[Branch], fan: str, known: bool) -> Any:
+    group = group_of(made)
     tasks = {branch.task(): branch for branch in made}
     left = set(tasks)
     failure: BaseException | None = None
     try:
         while left:
-            ended, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            with group.awaited():
+                ended, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            group.looked(len(ended))
             for task in ended:
                 failure = task.exception()
+                if isinstance(failure, Halted):
+                    raise failure
                 if failure is None:
                     if not known:
                         take(fan, tasks[task].label, current())
+                    group.drop()
                     return task.result()
     finally:
         await cancel(left)
@@ -168,9 +182,12 @@ async def _first_async(made: Sequence[Branch], fan: str, known: bool) -> Any:
 def _first(made: Sequence[Branch], fan: str, known: bool) -> Any:
     outcome: Any = None
     for index, outcome in run_threads(made, None):
+        halting([outcome])
         if not isinstance(outcome, Failure):
             if not known:
                 take(fan, made[index].label, current())
+            for branch in made:
+                branch.unneeded()
             return outcome
     raise outcome.error
 

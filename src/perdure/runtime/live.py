@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from perdure import inbox, states
 from perdure import journal as j
 from perdure.clock import Clock
-from perdure.errors import LeaseLost, PerdureError, StoreError
+from perdure.errors import Halted, LeaseLost, PerdureError, StoreError
 from perdure.fold import State
 from perdure.hooks import Observer
 from perdure.life import Life
 from perdure.model import Lease, RunKey
 from perdure.runtime.outputs import Outputs
+from perdure.runtime.strands import Strands
 from perdure.runtime.writer import Item, Ticket, Writer
+from perdure.stores.base import Store
 
 if TYPE_CHECKING:
     from perdure.runtime.lives import Lives
@@ -26,6 +32,12 @@ log = logging.getLogger("perdure")
 
 running: set[LiveRun] = set()
 """runs in the hands of this process"""
+
+cleaning: ContextVar[bool] = ContextVar("perdure_cleaning", default=False)
+"""the running code is a clean-up of a run that is being cancelled"""
+
+_WHILE_SUSPENDING = (j.StepInterrupted, j.RunSuspended, j.RunInterrupted, j.Posted, j.PostDropped)
+"""what may still be said of a run that is leaving this process because nothing of it can move"""
 
 
 class Durability(msgspec.Struct, frozen=True):
@@ -54,6 +66,7 @@ class LiveRun:
         outputs: Outputs | None,
         observers: Sequence[Observer],
         lives: Lives,
+        stay: float = 0.0,
     ) -> None:
         self.writer = writer
         self.lives = lives
@@ -66,6 +79,15 @@ class LiveRun:
         self.lock = threading.RLock()
         self.broken: BaseException | None = None
         """why nothing can be appended any more"""
+        self.halt = ""
+        """why its code is being unwound: "suspended", "paused" or "cancelled"; "" if it is not"""
+        self.cleanup_error: BaseException | None = None
+        """how the first clean-up that failed did"""
+        self.task: asyncio.Task[object] | None = None
+        """in which an async flow is executed"""
+        self._cancels = 0
+        """how often its task was cancelled by us"""
+        self.strands = Strands(self, stay)
         began = clock.monotonic()
         self.life = Life(
             state,
@@ -97,6 +119,8 @@ class LiveRun:
         with self.lock:
             if self.broken is not None:
                 raise self.broken
+            if self.halt and not cleaning.get():
+                self._refuse(entries)
             before: list[Callable[[], None]] = []
             seq = self.state.seq
             records = []
@@ -146,6 +170,76 @@ class LiveRun:
             for entry in entries:
                 for observer in self._observers:
                     observer.notify(self.key, entry)
+
+    def _refuse(self, entries: Sequence[j.Entry]) -> None:
+        """Raises Halted for what must not be added to a run that is being stopped: anything new."""
+        if self.halt == "suspended":
+            allowed = all(isinstance(entry, _WHILE_SUSPENDING) for entry in entries)
+        else:
+            allowed = not any(isinstance(entry, j.StepStarted | j.StepPending | j.RunCompleted) for entry in entries)
+        if not allowed:
+            raise Halted
+
+    def check_halt(self) -> None:
+        """Raises Halted if the run is being stopped, and this is no clean-up."""
+        if self.halt and not cleaning.get():
+            raise Halted
+
+    # -- what comes from outside ------------------------------------------------------------------------------------
+
+    def take(self, posts: Iterable[bytes]) -> None:
+        """Move posts of the inbox into the journal, and do what they ask for."""
+        with self.lock:
+            if self.broken is not None or self.state.status != states.RUNNING:
+                return
+            for entry in inbox.moved(self.state, posts):
+                self.emit((entry,), lazy=True)
+            self.strands.ring()
+            if self.state.stop is not None and self.halt != "cancelled":
+                self._halt("cancelled" if self.state.stop.cancel else "paused")
+
+    def post(self, store: Store, post: j.Posted) -> None:
+        """Put a post of our own into the inbox, unless something else came first; take whatever is there."""
+        if self.broken is not None or self.state.status != states.RUNNING:
+            return
+        post.posted, post.by = self.clock.now(), "deadline" if isinstance(post, j.QuestionClosed) else ""
+        if store.post(self.key, self.state.posts + 1, j.encode(self.key, post)):
+            self.take((j.encode(self.key, post),))
+        else:
+            self.take(store.posts({self.key: self.state.posts}).get(self.key, ()))
+
+    def suspend(self) -> None:
+        """Nothing of the run can move: unwind its code."""
+        self._halt("suspended")
+
+    def _halt(self, why: str) -> None:
+        with self.lock:
+            if self.halt and why != "cancelled":
+                return
+            self.halt = why
+            self.strands.ring()
+            task = self.task
+        if task is not None and why == "cancelled":
+            with suppress(RuntimeError):  # the loop is closed, and nothing is left to cancel
+                task.get_loop().call_soon_threadsafe(self._cancel_task)
+        if why != "suspended":
+            for other in [run for run in list(running) if run.state.attribution.parent == str(self.key)]:
+                other._halt(why)
+
+    def _cancel_task(self) -> None:
+        if self.task is not None:  # else the flow has ended in the meantime
+            self._cancels += 1
+            self.task.cancel()
+
+    def enter_task(self) -> None:
+        """The running task executes the flow."""
+        self.task = asyncio.current_task()
+
+    def leave_task(self) -> None:
+        """It does not any more: it is a task of the user's, and our cancelling it is no concern of his."""
+        task, self.task = self.task, None
+        for _ in range(self._cancels if task is not None else 0):
+            task.uncancel()  # type: ignore[union-attr]
 
     def wait(self, ticket: Ticket) -> None:
         """Block until durable. Raises StoreError or LeaseLost, unless the run may degrade."""

@@ -1,9 +1,10 @@
 """How a process takes a run up and gives it up: begin or resume, check the inputs, finalise on every exit.
 
 What a run's end becomes (B3): a returned value is COMPLETED; an exception is FAILED, which recovery leaves alone and a
-person may run again; a step in doubt that may not be repeated is PAUSED; cancellation, Ctrl-C, SIGTERM and a closing
-event loop are INTERRUPTED; a store that fails or a lost lease is never recorded as an outcome (rel:R7): the journal
-ends where it ends, and the next process goes on from there.
+person may run again; a step in doubt that may not be repeated is PAUSED; a run of which nothing can move before
+something comes from outside is PENDING_INPUT or WAITING; one that a person gave up is CANCELLED; cancellation of our
+task, Ctrl-C, SIGTERM and a closing event loop are INTERRUPTED; a store that fails or a lost lease is never recorded as
+an outcome (rel:R7): the journal ends where it ends, and the next process goes on from there.
 """
 
 from __future__ import annotations
@@ -18,18 +19,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perdure import codec, states
+from perdure import codec, inbox, states
 from perdure import journal as j
 from perdure.clock import Clock, process_identity
-from perdure.errors import ConfigError, InputMismatch, PerdureError, RunPaused, RunStopped, StoreError
+from perdure.errors import (
+    ConfigError,
+    InputMismatch,
+    PerdureError,
+    RunCancelled,
+    RunPaused,
+    RunStopped,
+    RunSuspended,
+    StoreError,
+)
 from perdure.fold import State, fold
 from perdure.hooks import Observer
 from perdure.model import ArgInfo, Attribution, Budget, Lease, RunKey
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.live import LiveRun
 from perdure.runtime.outputs import Outputs, outputs_folder
+from perdure.runtime.settle import move, send
 from perdure.runtime.writer import Writer
-from perdure.stores.base import Append, Store
+from perdure.stores.base import Store
 from perdure.stores.disk import run_folder_name
 
 log = logging.getLogger("perdure")
@@ -51,6 +62,8 @@ class Start(NamedTuple):
     digest: str = ""
     args: tuple[ArgInfo, ...] = ()
     inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    wait: float = 0.0
+    """seconds to stay in this process while nothing of the run can move"""
 
 
 class Finished(NamedTuple):
@@ -70,6 +83,8 @@ class Lives:
         self.config = config
         self.observers = observers
         self.clock = clock
+        self.live: set[LiveRun] = set()
+        """runs that are executed on this store by this process"""
 
     def begin(self, start: Start) -> Future[LiveRun | Finished | None]:
         """Find or create the run and become its appender. None when there is no store and the run may degrade.
@@ -94,6 +109,7 @@ class Lives:
             for warning in store.warnings():
                 log.warning("%s", warning)
             state = fold(key, store.read(key))
+            move(store, lease, state, self.clock)
             if state.status == states.COMPLETED and not start.rerun and not self._differs(state, start):
                 store.release(lease)  # somebody completed it a moment ago
                 return self._finished(store, state)
@@ -105,11 +121,10 @@ class Lives:
     def _enter(self, lease: Lease, state: State, start: Start) -> LiveRun:
         """Append the entry with which a life begins: the first of the run, or another."""
         pid, host = process_identity()
+        if state.status == states.CANCELLED:
+            raise cancelled(state)
         if state.status == states.PAUSED and state.stopped_by and not start.resume_stopped:
-            raise RunStopped(
-                f"run {state.key} was stopped by {state.stopped_by}: {state.reason}. Nothing was executed.",
-                hint=f"Let it go on with: perdure resume {state.key}",
-            )
+            raise stopped(state, "Nothing was executed.")
         fresh = state.status is None
         differs = [] if fresh else self._differs(state, start)
         if differs and not start.adopt_input:
@@ -119,7 +134,8 @@ class Lives:
                 "on with these and reuse every step whose own inputs are the same.",
             )
         invalid = select(state, start.rerun)
-        run = self._live(lease, state, same_code=not differs and not invalid and state.digest == start.digest)
+        same_code = not differs and not invalid and state.digest == start.digest
+        run = self._live(lease, state, same_code, start.wait)
         inputs, blobs = codec.dumps(start.inputs, "inputs") if fresh or differs else (None, {})
         if fresh:
             run.emit(
@@ -160,13 +176,24 @@ class Lives:
         if invalid:
             entries += (j.StepsInvalidated(steps=invalid, why="rerun " + " ".join(start.rerun)),)
         run.emit(entries, blobs)
+        if state.stop is not None:  # it is being cancelled: its code is gone through for its clean-ups only
+            run.halt = "cancelled"
         return run
 
-    def _live(self, lease: Lease, state: State, same_code: bool) -> LiveRun:
+    def deliver(self, store: Store) -> None:
+        """Give the runs of this process what has been posted to them. On the writer's thread."""
+        live = {run.key: run for run in list(self.live) if run.broken is None and run.durability.durable}
+        for key, posts in store.posts({key: run.state.posts for key, run in live.items()}).items():
+            try:
+                live[key].take(posts)
+            except PerdureError as error:
+                log.error("run %s: its inbox cannot be read: %s", key, error)
+
+    def _live(self, lease: Lease, state: State, same_code: bool, stay: float) -> LiveRun:
         assert self.writer is not None
         told = self._outputs(state.key)
         folder = Path(told) if told else outputs_folder(self.writer.store, state)
-        return LiveRun(
+        run = LiveRun(
             self.writer,
             lease,
             state,
@@ -178,7 +205,10 @@ class Lives:
             outputs=Outputs(folder) if folder else None,
             observers=self.observers,
             lives=self,
+            stay=stay,
         )
+        self.live.add(run)
+        return run
 
     def _outputs(self, key: RunKey) -> str:
         """The folder for outputs that the configuration asks for."""
@@ -199,31 +229,47 @@ class Lives:
 
         return self.writer.call(read)
 
-    def stop(self, key: RunKey, by: str, reason: str) -> Future[None]:
-        """Pause a run that nobody executes, unless it has ended. The future raises LeaseHeld, StoreError."""
+    def cancel(self, key: RunKey, by: str, reason: str) -> Future[None]:
+        """Cancel a run, unless it has ended. The future raises AnswerRefused, StoreError."""
         assert self.writer is not None
-        return self.writer.call(partial(pause, self.writer.store, self.clock, key, by, reason))
+        store = self.writer.store
+
+        def cancel() -> None:
+            if any(row.episode == key.episode and row.status not in states.RUN_OVER for row in store.runs(key.goal)):
+                send(store, self.clock, key, lambda state: j.StopRequested(by=by, reason=reason, cancel=True))
+
+        return self.writer.call(cancel)
 
     def end(self, run: LiveRun, wait: bool = True) -> None:
         """Give the run up: others may continue it, and late branches of ours are refused."""
         store_failed = isinstance(run.broken, StoreError)
+        sound = run.broken is None and run.durability.durable and run.state.status != states.RUNNING
+        self.live.discard(run)
         run.close("this process has given the run up")
         if not store_failed:  # else nothing can be told to it any more; the lease is free when the handle is closed
-            released = self._release(run.lease)
+            released = self._release(run, sound)
             if wait:
                 released.exception()
 
-    def _release(self, lease: Lease) -> Future[None]:
-        """Queue the release of a lease; a failure is logged."""
+    def _release(self, run: LiveRun, sound: bool) -> Future[None]:
+        """Queue the release of a run's lease; a failure is logged. Posts that came since it ended are moved first, if
+        its journal is ``sound``: all that its state says."""
         assert self.writer is not None
-        store = self.writer.store
+        store, lease = self.writer.store, run.lease
+
+        def release() -> None:
+            try:
+                if sound:
+                    move(store, lease, run.state, self.clock)
+            finally:
+                store.release(lease)
 
         def told(future: Future[None]) -> None:
             if future.exception() is not None:
                 text = "run %s: its lease could not be released (%s); it is free when this process ends"
                 log.warning(text, lease.key, future.exception())
 
-        released = self.writer.call(lambda: store.release(lease))
+        released = self.writer.call(release)
         released.add_done_callback(told)
         return released
 
@@ -256,28 +302,6 @@ def _which(store: Store, start: Start) -> tuple[RunKey, str]:
     if start.new and episode <= latest and start.episode is not None:
         raise ConfigError(f"run {key} is there already, and new=True asks for a fresh one.", hint="Leave episode out.")
     return key, rows[episode].status if episode in rows else ""
-
-
-def pause(store: Store, clock: Clock, key: RunKey, by: str, reason: str) -> None:
-    """Record that ``by`` stopped a run that nobody executes. Nothing happens to one that is not there or has completed.
-
-    Raises LeaseHeld, StoreError.
-    """
-    if not any(row.episode == key.episode for row in store.runs(key.goal)):
-        return
-    lease = store.claim(key)
-    try:
-        state = fold(key, store.read(key))
-        if state.status in (None, states.COMPLETED) or state.stopped_by:
-            return
-        seq = state.seq
-        entry = j.RunPaused(seq=seq + 1, at=clock.now(), reason=reason, by=by)
-        state.apply(entry)
-        for error in store.append([Append(lease, seq, (j.encode(key, entry),), state.meta())]):
-            if error is not None:
-                raise error
-    finally:
-        store.release(lease)
 
 
 def select(state: State, wanted: Sequence[str]) -> tuple[int, ...]:
@@ -313,30 +337,127 @@ def completed(run: LiveRun, value: object) -> tuple[j.RunCompleted, dict[str, by
     return entry, blobs
 
 
+def unanswered(run: LiveRun) -> list[j.QuestionClosed]:
+    """What to post before a run completes: nobody needs an answer to what it still asks."""
+    pending = run.state.pending.values()
+    return [
+        j.QuestionClosed(step=entry.step, question=run.state.question_id(entry) if entry.asked else "")
+        for entry in list(pending)
+        if entry.asked or entry.signal
+    ]
+
+
 @contextmanager
 def finalised(run: LiveRun) -> Iterator[None]:
-    """Record how the block ends, whatever happens (B3, B8)."""
+    """Record how the block ends, whatever happens (B3, B8). A run that was halted raises what that means."""
     try:
-        yield
+        with run.strands.entered():
+            yield
     except BaseException as error:
+        run.leave_task()
+        outside = isinstance(error, KeyboardInterrupt | SystemExit)
+        outside = outside or (isinstance(error, CancelledError) and run.halt != "cancelled")
         if run.broken is None and not isinstance(error, StoreError):
-            _record_end(run, error)
+            ended = _record_end(run, error, outside)
+            if ended is not None:
+                raise ended from None
         raise
+    finally:
+        run.leave_task()
 
 
-def _record_end(run: LiveRun, error: BaseException) -> None:
-    entry: j.Entry
-    if isinstance(error, RunPaused):
-        entry = j.RunPaused(reason=str(error))
-    elif isinstance(error, Exception):
-        entry = j.RunFailed(error=codec.describe_error(error))
-    else:
-        entry = j.RunInterrupted(reason=_signal(error))
+def _record_end(run: LiveRun, error: BaseException, outside: bool) -> PerdureError | None:
+    """Journal how a run ended; returns what its caller is to be told instead of ``error``, if anything. ``outside``:
+    somebody else stopped this process, or the task that executes the run."""
+    entry, told = _ending(run, error, outside)
     try:
         run.wait(run.emit((entry,), last=True))
-        log.info("run %s: %s recorded (%s)", run.key, j.kind_of(entry), error or type(error).__name__)
+        log.info("run %s: %s recorded (%s)", run.key, j.kind_of(entry), told or error or type(error).__name__)
     except PerdureError as problem:
         log.error("run %s: how it ended could not be recorded: %s", run.key, problem)
+    return told
+
+
+def _ending(run: LiveRun, error: BaseException, outside: bool) -> tuple[j.Entry, PerdureError | None]:
+    """The entry that says how a run ended, and what its caller is told if that is not ``error``."""
+    state, stop = run.state, run.state.stop
+    if run.halt and not outside and not (run.halt == "paused" and isinstance(error, Exception)):
+        if run.halt == "suspended":
+            told = suspended(run)
+            asks = bool(told.questions) or any(pending.signal for pending in state.pending.values())
+            return j.RunSuspended(reason=waits_for(state), wake=told.until, input=asks), told
+        if stop is None:
+            return j.RunInterrupted(reason="the run that began it was stopped"), stopped(state, "")
+        if run.halt == "paused":
+            return j.RunPaused(reason=stop.reason, by=stop.by), stopped(state, "What finished is kept.", stop)
+        if run.cleanup_error is None:
+            return j.RunCancelled(reason=stop.reason, by=stop.by), cancelled(state, stop)
+        error = run.cleanup_error
+    if isinstance(error, RunPaused):
+        return j.RunPaused(reason=str(error)), None
+    if isinstance(error, Exception):
+        return j.RunFailed(error=codec.describe_error(error)), None
+    return j.RunInterrupted(reason=_signal(error)), None
+
+
+def suspended(run: LiveRun) -> RunSuspended:
+    """What a suspended run waits for, as its caller is told."""
+    state = run.state
+    questions = state.questions()
+    name = state.key if state.key.episode else state.key.goal
+    hint = f"Answer it with: perdure answer {name}; then run it again." if questions else "Run it again then."
+    return RunSuspended(
+        f"run {state.key} {waits_for(state)}. It needs no process meanwhile, and nothing is lost.",
+        run=str(state.key),
+        questions=tuple(q.id for q in questions),
+        until=_next_date(state),
+        hint=hint,
+    )
+
+
+def waits_for(state: State) -> str:
+    """In words: what has to come from outside before anything of the run can move."""
+    waits = [f"an answer to question {q.step} ({head(q.prompt)})" for q in state.questions()]
+    waits += [f"the signal {pending.signal!r}" for pending in state.pending.values() if pending.signal]
+    until = _next_date(state)
+    date = f"until {inbox.when(until)}" if until else ""
+    if any(step.status == states.WAITING and not step.until for step in state.steps.values()):
+        waits.append("a run that it began")
+    if not waits:
+        return f"waits {date}"
+    shown = ", ".join(waits[:3]) + (f" and {len(waits) - 3} more" if len(waits) > 3 else "")
+    return f"waits for {shown}{f', at most {date}' if date else ''}"
+
+
+def _next_date(state: State) -> float:
+    """When something of a waiting run is due; 0: never."""
+    dates = [pending.until for pending in state.pending.values()]
+    dates += [date for step in state.steps.values() if step.status in _TIMED for date in (step.until, step.wake)]
+    return min((date for date in dates if date), default=0.0)
+
+
+_TIMED = (states.RETRYING, states.WAITING)
+
+
+def head(text: str, width: int = 80) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def stopped(state: State, what: str, stop: j.StopRequested | None = None) -> RunStopped:
+    by, reason = (stop.by, stop.reason) if stop is not None else (state.stopped_by, state.reason)
+    return RunStopped(
+        f"run {state.key} was stopped by {by or 'the run that began it'}: {reason}. {what}".rstrip(),
+        hint=f"Let it go on with: perdure unpause {state.key}, and run it again.",
+    )
+
+
+def cancelled(state: State, stop: j.StopRequested | None = None) -> RunCancelled:
+    by, reason = (stop.by, stop.reason) if stop is not None else (state.stopped_by, state.reason)
+    return RunCancelled(
+        f"run {state.key} was cancelled by {by}: {reason}. What finished is kept to look at.",
+        hint="Begin another episode with new=True (--new).",
+    )
 
 
 def _signal(error: BaseException) -> str:

@@ -24,6 +24,8 @@ from perdure.stores import open_store
 from perdure.stores.base import Store
 
 log = logging.getLogger("perdure")
+_LOOK = 0.2
+"""seconds between two looks into the inboxes of the runs that are executed"""
 
 
 class CheckpointManager:
@@ -48,7 +50,7 @@ class CheckpointManager:
 
     def _open(self, store: str | Store) -> Writer | None:
         try:
-            return Writer(open_store(store))
+            return Writer(open_store(store), look=lambda opened: self._lives.deliver(opened), every=_LOOK)
         except (StoreError, ConfigError, OSError) as error:
             if self.config.store_failure != "degrade":
                 raise

@@ -23,9 +23,9 @@ from perdure.life import Cursor, Request, StepOptions
 from perdure.model import ArgInfo, RunKey, check_name
 from perdure.replay import Call, Outcome, execute
 from perdure.runtime.context import Frame, StepContext, entered, requester
-from perdure.runtime.drive import perform
+from perdure.runtime.drive import perform, post
 from perdure.runtime.live import Durability, LiveRun
-from perdure.runtime.lives import Finished, Lives, Start, completed, finalised
+from perdure.runtime.lives import Finished, Lives, Start, completed, finalised, unanswered
 
 
 class ManualRun:
@@ -37,6 +37,7 @@ class ManualRun:
         self._live: LiveRun | None = None
         self._result: object = None
         self._final: AbstractContextManager[None] | None = None
+        self._frame: entered | None = None
         self._cursor = Cursor(None, "")
 
     def __enter__(self) -> Self:
@@ -51,16 +52,21 @@ class ManualRun:
             self._cursor = Cursor(began.life, "")
             self._final = finalised(began)
             self._final.__enter__()
+            self._frame = entered(Frame(began, self._cursor))
+            self._frame.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is None or self._final is None:
+        if self._live is None or self._final is None or self._frame is None:
             return
+        self._frame.__exit__()
         try:
             try:
                 if error is None:
+                    for question in unanswered(self._live):
+                        post(self._live, question).result()
                     entry, blobs = completed(self._live, self._result)
                     self._live.wait(self._live.emit((entry,), blobs, last=True))
             except BaseException as late:

@@ -25,6 +25,7 @@ from perdure.model import ArgInfo, check_name
 from perdure.replay import execute
 from perdure.retry import RetryPolicy
 from perdure.runtime import live
+from perdure.runtime.cleanup import with_cleanup
 from perdure.runtime.context import Frame, current, entered, requester
 from perdure.runtime.drive import Body, drive, drive_async
 
@@ -347,16 +348,22 @@ def step(
 @overload
 def flow(fn: Callable[P, R], /) -> Flow[P, R]: ...
 @overload
-def flow(*, name: str | None = None) -> Callable[[Callable[P, R]], Flow[P, R]]: ...
 def flow(
-    fn: Callable[P, R] | None = None, /, *, name: str | None = None
+    *, name: str | None = None, on_cancel: Callable[P, object] | None = None
+) -> Callable[[Callable[P, R]], Flow[P, R]]: ...
+def flow(
+    fn: Callable[P, R] | None = None, /, *, name: str | None = None, on_cancel: Callable[P, object] | None = None
 ) -> Flow[P, R] | Callable[[Callable[P, R]], Flow[P, R]]:
-    """Make a function a flow: what ``perdure.run`` executes. Called inside another run it gets a scope of its own."""
+    """Make a function a flow: what ``perdure.run`` executes. Called inside another run it gets a scope of its own.
+
+    ``on_cancel``: a function that cleans up when the run is cancelled in the middle of this flow. It is given the
+    flow's arguments; its steps are durable. Raises ConfigError for a wrong declaration.
+    """
 
     def decorate(fn: Callable[P, R]) -> Flow[P, R]:
         if not callable(fn):
             raise ConfigError(f"A flow must be a function, not {fn!r}.")
-        return Flow(fn, name or str(getattr(fn, "__name__", "flow")), None, ())
+        return Flow(with_cleanup(fn, on_cancel), name or str(getattr(fn, "__name__", "flow")), None, ())
 
     return decorate(fn) if fn is not None else decorate
 

@@ -16,8 +16,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from math import inf, isinf
 from typing import Any, Final, TypeAlias, TypeVar
 
+from perdure.clock import SYSTEM
 from perdure.errors import Bug, ConfigError, PerdureError, StoreError
 from perdure.model import Lease, RunMeta
 from perdure.stores.base import Append, Store
@@ -96,8 +98,12 @@ _Work: TypeAlias = Item | tuple[Callable[[], Any], Future[Any]] | None
 class Writer:
     """The one thread that uses a store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, look: Callable[[Store], None] = lambda store: None, every: float = inf) -> None:
         self.store = store
+        self._look, self._every = look, every
+        """what is called on the writer's thread every so many seconds, when it has nothing else to do or between two
+        batches: to look for what others have posted"""
+        self._next = SYSTEM.monotonic() + every
         self._queue: deque[_Work] = deque()
         self._urgent = False
         """somebody waits for something in the queue"""
@@ -153,6 +159,9 @@ class Writer:
     def _work(self) -> None:
         while True:
             taken = self._take()
+            if SYSTEM.monotonic() >= self._next:
+                self._next = SYSTEM.monotonic() + self._every
+                self._look_around()
             batch: list[Item] = []
             for item in taken:
                 if isinstance(item, Item):
@@ -176,7 +185,10 @@ class Writer:
         while not self._queue:
             self._asleep = True
             if not self._queue:  # whoever put something before we slept has not rung
-                self._bell.acquire()
+                rung = self._bell.acquire(timeout=-1 if isinf(self._every) else self._every)
+                if not rung:
+                    self._asleep = False
+                    return []
             self._asleep = False
             if not self._urgent:
                 self._bell.acquire(timeout=_LINGER)
@@ -185,6 +197,13 @@ class Writer:
         while self._queue:
             taken.append(self._queue.popleft())
         return taken
+
+    def _look_around(self) -> None:
+        if self._error is None and not self._closed:
+            try:
+                self._look(self.store)
+            except Exception:
+                log.exception("what others posted to runs could not be read; they go on without it")
 
     def _answer(self, verb: Callable[[], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():

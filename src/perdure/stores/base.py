@@ -1,4 +1,4 @@
-"""What a store is: nine synchronous verbs, used by one thread at a time.
+"""What a store is: eleven synchronous verbs, used by one thread at a time.
 
 A store keeps opaque records and knows nothing of steps. It promises:
 
@@ -12,7 +12,7 @@ A store keeps opaque records and knows nothing of steps. It promises:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -76,12 +76,27 @@ class Store(Protocol):
         """Records with sequence > ``after``, in order, framed as appended. Empty for an unknown run. Never changes
         anything: a torn tail is left out, not cut (``claim`` cuts it)."""
 
-    def runs(self, goal: str | None = None) -> list[RunMeta]:
+    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
         """One row per run that has records (of ``goal`` only, when given), ordered by (goal, episode), with ``holder``
-        filled in when a live process holds the run."""
+        filled in when a live process holds the run, and ``unread`` with the number of its posts above ``posts``.
+
+        With ``due`` only those whose ``wake`` is set and not later than that, or that have unread posts: one query,
+        whatever the number of other runs."""
+
+    def post(self, key: RunKey, number: int, record: bytes) -> bool:
+        """Append ``record`` (framed, one line) to the run's inbox as its post ``number``, counted from 1. Anybody may,
+        at any time. Returns True when it is on stable storage; False, and nothing is changed, if the inbox has another
+        number of posts than ``number - 1``.
+
+        Atomic among all processes. Raises RunNotFound for a run without records, StoreBusy.
+        """
+
+    def posts(self, after: Mapping[RunKey, int]) -> dict[RunKey, list[bytes]]:
+        """For each of these runs that has posts with a number above the one given: those, in order, framed as posted.
+        Never changes anything."""
 
     def delete(self, lease: Lease) -> None:
-        """Remove a run that this handle holds, with its records. Blobs stay until nothing refers to them.
+        """Remove a run that this handle holds, with its records and its inbox. Blobs stay until nothing refers to them.
         Raises LeaseLost if the lease is not current."""
 
     def blob(self, digest: str) -> bytes:

@@ -14,7 +14,7 @@ changed in place but ``floor`` and the copy of a lease, which nobody reads witho
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -30,7 +30,18 @@ from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import Append, Capabilities
 from perdure.stores.folder import Gone, Grant, RunFolder, epoch_floor
-from perdure.stores.handle import Handle, checked_digest, held, lost, nothing_there, sound_blob, unusable, wrong_seq
+from perdure.stores.handle import (
+    Handle,
+    checked_digest,
+    held,
+    is_due,
+    lost,
+    not_found,
+    nothing_there,
+    sound_blob,
+    unusable,
+    wrong_seq,
+)
 from perdure.stores.owners import Owner
 
 VERSION: Final = 1
@@ -127,7 +138,7 @@ class FileStore(Handle):
         folder = RunFolder.at(self._path(key))
         return folder.scan()[0].lines[after:] if folder else []
 
-    def runs(self, goal: str | None = None) -> list[RunMeta]:
+    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
         self._check()
         prefix = None if goal is None else disk.run_folder_name(RunKey(goal)).rpartition(".")[0]
         alive: dict[str, bool] = {"": False}
@@ -135,9 +146,31 @@ class FileStore(Handle):
         for name in disk.list_dir(self._runs):
             if name[0] != "." and prefix in (None, name.rpartition(".")[0]):  # .DS_Store is nobody's run
                 row = self._row(self._runs / name, alive)
-                if row is not None:
+                if row is not None and is_due(row, due):
                     found.append(row)
         return sorted(found, key=lambda meta: meta.key)
+
+    def post(self, key: RunKey, number: int, record: bytes) -> bool:
+        self._check()
+        folder = RunFolder.at(self._path(key))
+        if folder is None or folder.is_empty:
+            raise not_found(key, self.url)
+        with self._guard():
+            try:
+                with folder.locked(self._wait, self._clock):
+                    return folder.post(number, record)
+            except Gone:
+                raise not_found(key, self.url) from None
+
+    def posts(self, after: Mapping[RunKey, int]) -> dict[RunKey, list[bytes]]:
+        self._check()
+        found: dict[RunKey, list[bytes]] = {}
+        for key, number in after.items():
+            folder = RunFolder(self._path(key), key)
+            posts = folder.posts()[0].lines[number:] if disk.exists(folder.inbox) else []
+            if posts:
+                found[key] = posts
+        return found
 
     def delete(self, lease: Lease) -> None:
         self._check()
@@ -297,7 +330,10 @@ class FileStore(Handle):
             meta, fits = folder.cached_meta()
             if not fits:
                 meta = self._fold(folder, meta)
-            return msgspec.structs.replace(meta, holder=self._holder(folder, alive)) if meta else None
+            if meta is None:
+                return None
+            unread = max(len(folder.posts()[0].lines) - meta.posts, 0)
+            return msgspec.structs.replace(meta, holder=self._holder(folder, alive), unread=unread)
         except CorruptStore as error:
             self._warnings.append(str(error))
             return None

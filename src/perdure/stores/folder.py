@@ -2,6 +2,8 @@
 
 - ``run.json``: whose folder it is. Written once, before the folder gets its name.
 - ``journal.jsonl``: the records. Only ever appended to; a torn tail is moved to ``journal.torn-<n>`` by a claim.
+- ``inbox.jsonl``: what others than the holder say to the run. Only ever appended to, with the lock held; a torn tail
+  was never acknowledged, and is written over by the next post.
 - ``lease.json``: the last grant, replaced as a whole. ``lock`` holds a copy, so that one damaged file does not make the
   epoch start again, and its ``flock`` is held while a grant is checked together with the write that depends on it.
 - ``meta.json``: the run's row in listings, and size and time of change of the journal it belongs to. A cache, never
@@ -65,6 +67,7 @@ class RunFolder:
         self.path = path
         self.key = key
         self.journal = path / "journal.jsonl"
+        self.inbox = path / "inbox.jsonl"
         self._lease = path / "lease.json"
         self._lock = path / "lock"
         self._meta = path / "meta.json"
@@ -219,6 +222,37 @@ class RunFolder:
         path = self.path / f"journal.torn-{number}"
         disk.replace_file(path, torn)
         return path
+
+    # -- the inbox -------------------------------------------------------------------------------------------------
+
+    def posts(self) -> tuple[Scan, bytes]:
+        """The posts, and all bytes of the inbox. Raises CorruptStore with the path for damage in the middle."""
+        data = disk.read_file(self.inbox) or b""
+        try:
+            return scan(self.key, data), data
+        except CorruptStore as error:
+            raise CorruptStore(f"{self.inbox}: {error.args[0]}", hint=error.hint) from None
+
+    def post(self, number: int, record: bytes) -> bool:
+        """Append a post durably, if ``number`` is the next one. Only while holding the lock."""
+        found, data = self.posts()
+        if number != len(found.lines) + 1:
+            return False
+        fd = disk.create(self.inbox, os.O_WRONLY | os.O_APPEND)
+        try:
+            if found.good < len(data):
+                disk.truncate(fd, found.good, self.inbox)
+            disk.write_all(fd, record, self.inbox)
+            disk.sync(fd, self.inbox)
+        finally:
+            os.close(fd)
+        disk.sync_dir(self.path)  # whoever made the file may not have got as far
+        return True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever written to the journal."""
+        return self._stamp().size == 0
 
     # -- the row in listings -----------------------------------------------------------------------------------------
 

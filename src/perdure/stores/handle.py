@@ -8,8 +8,8 @@ import re
 from datetime import UTC, datetime
 
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, StoreError
-from perdure.model import Lease, RunKey
+from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, RunNotFound, StoreError
+from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import Append
 
@@ -81,6 +81,15 @@ def lost(lease: Lease) -> LeaseLost:
         "Nothing was written.",
         hint="Look at the run: another process may be executing it.",
     )
+
+
+def not_found(key: RunKey, where: str) -> RunNotFound:
+    return RunNotFound(f"There is no run {key} in {where}.", hint="List what there is: perdure ls")
+
+
+def is_due(row: RunMeta, due: float | None) -> bool:
+    """Whether a row is among those that ``Store.runs(due=...)`` asks for."""
+    return due is None or 0 < row.wake <= due or row.unread > 0
 
 
 def wrong_seq(item: Append, last: int) -> Bug:

@@ -6,7 +6,7 @@ Handles that are to see the same runs share a ``MemoryBackend``.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -14,12 +14,13 @@ from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores.base import Append, Capabilities
-from perdure.stores.handle import Handle, checked_digest, held, lost, sound_blob, wrong_seq
+from perdure.stores.handle import Handle, checked_digest, held, is_due, lost, not_found, sound_blob, wrong_seq
 
 
 class _Run(msgspec.Struct):
     lease: Lease | None = None
     records: list[bytes] = []
+    posts: list[bytes] = []
     meta: RunMeta | None = None
 
 
@@ -74,15 +75,34 @@ class MemoryStore(Handle):
             run = self._backend.runs.get(key)
             return run.records[after:] if run else []
 
-    def runs(self, goal: str | None = None) -> list[RunMeta]:
+    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
         self._check()
         with self._backend.lock:
             found = [
-                msgspec.structs.replace(run.meta, holder=self._holder(run))
+                msgspec.structs.replace(
+                    run.meta, holder=self._holder(run), unread=max(len(run.posts) - run.meta.posts, 0)
+                )
                 for key, run in self._backend.runs.items()
                 if run.meta is not None and goal in (None, key.goal)
             ]
-        return sorted(found, key=lambda meta: meta.key)
+        return sorted((row for row in found if is_due(row, due)), key=lambda meta: meta.key)
+
+    def post(self, key: RunKey, number: int, record: bytes) -> bool:
+        self._check()
+        with self._backend.lock:
+            run = self._backend.runs.get(key)
+            if run is None or not run.records:
+                raise not_found(key, self.url)
+            if number != len(run.posts) + 1:
+                return False
+            run.posts.append(record)
+            return True
+
+    def posts(self, after: Mapping[RunKey, int]) -> dict[RunKey, list[bytes]]:
+        self._check()
+        with self._backend.lock:
+            found = {key: self._backend.runs[key].posts[n:] for key, n in after.items() if key in self._backend.runs}
+        return {key: posts for key, posts in found.items() if posts}
 
     def delete(self, lease: Lease) -> None:
         self._check()

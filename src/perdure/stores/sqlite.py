@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -29,6 +29,7 @@ from perdure.stores.handle import (
     held,
     lost,
     missing_records,
+    not_found,
     sound_blob,
     unusable,
     wrong_seq,
@@ -47,7 +48,7 @@ _leaked: list[apsw.Connection] = []
 class _Row(msgspec.Struct, frozen=True, array_like=True):
     """A row of perdure_runs."""
 
-    columns: ClassVar[str] = "run, goal, episode, meta, epoch, owner, pid, host, since FROM perdure_runs"
+    columns: ClassVar[str] = "run, goal, episode, meta, epoch, owner, pid, host, since, posts - taken FROM perdure_runs"
     run: int
     goal: str
     episode: int
@@ -57,6 +58,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     pid: int
     host: str
     since: float
+    unread: int
 
     def lease(self) -> Lease:
         return Lease(RunKey(self.goal, self.episode), self.epoch, self.owner, self.pid, self.host, self.since)
@@ -163,15 +165,48 @@ class SqliteStore(Handle):
             raise missing_records(str(self.path), key, after + len(lines), found[0][0])
         return lines
 
-    def runs(self, goal: str | None = None) -> list[RunMeta]:
+    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
         self._check()
+        which = "meta <> '' AND goal = coalesce(?, goal)"
+        if due is not None:  # each half has an index of its own
+            which += " AND run IN (SELECT run FROM perdure_runs WHERE wake > 0 AND wake <= ?"
+            which += " UNION SELECT run FROM perdure_runs WHERE posts > taken)"
+        values = (goal,) if due is None else (goal, due)
         with self._guard("read"):
-            found = self._select(
-                f"SELECT {_Row.columns} WHERE meta <> '' AND goal = coalesce(?, goal) ORDER BY goal, episode", (goal,)
-            )
+            found = self._select(f"SELECT {_Row.columns} WHERE {which} ORDER BY goal, episode", values)
         rows = [self._row(row) for row in found]
         alive = {owner: self._owner.alive(owner) for owner in {row.owner for row in rows}}
         return [self._meta(row, row.lease() if alive[row.owner] else None) for row in rows]
+
+    def post(self, key: RunKey, number: int, record: bytes) -> bool:
+        self._check()
+        with self._transaction("post to"):
+            found = self._select(
+                "SELECT run, posts FROM perdure_runs WHERE goal = ? AND episode = ? AND meta <> ''",
+                (key.goal, key.episode),
+            )
+            if found and found[0][1] == number - 1:
+                self._db.execute("INSERT INTO perdure_inbox VALUES (?, ?, ?)", (found[0][0], number, record))
+                self._db.execute("UPDATE perdure_runs SET posts = ? WHERE run = ?", (number, found[0][0]))
+        if not found:
+            raise not_found(key, self.url)
+        return bool(found[0][1] == number - 1)
+
+    def posts(self, after: Mapping[RunKey, int]) -> dict[RunKey, list[bytes]]:
+        self._check()
+        found: dict[RunKey, list[bytes]] = {}
+        with self._guard("read"):
+            for key, number in after.items():
+                rows = self._select(
+                    "SELECT i.number, i.record FROM perdure_runs r JOIN perdure_inbox i ON i.run = r.run "
+                    "WHERE r.goal = ? AND r.episode = ? AND i.number > ? ORDER BY i.number",
+                    (key.goal, key.episode, number),
+                )
+                if [row[0] for row in rows] != list(range(number + 1, number + len(rows) + 1)):
+                    raise self._damaged(f"posts of run {key} are missing")
+                if rows:
+                    found[key] = [row[1] for row in rows]
+        return found
 
     def delete(self, lease: Lease) -> None:
         self._check()
@@ -183,6 +218,7 @@ class SqliteStore(Handle):
             if not self._db.changes():
                 raise lost(lease)
             self._db.execute("DELETE FROM perdure_journal WHERE run = ?", (row,))
+            self._db.execute("DELETE FROM perdure_inbox WHERE run = ?", (row,))
             self._db.execute("UPDATE perdure_floor SET epoch = max(epoch, ?)", (lease.epoch,))
         del self._rows[lease.key]
 
@@ -243,12 +279,13 @@ class SqliteStore(Handle):
         )
         return wrong_seq(item, found[0][0]) if found else lost(item.lease)
 
-    def _move(self, item: Append) -> tuple[int | str, ...]:
+    def _move(self, item: Append) -> tuple[int | float | str, ...]:
         """The columns of ``_advance_sql``. A lease that is not of this handle matches no row."""
         last = item.seq + len(item.records)
         row = self._rows.get(item.lease.key, -1) if item.lease.owner == self._owner.id else -1
         meta = msgspec.json.encode(item.meta).decode() if last else ""
-        return row, item.lease.epoch, self._owner.id, item.seq, last, item.meta.status, meta
+        columns = (last, item.meta.status, meta, item.meta.posts, item.meta.wake)
+        return row, item.lease.epoch, self._owner.id, item.seq, *columns
 
     def _insert(self, records: Iterable[tuple[int, int, bytes]]) -> None:
         for some in _chunks(list(records)):
@@ -266,7 +303,7 @@ class SqliteStore(Handle):
             meta = msgspec.json.decode(row.meta, type=RunMeta)
         except msgspec.DecodeError as error:
             raise self._damaged(f"the row of run {row.goal}#{row.episode}: {error}") from None
-        return msgspec.structs.replace(meta, holder=holder)
+        return msgspec.structs.replace(meta, holder=holder, unread=row.unread)
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return self._db.execute(sql, values).fetchall()
@@ -355,10 +392,11 @@ def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 
 def _advance_sql(rows: int) -> str:
-    places = ",".join(["(?,?,?,?,?,?,?)"] * rows)
+    places = ",".join(["(?,?,?,?,?,?,?,?,?)"] * rows)
     return (
-        f"WITH new(run, epoch, owner, seq, last, status, meta) AS (VALUES {places}) "
-        "UPDATE perdure_runs AS r SET seq = new.last, status = new.status, meta = new.meta FROM new "
+        f"WITH new(run, epoch, owner, seq, last, status, meta, taken, wake) AS (VALUES {places}) "
+        "UPDATE perdure_runs AS r SET seq = new.last, status = new.status, meta = new.meta, taken = new.taken, "
+        "wake = new.wake FROM new "
         "WHERE r.run = new.run AND r.epoch = new.epoch AND r.owner = new.owner AND r.seq = new.seq"
     )
 

@@ -1,0 +1,94 @@
+"""``perdure pause``, ``unpause`` and ``cancel``: what people decide about a run."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from perdure import states
+from perdure.cli.listing import store_option
+from perdure.cli.outcome import OK, command
+from perdure.cli.waiting import by_option
+from perdure.clock import SYSTEM
+from perdure.model import RunMeta
+from perdure.runtime.client import Client
+
+_PATIENCE: Final = 10.0
+"""seconds to watch a process stop a run, before it is said that it has not yet"""
+
+reason_option = click.option("--reason", default="", help="Why; shown to whoever looks at the run.")
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@reason_option
+@by_option
+@store_option
+def pause(name: str, reason: str, by: str, store: str | None) -> int:
+    """Stop RUN until a person lets it go on: nothing resumes it by itself, after restarts either.
+
+    What it executes at this moment is finished and kept; nothing new begins.
+    """
+    with Client(store) as client:
+        key = client.pause(name, by=by, reason=reason).key
+        row = _watch(client, str(key))
+    if row.status == states.PAUSED:
+        go_on = command("unpause", str(key), *_where(store))
+        click.echo(f"Run {key} is paused. Let it go on with: {go_on}")
+    else:
+        click.echo(f"Run {key} is going to be paused when what it executes has ended ({_held(row)}).")
+    return OK
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@by_option
+@store_option
+def unpause(name: str, by: str, store: str | None) -> int:
+    """Let a paused RUN go on. Nothing is executed by this: run or resume it then."""
+    with Client(store) as client:
+        state = client.unpause(name, by=by)
+    words = command("resume", str(state.key), "--app", state.target or "TARGET", *_where(store))
+    click.echo(f"Run {state.key} may go on:\n  {words}")
+    return OK
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@reason_option
+@by_option
+@store_option
+def cancel(name: str, reason: str, by: str, store: str | None) -> int:
+    """Give RUN up, and the runs that it began: steps that run are cancelled, its clean-ups executed."""
+    with Client(store) as client:
+        state = client.cancel(name, by=by, reason=reason)
+        row = _watch(client, str(state.key))
+    if row.status == states.CANCELLED:
+        click.echo(f"Run {row.key} is cancelled.")
+    elif row.status == states.COMPLETED:
+        click.echo(f"Run {row.key} had completed before it could be cancelled.")
+    elif row.holder is not None:
+        click.echo(f"Run {row.key} is going to be cancelled when what it executes has ended ({_held(row)}).")
+    else:
+        words = command("resume", str(row.key), "--app", state.target or "TARGET", *_where(store))
+        click.echo(f"Run {row.key} is cancelled as soon as its clean-ups have run:\n  {words}")
+    return OK
+
+
+def _watch(client: Client, name: str) -> RunMeta:
+    """The run's row, when the process that executes it has had some time to stop it."""
+    end = SYSTEM.monotonic() + _PATIENCE
+    row = client.find(name)
+    while row.holder is not None and SYSTEM.monotonic() < end:
+        SYSTEM.sleep(0.1)
+        row = client.find(name)
+    return row
+
+
+def _held(row: RunMeta) -> str:
+    return f"process {row.holder.pid} on {row.holder.host}" if row.holder else "nobody executes it"
+
+
+def _where(store: str | None) -> tuple[str, ...]:
+    return ("--store", store) if store else ()

@@ -1,0 +1,314 @@
+"""When is a run suspended? When nothing of it can move: every strand waits for something from outside.
+
+A *strand* is a piece of a run's code that goes on by itself: the flow, and each branch of a fan-out. It runs, or it is
+*parked* (a question, a signal, a timer, a rate limit), or it *joins* the strands that it began. ``movable`` computes
+from that tree whether anything may still happen; it is asked whenever a strand parks, and the parked ones are rung to
+ask it again when another ends.
+
+Tasks made behind our back (a task group, asyncio.gather) become strands when they first ask for something; a strand
+with such tasks counts as joining them while it executes no step, since what it awaits cannot be seen.
+
+A date that is near is waited for in the process (``NEAR``): to end a life and begin another costs more. So are rate
+limits and retries, however long: whoever let a crew run overnight wants it to go on by itself. They are durable all the
+same, and the process may end at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from perdure.clock import Clock
+from perdure.errors import Halted
+from perdure.waits import Dropped
+
+if TYPE_CHECKING:
+    from perdure.runtime.live import LiveRun
+
+NEAR: Final = 60.0
+"""seconds; a run whose next date is not further away stays in its process"""
+_SLICE: Final = 60.0
+"""longest sleep at a stretch, seconds: a wall clock that jumps is noticed within it"""
+_SETTLE: Final = 0.02
+"""seconds that tasks of others get to show themselves, before a run with such tasks is suspended"""
+
+
+class Strand:
+    """One strand; it belongs to the group in which it was begun. All changes happen under the lock of its run."""
+
+    def __init__(self, run: LiveRun, group: Group | None) -> None:
+        self.run, self.group = run, group
+        self.task: asyncio.Task[object] | None = None
+        self.begun = False
+        self.groups: set[Group] = set()
+        """those in which it began others that have not ended"""
+        self.joins: Group | None = None
+        """it waits for these: ``group.wants_all``, or any"""
+        self.parked: Parked | None = None
+        self.dropped = False
+        self.bodies = 0
+        """step bodies that it executes now, one inside the other"""
+
+    def begin(self) -> None:
+        """It runs from now on, in this task or thread."""
+        with self.run.lock:
+            self.begun = True
+            self.task = _task()
+        _STRAND.set(self)
+
+    def end(self) -> None:
+        """It has come to its end, or is not going to run."""
+        group = self.group
+        assert group is not None
+        with self.run.lock:
+            if self in group.members:
+                group.members.discard(self)
+                group.news += 1
+                if not group.members and group.owner is not None:
+                    group.owner.groups.discard(group)
+                self.run.strands.ring()
+
+    def movable(self) -> bool:
+        """Whether it, or one of those that it began, may still do something by itself."""
+        others = any(member.movable() for group in self.groups for member in group.members if member.begun)
+        if self.parked is not None:
+            return self.parked.is_up or others
+        awaited = [self.joins] if self.joins is not None else [g for g in self.groups if g.foreign and not self.bodies]
+        if not awaited or any(group.is_over for group in awaited):
+            return True
+        return others
+
+    def drop(self) -> None:
+        """Nobody needs it any more, nor what it began: what is parked there is woken, to give up."""
+        self.dropped = True
+        if self.parked is not None:
+            self.parked.ring()
+        for group in self.groups:
+            for member in group.members:
+                member.drop()
+
+
+class Group:
+    """Strands that were begun together. Without a run it keeps no account."""
+
+    def __init__(self, run: LiveRun | None, limit: int | None = None, foreign: bool = False) -> None:
+        self.run, self.limit, self.foreign = run, limit or inf, foreign
+        """``limit``: how many of them may run at a time; ``foreign``: tasks that somebody else made"""
+        self.owner = strand_of(run) if run is not None else None
+        self.members: set[Strand] = set()
+        self.news = 0
+        """how many ended and were not looked at"""
+        self.wants_all = False
+
+    def strand(self) -> Strand | None:
+        """One more."""
+        if self.run is None or self.owner is None:
+            return None
+        made = Strand(self.run, self)
+        with self.run.lock:
+            self.members.add(made)
+            self.owner.groups.add(self)
+        return made
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its owner has something to go on with, or another member is about to begin."""
+        running = sum(member.begun for member in self.members)
+        return (
+            not self.members
+            or (self.news > 0 and not self.wants_all and not self.foreign)
+            or running < min(self.limit, len(self.members))
+        )
+
+    @contextmanager
+    def awaited(self, wants_all: bool = False) -> Iterator[None]:
+        """While the block runs, the owner waits for all of them, or for any."""
+        if self.run is None or self.owner is None:
+            yield
+            return
+        with self.run.lock:
+            outer, self.owner.joins, self.wants_all = self.owner.joins, self, wants_all
+            self.run.strands.ring()
+        try:
+            yield
+        finally:
+            with self.run.lock:
+                self.owner.joins = outer
+
+    def looked(self, ended: int = 1) -> None:
+        """So many that ended were taken note of."""
+        if self.run is not None:
+            with self.run.lock:
+                self.news -= ended
+                self.run.strands.ring()
+
+    def drop(self) -> None:
+        """None of them is needed any more."""
+        if self.run is not None:
+            with self.run.lock:
+                for member in self.members:
+                    member.drop()
+
+
+_STRAND: ContextVar[Strand | None] = ContextVar("perdure_strand", default=None)
+
+
+def _task() -> asyncio.Task[object] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def strand_of(run: LiveRun) -> Strand:
+    """The strand of the running code. A task that somebody else made becomes one."""
+    strand = _STRAND.get()
+    if strand is None or strand.run is not run:
+        strand = run.strands.root
+    task = _task()
+    if task is None or strand.task is None or strand.task is task:
+        return strand
+    with run.lock:
+        group = next((group for group in strand.groups if group.foreign), None)
+        if group is None:
+            group = Group(None, foreign=True)
+            group.owner = strand
+            strand.groups.add(group)
+        known = next((member for member in group.members if member.task is task), None)
+        if known is not None:
+            return known
+        made = Strand(run, group)
+        made.begun, made.task = True, task
+        group.members.add(made)
+    task.add_done_callback(lambda _: made.end())
+    return made
+
+
+class Parked:
+    """A strand that waits: until a date (0: none), or until something has ``come`` from outside."""
+
+    def __init__(self, strand: Strand, until: float, come: Callable[[], bool] | None, clock: Clock) -> None:
+        self.strand, self.come = strand, come
+        self.until = until
+        self.clock = clock
+        self.end = clock.monotonic() + until - clock.now() if until else inf
+        self.bell = threading.Event()
+        self.waker: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if _task() is not None:
+            self.waker, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        self._seen = -1
+
+    def left(self) -> float:
+        """Seconds until its date. Reached when the wall clock says so (a laptop that slept, a clock set forward), or
+        when as much time has passed as it was meant to take (a clock set back) (C9); inf without one.
+        """
+        return min(self.until - self.clock.now(), self.end - self.clock.monotonic()) if self.until else inf
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is something to look at."""
+        return self.strand.dropped or self.left() <= 0 or (self.come is not None and self.come())
+
+    def ring(self) -> None:
+        """Look again."""
+        self.bell.set()
+        if self._loop is not None and self.waker is not None:
+            try:
+                self._loop.call_soon_threadsafe(self.waker.set)
+            except RuntimeError:  # the loop is closed, and nobody waits any more
+                pass
+
+    def pause(self) -> float | None:
+        """For how many seconds to wait before looking again; None: the wait is over.
+
+        Raises Halted when the run was suspended, stopped or cancelled; Dropped when the branch is not needed.
+        """
+        run = self.strand.run
+        with run.lock:
+            run.check_halt()
+            if self.strand.dropped:
+                raise Dropped
+            if self.is_up:
+                return None
+            self.bell.clear()
+            if self.waker is not None:
+                self.waker.clear()
+            return min(self.left(), _SLICE, run.strands.patience(self))
+
+
+class Strands:
+    """The strands of one run, and how long it stays in this process while none of them can move."""
+
+    def __init__(self, run: LiveRun, stay: float) -> None:
+        self.run = run
+        self.root = Strand(run, None)
+        self.stay = stay
+        """seconds for which the run waits in this process for anything but a near date"""
+        self._since: float | None = None
+        """since when nothing can move, by the steady clock"""
+        self._version = 0
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The block, in this task or thread, executes the flow."""
+        token = _STRAND.set(self.root)
+        self.root.begun, self.root.task = True, _task()
+        try:
+            yield
+        finally:
+            _STRAND.reset(token)
+
+    def park(self, until: float, come: Callable[[], bool] | None) -> Parked:
+        """The running strand waits. Use ``unpark`` at the end, whatever happens."""
+        with self.run.lock:
+            strand = strand_of(self.run)
+            strand.parked = Parked(strand, until, come, self.run.clock)
+            self._version += 1
+            return strand.parked
+
+    def unpark(self, parked: Parked) -> None:
+        with self.run.lock:
+            parked.strand.parked = None
+            self._version += 1
+            self._since = None
+
+    def waiting(self) -> list[Parked]:
+        """All that is parked."""
+        return [strand.parked for strand in self.all() if strand.parked is not None]
+
+    def all(self) -> list[Strand]:
+        found = [self.root]
+        for strand in found:
+            found += [member for group in strand.groups for member in group.members]
+        return found
+
+    def ring(self) -> None:
+        """Everybody who is parked looks again."""
+        self._version += 1
+        for parked in self.waiting():
+            parked.ring()
+
+    def patience(self, parked: Parked) -> float:
+        """Seconds after which a parked strand looks again at whether the run is to be suspended; suspends it."""
+        if self.root.movable():
+            self._since = None
+            return inf
+        if any(strand.group and strand.group.foreign for strand in self.all()) and parked._seen != self._version:
+            parked._seen = self._version
+            return _SETTLE
+        now = self.run.clock.monotonic()
+        self._since = now if self._since is None else self._since
+        near = any(other.left() <= (NEAR if other.come else inf) for other in self.waiting() if other.until)
+        left = self._since + self.stay - now
+        if near:
+            return inf
+        if left > 0:
+            return left
+        self.run.suspend()
+        raise Halted

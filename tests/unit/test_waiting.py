@@ -1,0 +1,874 @@
+"""Questions, signals and timers: asked once, answered once, in no process meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import functools
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel
+
+import perdure
+from perdure import journal as j
+from perdure import states
+from perdure.clock import Clock
+from perdure.errors import (
+    AnswerRefused,
+    ConfigError,
+    DeadlinePassed,
+    RunNotFound,
+    RunStopped,
+    RunSuspended,
+)
+from perdure.model import Question
+from perdure.runtime.manager import CheckpointManager
+
+RAN: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    RAN.clear()
+
+
+@pytest.fixture(params=["sqlite", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:{tmp_path / 'runs.db'}" if request.param == "sqlite" else f"file:{tmp_path / 'runs'}"
+
+
+class Later(Clock):
+    """The system's clock, moved by hand; waits return at once."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.offset
+
+    def wait(self, bell: threading.Event, seconds: float) -> None:
+        if seconds != float("inf"):
+            self.offset += max(seconds, 0)
+
+
+@perdure.step
+def work(what: str) -> str:
+    RAN.append(what)
+    return f"did {what}"
+
+
+@perdure.step(name="work")
+async def work_async(what: str) -> str:
+    RAN.append(what)
+    return f"did {what}"
+
+
+@perdure.flow(name="approval")
+def approval(paper: str) -> str:
+    text = work(f"draft {paper}")
+    ok: bool = perdure.ask("Publish?", answer=bool, context=text)
+    return work("publish") if ok else "dropped"
+
+
+@perdure.flow(name="approval")
+async def approval_async(paper: str) -> str:
+    text = await work_async(f"draft {paper}")
+    ok: bool = await perdure.ask("Publish?", answer=bool, context=text)
+    return await work_async("publish") if ok else "dropped"
+
+
+def suspended(url: str, flow: Callable[..., Any], *args: Any, goal: str = "g", **options: Any) -> RunSuspended:
+    with pytest.raises(RunSuspended) as found:
+        perdure.run(flow, *args, goal=goal, store=url, **options)
+    return found.value
+
+
+def answer(url: str, value: object, question: str | int | None = None, goal: str = "g", by: str = "ann") -> None:
+    with perdure.Client(url) as client:
+        client.answer(goal, question, value, by=by)
+
+
+def status(url: str, goal: str = "g") -> str:
+    with perdure.Client(url) as client:
+        return client.find(goal).status
+
+
+# -- a question ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flow", [approval, approval_async])
+def test_a_run_asks_ends_its_process_and_goes_on_with_the_answer(url: str, flow: Any) -> None:  # W1
+    waits = suspended(url, flow, "p")
+    assert (waits.run, len(waits.questions), waits.until) == ("g#0", 1, 0.0) and "perdure answer g" in str(waits)
+    with perdure.Client(url) as client:
+        row = client.find("g")
+        assert (row.status, row.holder, row.wake) == (states.PENDING_INPUT, None, 0.0)
+        (asked,) = client.questions()
+        assert (asked.run, asked.step, asked.path, asked.prompt) == ("g#0", 2, "ask", "Publish?")
+        whole = client.question("g")
+        assert (whole.id, whole.schema, whole.context) == (asked.id, {"type": "boolean"}, "did draft p")
+        assert client.answer("g", None, True, by="ann").status == states.READY
+        assert client.questions() == [] and [str(row.key) for row in client.due()] == ["g#0"]
+    assert perdure.run(flow, "p", goal="g", store=url) == "did publish"
+    assert RAN == ["draft p", "publish"]
+    with perdure.Client(url) as client:
+        told = [entry for entry in client.entries("g") if isinstance(entry, j.QuestionAnswered)]
+        assert [(entry.by, bytes(entry.value), entry.question) for entry in told] == [("ann", b"true", asked.id)]  # H5
+
+
+def test_the_store_may_be_copied_elsewhere_between_asking_and_answering(url: str, tmp_path: Path) -> None:  # W1
+    suspended(url, approval, "p")
+    shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-copy")
+    moved = url.replace(str(tmp_path), f"{tmp_path}-copy")
+    answer(moved, True)
+    assert perdure.run(approval, "p", goal="g", store=moved) == "did publish"
+    assert RAN == ["draft p", "publish"] and status(url) == states.PENDING_INPUT
+
+
+def test_running_it_again_without_an_answer_asks_nothing_again(url: str) -> None:  # W1
+    told: list[Question] = []
+    config = perdure.CheckpointConfig(on_question=(told.append,))
+    first = suspended(url, approval, "p", config=config)
+    assert suspended(url, approval, "p", config=config).questions == first.questions
+    assert [question.id for question in told] == list(first.questions) and RAN == ["draft p"]
+    with perdure.Client(url) as client:
+        assert sum(isinstance(entry, j.StepPending) for entry in client.entries("g")) == 1
+
+
+def test_a_no_is_an_answer(url: str) -> None:
+    suspended(url, approval, "p")
+    answer(url, False)
+    assert perdure.run(approval, "p", goal="g", store=url) == "dropped"
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Decision:
+    accept: bool
+    score: int
+    colour: Colour = Colour.RED
+
+
+class Review(BaseModel):
+    marks: list[int]
+    by: Decision | None = None
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "received", "wrong"),
+    [
+        (bool, True, True, "yes"),
+        (str, "text", "text", 3),
+        (int, 3, 3, True),
+        (Literal["a", "b"], "b", "b", "c"),
+        (Colour, "blue", Colour.BLUE, "green"),
+        (Colour, Colour.BLUE, Colour.BLUE, None),
+        (Decision, {"accept": True, "score": 3}, Decision(True, 3), {"accept": True}),
+        (Decision, Decision(False, 1, Colour.BLUE), Decision(False, 1, Colour.BLUE), {"accept": 1, "score": 1}),
+        (list[Decision], [{"accept": True, "score": 3}], [Decision(True, 3)], [{"accept": True, "score": "3"}]),
+        (Review, {"marks": [1, 2]}, Review(marks=[1, 2]), {"marks": ["x"]}),
+        (Review, Review(marks=[], by=Decision(True, 1)), Review(marks=[], by=Decision(True, 1)), {}),
+        (datetime, "2026-11-21T10:00:00+01:00", datetime.fromisoformat("2026-11-21T10:00:00+01:00"), 3),
+        (int | None, None, None, "x"),
+        (tuple[int, str], [1, "a"], (1, "a"), [1]),
+        (Path, "a/b", Path("a/b"), 3),
+        (Any, {"any": [1]}, {"any": [1]}, {1, 2j}),
+    ],
+)
+def test_an_answer_has_the_type_that_was_asked_for(kind: Any, given: Any, received: Any, wrong: Any) -> None:  # W1 W8
+    backend = perdure.stores.memory.MemoryBackend()  # type: ignore[attr-defined]
+    store = functools.partial(perdure.stores.memory.MemoryStore, backend)  # type: ignore[attr-defined]
+
+    @perdure.flow
+    def asks() -> Any:
+        return perdure.ask("What?", answer=kind)
+
+    with pytest.raises(RunSuspended):
+        perdure.run(asks, goal="g", store=store())
+    with perdure.Client(store()) as client:
+        with pytest.raises(AnswerRefused):
+            client.answer("g", None, wrong, by="ann")
+        assert len(client.questions()) == 1, "nothing was changed"
+        client.answer("g", None, given, by="ann")
+    found = perdure.run(asks, goal="g", store=store())
+    assert found == received and type(found) is type(received)
+
+
+def test_only_choices_are_taken(url: str) -> None:
+    @perdure.flow
+    def asks() -> list[Any]:
+        return [perdure.ask("Which?", choices=["a", "b"]), perdure.ask("How many?", choices=[1, 2])]
+
+    suspended(url, asks)
+    with pytest.raises(AnswerRefused, match=r"'c' is not one of \['a', 'b'\].*It takes: \"a\" or \"b\""):
+        answer(url, "c")
+    answer(url, "b")
+    suspended(url, asks)
+    answer(url, 2)
+    assert perdure.run(asks, goal="g", store=url) == ["b", 2]
+
+
+def test_a_refusal_says_where_and_changes_nothing(url: str) -> None:  # W1 rel:H3
+    suspended(url, approval, "p")
+    for name, question, value, error, said in [
+        ("g", None, "maybe", AnswerRefused, "'maybe' is not of type 'boolean'"),
+        ("g", None, object(), AnswerRefused, "no form in JSON"),
+        ("g", None, float("nan"), AnswerRefused, "not of type 'boolean'"),
+        ("g", None, "\ud800", AnswerRefused, "no form in JSON"),
+        ("g", None, "x" * (1 << 20), AnswerRefused, "not of type"),
+        ("g", 7, True, RunNotFound, "asks no question '7'"),
+        ("g", "0123456789abcdef", True, RunNotFound, "asks no question"),
+        ("h", None, True, RunNotFound, "no run 'h'"),
+        ("../g", None, True, RunNotFound, "no run"),
+    ]:
+        with pytest.raises(error, match=said):
+            answer(url, value, question, goal=name)
+    with pytest.raises(ConfigError, match="by"):
+        answer(url, True, by="")
+    with perdure.Client(url) as client:
+        assert [entry.post for entry in client.entries("g") if isinstance(entry, j.Posted)] == []
+        assert len(client.questions()) == 1
+
+
+def test_an_answer_that_is_too_large_is_refused_before_anything_is_written(url: str) -> None:  # rel:B1
+    @perdure.flow
+    def asks() -> str:
+        return str(perdure.ask("Say?"))
+
+    suspended(url, asks)
+    with pytest.raises(AnswerRefused, match="the limit is 1,048,576"):
+        answer(url, "x" * (1 << 20))
+    answer(url, "x" * 1_000_000)
+    assert len(perdure.run(asks, goal="g", store=url)) == 1_000_000
+
+
+def test_the_first_answer_counts_and_the_second_is_told_whose_it_was(url: str) -> None:  # rel:H3
+    suspended(url, approval, "p")
+    answer(url, True, by="ann")
+    for question in (None, 2, "ask"):
+        with pytest.raises(AnswerRefused, match=r"question 2 was answered already, by ann at 20.* UTC"):
+            answer(url, False, question, by="bob")
+    assert perdure.run(approval, "p", goal="g", store=url) == "did publish"
+    with pytest.raises(AnswerRefused, match="by ann"):
+        answer(url, False, by="bob")
+
+
+def test_of_answers_at_the_same_time_one_is_taken(url: str) -> None:  # rel:H3
+    @perdure.flow
+    def asks() -> str:
+        return str(perdure.ask("Who?"))
+
+    suspended(url, asks)
+    start = threading.Barrier(6)
+    taken: list[str] = []
+    refused: list[str] = []
+
+    def person(name: str) -> None:
+        with perdure.Client(url) as client:
+            start.wait()
+            try:
+                client.answer("g", None, name, by=name)
+            except AnswerRefused as error:
+                refused.append(str(error))
+            else:
+                taken.append(name)
+
+    people = [threading.Thread(target=person, args=(f"p{k}",)) for k in range(6)]
+    for one in people:
+        one.start()
+    for one in people:
+        one.join()
+    assert len(taken) == 1 and len(refused) == 5 and all(f"by {taken[0]} " in text for text in refused)
+    assert perdure.run(asks, goal="g", store=url) == taken[0]
+
+
+def test_asking_again_after_a_rerun_is_another_question(url: str) -> None:  # rel:H2
+    suspended(url, approval, "p")
+    with perdure.Client(url) as client:
+        old = client.question("g").id
+    answer(url, True)
+    assert perdure.run(approval, "p", goal="g", store=url) == "did publish"
+    suspended(url, approval, "p", rerun="ask")
+    with perdure.Client(url) as client:
+        assert client.question("g").id != old
+        with pytest.raises(AnswerRefused, match="answered already"):
+            client.answer("g", old, True, by="ann")
+        client.answer("g", None, False, by="bob")
+    assert perdure.run(approval, "p", goal="g", store=url) == "dropped"
+
+
+def test_a_run_that_wants_what_only_its_program_can_check_refuses_and_asks_on(url: str) -> None:  # W1
+    class Even(BaseModel):
+        n: int
+
+        def model_post_init(self, context: object) -> None:
+            if self.n % 2:
+                raise ValueError(f"{self.n} is odd")
+
+    @perdure.flow
+    def asks() -> int:
+        return int(perdure.ask("Even?", answer=Even).n)
+
+    suspended(url, asks)
+    answer(url, {"n": 3})
+    suspended(url, asks)
+    with perdure.Client(url) as client:
+        assert "3 is odd" in client.question("g").refused
+        client.answer("g", None, {"n": 4}, by="bob")
+    assert perdure.run(asks, goal="g", store=url) == 4
+
+
+def test_wrong_declarations_are_refused_before_anything_is_asked() -> None:
+    class Odd:
+        pass
+
+    for make, said in [
+        (lambda: perdure.ask(""), "prompt"),
+        (lambda: perdure.ask("x", choices="ab"), "choices"),
+        (lambda: perdure.ask("x", choices=[]), "choices"),
+        (lambda: perdure.ask("x", answer=Odd), "type .*Odd"),
+        (lambda: perdure.ask("x", answer=complex), "complex"),
+        (lambda: perdure.ask("x", to="y" * 600), "to must"),
+        (lambda: perdure.ask("x", deadline=datetime(2030, 1, 1)), "no time zone"),
+        (lambda: perdure.ask("x", deadline=timedelta(days=-1)), "deadline"),
+        (lambda: perdure.ask("x", deadline=0), "over before it begins"),
+        (lambda: perdure.ask("x", deadline=datetime(2020, 1, 1, tzinfo=UTC)), "in the past"),
+        (lambda: perdure.ask("x", context=Odd()), "context"),
+        (lambda: perdure.ask("x", default=Odd()), "default"),
+        (lambda: perdure.sleep(), "duration, or until"),
+        (lambda: perdure.sleep(-1), "sleep must"),
+        (lambda: perdure.sleep(until=datetime(2030, 1, 1)), "no time zone"),
+        (lambda: perdure.signal(""), "signal is empty"),
+    ]:
+        with pytest.raises(perdure.PerdureError, match=said):
+            perdure.run(perdure.flow(name="asks")(make), goal="g", store="memory:")
+
+
+def test_without_a_store_nobody_can_be_asked_and_a_timer_just_waits() -> None:  # G1
+    for waits in (lambda: perdure.ask("x"), lambda: perdure.signal("x")):
+        with pytest.raises(ConfigError, match="without a store"):
+            waits()
+    assert perdure.sleep(0.001) is None
+
+    async def flow() -> None:
+        await perdure.sleep(timedelta(milliseconds=1))
+        with pytest.raises(ConfigError, match="without a store"):
+            await perdure.ask("x")
+
+    asyncio.run(flow())
+
+
+# -- several at once ---------------------------------------------------------------------------------------------------
+
+
+@perdure.flow(name="many")
+async def many_async() -> list[str]:
+    async def branch(name: str, steps: int) -> str:
+        for step in range(steps):
+            await work_async(f"{name}{step}")
+        return f"{name}: {await perdure.ask('Go on?', context=name)}" if name != "c" else name
+
+    return await perdure.gather(*(branch(name, steps) for name, steps in (("a", 0), ("b", 2), ("c", 4))))
+
+
+@perdure.flow(name="many")
+def many() -> list[str]:
+    def branch(name: str, steps: int) -> str:
+        for step in range(steps):
+            work(f"{name}{step}")
+        return f"{name}: {perdure.ask('Go on?', context=name)}" if name != "c" else name
+
+    return perdure.gather(*(functools.partial(branch, name, steps) for name, steps in (("a", 0), ("b", 2), ("c", 4))))
+
+
+@pytest.mark.parametrize("flow", [many, many_async])
+def test_branches_that_need_no_answer_go_on_and_several_questions_are_open(url: str, flow: Any) -> None:  # W1
+    waits = suspended(url, flow)
+    assert sorted(RAN) == ["b0", "b1", "c0", "c1", "c2", "c3"] and len(waits.questions) == 2
+    with perdure.Client(url) as client:
+        asked = {client.question("g", q.id).context: q for q in client.questions("g")}
+        assert len({q.path for q in asked.values()}) == 2, "each in a scope of its own"
+        with pytest.raises(ConfigError, match="asks 2 questions"):
+            client.answer("g", None, "yes", by="ann")
+        client.answer("g", asked["b"].id, "yes b", by="ann")
+    suspended(url, flow)
+    with perdure.Client(url) as client:
+        client.answer("g", None, "yes a", by="ann")
+    assert perdure.run(flow, goal="g", store=url) == ["a: yes a", "b: yes b", "c"]
+    assert len(RAN) == 6
+
+
+def test_equal_questions_side_by_side_keep_their_own_answers(url: str) -> None:  # X10
+    @perdure.flow
+    async def asks() -> list[str]:
+        return await perdure.gather(*(perdure.ask("Same?") for _ in range(3)))
+
+    suspended(url, asks)
+    with perdure.Client(url) as client:
+        for place, question in enumerate(client.questions()):
+            client.answer("g", question.step, f"answer {place}", by="ann")
+    assert perdure.run(asks, goal="g", store=url) == ["answer 0", "answer 1", "answer 2"]
+
+
+def test_a_task_group_of_ones_own_is_suspended_too(url: str) -> None:  # W1
+    @perdure.flow
+    async def asks() -> list[str]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(name)) for name in ("a", "b")]
+            await work_async("beside")
+        return [task.result() for task in tasks]
+
+    async def one(name: str) -> str:
+        await work_async(name)
+        return str(await perdure.ask(f"{name}?"))
+
+    waits = suspended(url, asks)
+    assert len(waits.questions) == 2 and sorted(RAN) == ["a", "b", "beside"]
+    with perdure.Client(url) as client:
+        for question in client.questions():
+            client.answer("g", question.id, question.prompt, by="ann")
+    assert perdure.run(asks, goal="g", store=url) == ["a?", "b?"]
+    assert len(RAN) == 3
+
+
+@pytest.mark.parametrize("flavour", ["child", "nested", "step"])
+def test_a_question_inside_a_child_a_flow_or_a_step(url: str, flavour: str) -> None:  # W1 K3
+    @perdure.flow
+    async def inner(name: str) -> str:
+        await work_async(name)
+        return str(await perdure.ask("Inner?"))
+
+    called: Any = {"child": perdure.child(inner), "nested": inner, "step": perdure.step(inner.fn)}[flavour]
+
+    @perdure.flow
+    async def outer() -> list[str]:
+        return await perdure.gather(called("a"), work_async("b"), called("c"))
+
+    suspended(url, outer)
+    with perdure.Client(url) as client:
+        for question in client.questions():
+            client.answer("g", question.id, f"to {question.path}", by="ann")
+        stopped = {s.status for s in client.state("g").steps.values()}
+        assert stopped <= {"completed", "pending", "waiting"}, "nothing is in doubt"
+    found = perdure.run(outer, goal="g", store=url)
+    assert all(text.endswith("/ask") for text in (found[0], found[2])) and found[0] != found[2]
+    assert sorted(RAN) == ["a", "b", "c"]
+
+
+def test_a_step_in_doubt_is_none_because_it_asked(url: str) -> None:  # X9
+    @perdure.step(on_crash="fail")
+    def asks() -> str:
+        return str(perdure.ask("x?"))
+
+    flow = perdure.flow(name="f")(lambda: asks())
+    suspended(url, flow)
+    answer(url, "y")
+    assert perdure.run(flow, goal="g", store=url) == "y"
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_the_first_of_two_waits_closes_the_other(url: str, colour: str) -> None:
+    @perdure.flow
+    async def race_async() -> str:
+        async def slow() -> str:
+            return str(await perdure.signal("go"))
+
+        return str(await perdure.first(perdure.ask("Stop?"), slow()))
+
+    @perdure.flow
+    def race() -> str:
+        return str(perdure.first(lambda: perdure.ask("Stop?"), lambda: perdure.signal("go")))
+
+    flow: Any = race if colour == "sync" else race_async
+    suspended(url, flow)
+    with perdure.Client(url) as client:
+        client.signal("g", "go", "went")
+    assert perdure.run(flow, goal="g", store=url) == "went"
+    with perdure.Client(url) as client:
+        assert client.questions() == []
+        closed = [e for e in client.entries("g") if isinstance(e, j.QuestionClosed)]
+        assert [(e.expired, bool(e.question)) for e in closed] == [(False, True)]
+        with pytest.raises(AnswerRefused, match="nobody needs the answer"):
+            client.answer("g", None, "late", by="ann")
+
+
+def test_a_question_nobody_waits_for_any_more_is_closed_when_the_run_completes(url: str) -> None:
+    @perdure.flow
+    async def asks() -> str:
+        left = asyncio.create_task(perdure.ask("Anybody?"))
+        await work_async("x")
+        await asyncio.sleep(0)
+        left.cancel()
+        return "done"
+
+    assert perdure.run(asks, goal="g", store=url) == "done"
+    with perdure.Client(url) as client, pytest.raises(AnswerRefused, match="nobody needs"):
+        client.answer("g", None, "late", by="ann")
+
+
+# -- staying in the process --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flow", [approval, approval_async])
+def test_with_wait_the_process_stays_until_the_answer_is_there(url: str, flow: Any) -> None:  # W1
+    asked = threading.Event()
+    config = perdure.CheckpointConfig(on_question=(lambda question: asked.set(),))
+
+    def person() -> None:
+        asked.wait()
+        answer(url, True)
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    assert perdure.run(flow, "p", goal="g", store=url, wait=True, config=config) == "did publish"
+    thread.join()
+    with perdure.Client(url) as client:
+        assert client.state("g").lives == 1
+
+
+@pytest.mark.parametrize("flow", [approval, approval_async])
+def test_wait_has_a_limit(url: str, flow: Any) -> None:
+    suspended(url, flow, "p", wait=0.05)
+    for wrong in (-1, "x", float("nan")):
+        with pytest.raises(ConfigError, match="wait"):
+            perdure.run(flow, "p", goal="g", store=url, wait=wrong)  # type: ignore[arg-type]
+
+
+def test_an_answer_while_another_branch_works_is_used_at_once(url: str) -> None:
+    answered = threading.Event()
+
+    @perdure.step
+    def long() -> str:
+        asked.wait(30)
+        answer(url, "yes")
+        assert answered.wait(30), "the other branch goes on while this one is at work"
+        return "long"
+
+    def asks() -> str:
+        said = str(perdure.ask("x?"))
+        answered.set()
+        return said
+
+    asked = threading.Event()
+    config = perdure.CheckpointConfig(on_question=(lambda question: asked.set(),))
+    flow = perdure.flow(name="f")(lambda: perdure.gather(asks, long))
+    assert perdure.run(flow, goal="g", store=url, config=config) == ["yes", "long"]
+
+
+# -- deadlines ---------------------------------------------------------------------------------------------------------
+
+
+@perdure.flow
+def dated(default: Any = "none") -> Any:
+    more = {} if default == "none" else {"default": default}
+    return perdure.ask("Soon?", answer=bool, deadline=timedelta(hours=2), **more)
+
+
+def test_a_deadline_passes_with_its_default_though_nothing_ran(url: str) -> None:
+    clock = Later()
+    with CheckpointManager(url, clock=clock) as manager, pytest.raises(RunSuspended) as waits:
+        manager.run_sync(dated, False, goal="g")
+    assert waits.value.until == pytest.approx(clock.now() + 7200, abs=5)
+    with perdure.Client(url, clock=clock) as client:
+        assert client.questions()[0].otherwise == "false" and client.due() == []
+        clock.offset += 7201
+        assert [row.status for row in client.due()] == [states.READY] and client.find("g").status == states.READY
+        with pytest.raises(AnswerRefused, match="the deadline of question 1 passed at"):
+            client.answer("g", None, True, by="late")
+    with CheckpointManager(url, clock=clock) as manager:
+        assert manager.run_sync(dated, False, goal="g") is False
+    with perdure.Client(url, clock=clock) as client, pytest.raises(AnswerRefused, match="deadline of question 1 has"):
+        client.answer("g", 1, True, by="late")
+
+
+def test_a_deadline_without_a_default_is_an_error_and_another_run_asks_anew(url: str) -> None:
+    clock = Later()
+    with CheckpointManager(url, clock=clock) as manager:
+        with pytest.raises(RunSuspended):
+            manager.run_sync(dated, goal="g")
+        clock.offset += 7201
+        with pytest.raises(DeadlinePassed, match="step 1 \\(ask\\) waited for an answer"):
+            manager.run_sync(dated, goal="g")
+        with pytest.raises(RunSuspended):
+            manager.run_sync(dated, goal="g")
+        with perdure.Client(manager._lives.writer.store, clock=clock) as client:  # type: ignore[union-attr]
+            client.answer("g", None, True, by="ann")
+            assert manager.run_sync(dated, goal="g") is True
+
+
+def test_a_clock_set_back_neither_expires_nor_reopens_a_question(url: str) -> None:  # rel:C5
+    clock = Later()
+    with CheckpointManager(url, clock=clock) as manager, pytest.raises(RunSuspended):
+        manager.run_sync(dated, False, goal="g")
+    clock.offset -= 86400
+    with CheckpointManager(url, clock=clock) as manager, pytest.raises(RunSuspended):
+        manager.run_sync(dated, False, goal="g")
+    clock.offset += 86400 + 7201
+    with CheckpointManager(url, clock=clock) as manager:
+        assert manager.run_sync(dated, False, goal="g") is False
+    clock.offset -= 86400
+    with perdure.Client(url, clock=clock) as client, pytest.raises(AnswerRefused, match="deadline"):
+        client.answer("g", None, True, by="ann")
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+@perdure.flow
+def listens(count: int) -> list[Any]:
+    return [perdure.signal("news") for _ in range(count)]
+
+
+def test_signals_are_received_once_and_in_order_whenever_they_came(url: str) -> None:
+    suspended(url, listens, 4)
+    with perdure.Client(url) as client:
+        assert client.find("g").status == states.PENDING_INPUT and "signal 'news'" in client.find("g").reason
+        client.signal("g", "news", {"n": 1}, by="feed")
+        client.signal("g", "other", "for nobody")
+        client.signal("g", "news", [2])
+        assert client.find("g").status == states.READY
+    suspended(url, listens, 4)
+    with perdure.Client(url) as client:
+        client.signal("g", "news")
+        client.signal("g", "news", 4)
+        client.signal("g", "news", 5)
+    assert perdure.run(listens, 4, goal="g", store=url) == [{"n": 1}, [2], None, 4]
+    with perdure.Client(url) as client, pytest.raises(AnswerRefused, match="is completed"):
+        client.signal("g", "news")
+
+
+def test_a_signal_has_a_type_and_one_that_does_not_fit_is_waited_over(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = perdure.flow(name="f")(lambda: perdure.signal("score", type=Decision))
+    suspended(url, flow)
+    with perdure.Client(url) as client:
+        client.signal("g", "score", "nonsense")
+        client.signal("g", "score", {"accept": True, "score": 9})
+    with caplog.at_level(logging.WARNING, "perdure"):
+        assert perdure.run(flow, goal="g", store=url) == Decision(True, 9)
+    assert "cannot take what came" in caplog.text
+
+
+def test_two_who_wait_for_one_name_get_one_each(url: str) -> None:  # X10
+    @perdure.flow
+    async def both() -> list[Any]:
+        return await perdure.gather(perdure.signal("s"), perdure.signal("s"))
+
+    suspended(url, both)
+    with perdure.Client(url) as client:
+        client.signal("g", "s", 1)
+    suspended(url, both)
+    with perdure.Client(url) as client:
+        client.signal("g", "s", 2)
+    assert perdure.run(both, goal="g", store=url) == [1, 2]
+
+
+def test_a_signal_may_have_a_deadline() -> None:
+    flow = perdure.flow(name="f")(lambda: perdure.signal("s", deadline=0.01, default="none"))
+    assert perdure.run(flow, goal="g", store="memory:") == "none"
+
+
+# -- timers ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_timer_needs_no_process_and_its_date_is_set_once(url: str) -> None:
+    @perdure.flow
+    def naps() -> str:
+        perdure.sleep(timedelta(days=90))
+        return work("awake")
+
+    clock = Later()
+    for _ in range(3):
+        with CheckpointManager(url, clock=clock) as manager, pytest.raises(RunSuspended) as waits:
+            manager.run_sync(naps, goal="g")
+        clock.offset += 86400 * 29
+    assert waits.value.until == pytest.approx(clock.now() + 86400 * 3, abs=10)
+    with perdure.Client(url, clock=clock) as client:
+        assert client.find("g").status == states.WAITING and client.due() == []
+        clock.offset += 86400 * 4
+        assert [str(row.key) for row in client.due()] == ["g#0"]
+    with CheckpointManager(url, clock=clock) as manager:
+        assert manager.run_sync(naps, goal="g") == "did awake"
+
+
+def test_a_timer_until_a_date(url: str) -> None:
+    date = datetime.now(UTC) + timedelta(days=1)
+    flow = perdure.flow(name="f")(lambda: perdure.sleep(until=date))
+    assert suspended(url, flow).until == pytest.approx(date.timestamp())
+    past = perdure.flow(name="p")(lambda: perdure.sleep(until=datetime(2020, 1, 1, tzinfo=UTC)))
+    assert perdure.run(past, goal="p", store=url) is None
+
+
+def test_a_near_date_is_waited_for_in_the_process(url: str) -> None:
+    @perdure.flow
+    async def naps() -> str:
+        await perdure.gather(perdure.sleep(0.01), perdure.sleep(0.02))
+        return await work_async("awake")
+
+    assert perdure.run(naps, goal="g", store=url) == "did awake"
+
+
+def test_a_rate_limit_holds_up_nothing_else_and_survives_the_process(url: str) -> None:  # C10
+    limited = threading.Event()
+
+    @perdure.step
+    def model() -> str:
+        RAN.append("model")
+        if len([name for name in RAN if name == "model"]) == 1:
+            limited.set()
+            raise perdure.RateLimited(retry_after=3600)
+        return "reply"
+
+    def beside() -> str:
+        limited.wait(30)
+        work("beside")
+        return str(perdure.ask("Go on?"))
+
+    @perdure.flow
+    def crew() -> list[str]:
+        return perdure.gather(model, beside)
+
+    clock = Later()
+    clock.wait = lambda bell, seconds: stop()  # type: ignore[method-assign]
+    with CheckpointManager(url, clock=clock) as manager, pytest.raises(KeyboardInterrupt):
+        manager.run_sync(perdure.flow(name="crew")(lambda: model()), goal="alone")
+    with perdure.Client(url) as client:
+        step = client.step("alone", "model")
+        assert step.status == "waiting" and step.until == pytest.approx(clock.now() + 3600, abs=5)
+    RAN.clear()
+    limited.clear()
+    clock = Later()
+    with CheckpointManager(url, clock=clock) as manager, pytest.raises(RunSuspended):
+        manager.run_sync(crew, goal="g")
+    assert sorted(RAN) == ["beside", "model", "model"], "waited out, and then the question alone is left"
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+# -- hooks -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hook_that_fails_is_called_again_and_never_stops_the_run(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def flaky(question: Question) -> None:
+        told.append(question.id)
+        if len(told) < 3:
+            raise OSError("no network")
+
+    def broken(question: Question) -> None:
+        raise OSError("never")
+
+    async def async_hook(question: Question) -> None:
+        told.append(f"async {question.id}")
+
+    clock = Later()
+    clock.wait_async = lambda bell, seconds: asyncio.sleep(0)  # type: ignore[method-assign]
+    clock.now = lambda: datetime.now(UTC).timestamp() + 1000 * len(told)  # type: ignore[method-assign]
+    config = perdure.CheckpointConfig(on_question=(flaky, async_hook))
+    with CheckpointManager(url, config, clock=clock) as manager, pytest.raises(RunSuspended) as waits:
+        asyncio.run(manager.run(approval_async, "p", goal="g"))
+    (question,) = waits.value.questions
+    assert told == [question] * 3 + [f"async {question}"]
+    clock = Later()
+    config = perdure.CheckpointConfig(on_question=(broken,))
+    with caplog.at_level(logging.WARNING, "perdure"):
+        manager = CheckpointManager(url, config, clock=clock)
+        with manager, pytest.raises(RunSuspended):
+            manager.run_sync(approval, "p", goal="h")
+    assert "can be answered" in caplog.text
+    answer(url, True, goal="h")
+    assert perdure.run(approval, "p", goal="h", store=url) == "did publish"
+
+
+def test_a_wrong_hook_is_refused() -> None:
+    for wrong in (print, ("x",)):
+        with pytest.raises(ConfigError, match="on_question"):
+            perdure.CheckpointConfig(on_question=wrong)  # type: ignore[arg-type]
+
+
+# -- elsewhere ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_of_ones_own_may_ask(url: str) -> None:
+    def loop() -> str:
+        with CheckpointManager(url) as manager, manager.begin(goal="g") as run:
+            with run.step("draft") as step:
+                if not step.recorded:
+                    RAN.append("draft")
+                    step.complete("text")
+            said = str(perdure.ask("Good?"))
+            run.complete(said)
+            return said
+
+    with pytest.raises(RunSuspended):
+        loop()
+    answer(url, "fine")
+    assert loop() == "fine" and RAN == ["draft"]
+
+
+def test_an_executor_returns_what_waits_as_a_status(url: str) -> None:  # G3
+    from perdure.runners import Runner
+
+    runner = Runner(url)
+    with runner:
+        result = runner.execute_sync(asks_graph(), "g", {"what": "draft"})
+        assert result.status == states.PENDING_INPUT and isinstance(result.error, RunSuspended)
+        answer(url, "good")
+        assert runner.execute_sync(asks_graph(), "g", {"what": "draft"}).value() == "good"
+    assert RAN == ["draft"]
+
+
+def asks_graph() -> Any:
+    from perdure.runners import Graph
+
+    def decide(draft: str) -> str:
+        return str(perdure.ask("Good?", context=draft))
+
+    return Graph({"draft": work.fn, "decide": decide}, [("draft", "decide")], inputs=["what"])
+
+
+def test_an_attempt_that_asks_suspends_the_run_that_judges_and_its_answer_wakes_it(url: str) -> None:  # K2 W1
+    @perdure.flow
+    def attempt(topic: str) -> str:
+        return f"{topic} {perdure.ask('Title?')}"
+
+    best = perdure.best_of(1, attempt, judge=lambda output: len(output))
+    waits = suspended(url, best, "sea")
+    assert waits.run == "g#0" and status(url) == states.WAITING
+    with perdure.Client(url) as client:
+        (question,) = client.questions()
+        assert question.run == "g/best#0"
+        client.answer(question.run, None, "Tides", by="ann")
+        assert {str(row.key) for row in client.due()} == {"g#0", "g/best#0"}
+    assert perdure.run(best, "sea", goal="g", store=url).output == "sea Tides"
+
+
+def test_a_stopped_run_can_be_answered_and_stays_stopped(url: str) -> None:  # B9
+    suspended(url, approval, "p")
+    with perdure.Client(url) as client:
+        assert client.pause("g", by="ann").status == states.PAUSED
+        client.answer("g", None, True, by="bob")
+        assert client.find("g").status == states.PAUSED
+    with pytest.raises(RunStopped, match="stopped by ann"):
+        perdure.run(approval, "p", goal="g", store=url)
+    with perdure.Client(url) as client:
+        assert client.unpause("g", by="ann").status == states.READY
+    assert perdure.run(approval, "p", goal="g", store=url) == "did publish"
