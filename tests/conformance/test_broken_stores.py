@@ -129,9 +129,58 @@ class ReadsOneTooFar(MemoryStore):
 class ShowsAnOldRow(MemoryStore):
     """A listing remembers the first row of each run."""
 
-    def runs(self, goal: str | None = None) -> list[RunMeta]:
+    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
         self.seen: dict[RunKey, RunMeta] = getattr(self, "seen", {})
-        return [self.seen.setdefault(row.key, row) for row in super().runs(goal)]
+        return [self.seen.setdefault(row.key, row) for row in super().runs(goal, due)]
+
+
+class PostsUnderAnyNumber(MemoryStore):
+    """Two who post at once are both taken."""
+
+    def post(self, key: RunKey, number: int, record: bytes) -> bool:
+        run = self._backend.runs.get(key)
+        return super().post(key, number if run is None else len(run.posts) + 1, record)
+
+
+class PostsToNobody(MemoryStore):
+    """A post to a run that is not there is taken, and lost."""
+
+    def post(self, key: RunKey, number: int, record: bytes) -> bool:
+        run = self._backend.runs.get(key)
+        return True if run is None or not run.records else super().post(key, number, record)
+
+
+class LosesTheLastPost(MemoryStore):
+    """Told that it is kept before it is."""
+
+    def abandon(self) -> None:
+        for run in self._backend.runs.values():
+            del run.posts[-1:]
+        super().abandon()
+
+
+class KeepsTheInboxOfTheDeleted(MemoryStore):
+    """A run made again finds what was posted to the old one."""
+
+    def delete(self, lease: Lease) -> None:
+        run = self._backend.runs.get(lease.key)
+        super().delete(lease)
+        if run is not None:
+            self._backend.runs[lease.key] = type(run)(posts=run.posts)
+
+
+class OverlooksPosts(MemoryStore):
+    """What is due goes by dates alone."""
+
+    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
+        return [row for row in super().runs(goal, due) if due is None or row.wake]
+
+
+class IsDueAlways(MemoryStore):
+    """A run that waits for no date counts as due since ever."""
+
+    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
+        return [row for row in super().runs(goal) if due is None or row.wake <= due]
 
 
 class ReleasesForAnybody(MemoryStore):
@@ -179,13 +228,22 @@ BROKEN: Sequence[type[MemoryStore]] = (
     MixesUpNames,
     ReadsOneTooFar,
     ShowsAnOldRow,
+    PostsUnderAnyNumber,
+    PostsToNobody,
+    LosesTheLastPost,
+    KeepsTheInboxOfTheDeleted,
+    OverlooksPosts,
+    IsDueAlways,
     ReleasesForAnybody,
     DeletesWithoutALease,
     MakesUpMissingBlobs,
     WorksWhenClosed,
 )
 RANDOM = "test_any_history_agrees_with_the_model"
-ONLY_BY_EXAMPLE = (MakesUpMissingBlobs, WorksWhenClosed, MixesUpNames, KeepsBlobsOfTheFenced)
+ONLY_BY_EXAMPLE = (
+    *(MakesUpMissingBlobs, WorksWhenClosed, MixesUpNames, KeepsBlobsOfTheFenced),
+    *(OverlooksPosts, IsDueAlways),
+)
 """faults that random histories do not look for"""
 
 

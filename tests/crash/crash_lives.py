@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +57,31 @@ def killed(root: str, store: str, colour: str, life: int, at: int, when: str) ->
 
 
 class KillingStore:
-    """Dies before or after the n-th journal append."""
+    """Dies before or after the n-th journal append; with ``posts`` also at posts and claims, which count as well."""
 
-    def __init__(self, store: Any, at: int, when: str) -> None:
-        self._store, self._at, self._when, self.count = store, at, when, 0
+    def __init__(self, store: Any, at: int, when: str, posts: bool = False) -> None:
+        self._store, self._at, self._when, self.count, self._posts = store, at, when, 0, posts
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     def append(self, batch: Any) -> Any:
+        return self._counted(self._store.append, batch)
+
+    def post(self, *args: Any) -> Any:
+        return self._counted(self._store.post, *args) if self._posts else self._store.post(*args)
+
+    def claim(self, *args: Any) -> Any:
+        return self._counted(self._store.claim, *args) if self._posts else self._store.claim(*args)
+
+    def release(self, *args: Any) -> Any:
+        return self._counted(self._store.release, *args) if self._posts else self._store.release(*args)
+
+    def _counted(self, verb: Callable[..., Any], *args: Any) -> Any:
         self.count += 1
         if self.count == self._at and self._when == "before":
             spy.die()
-        results = self._store.append(batch)
+        results = verb(*args)
         if self.count == self._at and self._when == "after":
             spy.die()
         return results

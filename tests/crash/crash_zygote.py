@@ -63,6 +63,7 @@ def serve() -> None:
         "crash_shapes",
         "crash_runners",
         "crash_endings",
+        "crash_waits",
         "perdure.stores.file",
         "perdure.stores.sqlite",
     ):

@@ -177,8 +177,15 @@ class LiveRun:
             allowed = all(isinstance(entry, _WHILE_SUSPENDING) for entry in entries)
         else:
             allowed = not any(isinstance(entry, j.StepStarted | j.StepPending | j.RunCompleted) for entry in entries)
+            allowed = allowed or (self.halt == "cancelled" and self._goes_inside(entries[0]))
         if not allowed:
             raise Halted
+
+    def _goes_inside(self, entry: j.Entry) -> bool:
+        """Whether a step of a cancelled run is begun again because work inside it had begun: that may have to be
+        cleaned up after."""
+        step = self.state.steps.get(entry.step) if isinstance(entry, j.StepStarted) else None
+        return step is not None and step.identity in self.state.scopes
 
     def check_halt(self) -> None:
         """Raises Halted if the run is being stopped, and this is no clean-up."""

@@ -25,12 +25,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, PerdureError
+from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, PerdureError, RunNotFound
 from perdure.model import RunKey
 from perdure.stores.base import Append, Store
 from perdure.testing.processes import Child
 from perdure.testing.random_store import check_random_histories
-from perdure.testing.samples import HOSTILE_GOALS, item, meta, records
+from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records
 
 
 def _tell(children: Sequence[Child], text: str) -> None:
@@ -260,6 +260,76 @@ class StoreConformance:
         outside = [path for path in tmp_path.rglob("*") if place not in (path, *path.parents) and path.is_file()]
         assert outside == []
 
+    # -- the inbox -------------------------------------------------------------------------------------------------
+
+    def test_anybody_may_post_and_every_number_is_used_once(self, tmp_path: Path) -> None:  # rel:H3
+        store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
+        lease = store.claim(key)
+        store.append([item(lease, 0, 2)])
+        first, second, third = posts(key, 3)
+        assert not other.post(key, 2, second) and not other.post(key, 0, first) and other.posts({key: 0}) == {}
+        assert other.post(key, 1, first), "somebody else holds the run, and that does not matter"
+        assert not store.post(key, 1, second) and store.post(key, 2, second)
+        store.release(lease)
+        assert other.post(key, 3, third)
+        for handle in (store, other):
+            assert handle.posts({key: 0}) == {key: [first, second, third]}
+            assert handle.posts({key: 2, RunKey("another"): 0}) == {key: [third]}
+            assert handle.posts({key: 3}) == handle.posts({}) == {}
+            assert handle.read(key) == list(records(key, 0, 2)), "the journal has nothing of it"
+        store.close()
+        other.close()
+
+    def test_acknowledged_posts_outlive_the_handle_and_go_with_the_run(self, tmp_path: Path) -> None:  # rel:H1
+        key = RunKey("paper")
+        ends: tuple[Callable[[Store], None], ...] = (self.abandon, lambda store: store.close())
+        store = self.open(tmp_path)
+        store.append([item(store.claim(key), 0)])
+        store.close()
+        for number, end in enumerate(ends, 1):
+            store = self.open(tmp_path)
+            assert store.post(key, number, posts(key, 2)[number - 1])
+            end(store)
+        store = self.open(tmp_path)
+        assert store.posts({key: 0}) == {key: list(posts(key, 2))}
+        store.delete(store.claim(key))
+        assert store.posts({key: 0}) == {}
+        store.append([item(store.claim(key), 0)])
+        assert store.posts({key: 0}) == {} and store.post(key, 1, posts(key, 1)[0])
+        store.close()
+
+    def test_nothing_is_posted_to_a_run_that_is_not_there(self, tmp_path: Path) -> None:
+        store, key = self.open(tmp_path), RunKey("paper")
+        for goal in ("paper", "empty", *HOSTILE_GOALS[:12]):
+            if goal == "empty":
+                store.claim(RunKey(goal))
+            with pytest.raises(RunNotFound):
+                store.post(RunKey(goal), 1, posts(key, 1)[0])
+        assert [row.goal for row in store.runs()] == []
+        store.close()
+
+    def test_runs_that_are_due_or_have_unread_posts_are_found(self, tmp_path: Path) -> None:
+        store = self.open(tmp_path)
+        for goal, wake, read in (("now", 5.0, 0), ("later", 50.0, 0), ("never", 0.0, 0), ("told", 0.0, 1)):
+            lease, key = store.claim(RunKey(goal)), RunKey(goal)
+            store.append([item(lease, 0)])
+            if goal == "told":
+                assert store.post(key, 1, posts(key, 2)[0]) and store.post(key, 2, posts(key, 2)[1])
+            row = msgspec.structs.replace(meta(key, 2, "waiting"), wake=wake, posts=read)
+            suspended = msgspec.structs.replace(item(lease, 1, 1, "waiting"), meta=row)
+            assert store.append([suspended]) == [None]
+            store.release(lease)
+        for handle in (store, self.open(tmp_path)):
+            assert [(row.goal, row.wake, row.unread) for row in handle.runs(due=5.0)] == [
+                ("now", 5.0, 0),
+                ("told", 0.0, 1),
+            ]
+            assert [row.goal for row in handle.runs(due=4.9)] == ["told"]
+            assert [row.goal for row in handle.runs(due=99)] == ["later", "now", "told"]
+            assert [row.goal for row in handle.runs("later", due=99)] == ["later"]
+            assert [(row.goal, row.unread) for row in handle.runs()][1:] == [("never", 0), ("now", 0), ("told", 1)]
+            handle.close()
+
     def test_any_history_agrees_with_the_model(self, tmp_path: Path) -> None:
         check_random_histories(self.open, self.abandon, tmp_path)
 
@@ -315,6 +385,38 @@ class SharedStoreConformance(StoreConformance):
                 assert [child.hear() for child in children].count("held") == 4 - winners, goal
             for child in children:
                 child.kill()
+
+    def test_of_processes_that_post_at_once_each_number_goes_to_one_and_none_is_lost(self, tmp_path: Path) -> None:
+        key = RunKey("paper")  # rel:H3
+
+        def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+            store = self.open(tmp_path)
+            number = 1
+            while name := hear():
+                while not store.post(key, number, posts(key, number, name)[-1]):
+                    number += 1
+                say(f"{number}\n")
+
+        store = self.open(tmp_path)
+        store.append([item(store.claim(key), 0)])
+        children = [Child(work) for _ in range(3)]
+        said: list[list[int]] = [[] for _ in children]
+        for _ in range(15):
+            for place, child in enumerate(children):
+                child.say(f"poster-{place}\n")
+            for place, child in enumerate(children):
+                said[place].append(int(child.hear()))
+        for child in children:
+            child.say("once more\n")
+        killed = [int(line) for child in children for line in child.kill()]
+        found = store.posts({key: 0})[key]
+        store.close()
+        assert sorted(n for numbers in said for n in numbers) == list(range(1, 46)), (
+            "every number once, and none left out"
+        )
+        for place, numbers in enumerate(said):
+            assert [found[n - 1] for n in numbers] == [posts(key, n, f"poster-{place}")[-1] for n in numbers]
+        assert set(killed) <= set(range(46, len(found) + 1)) and len(found) <= 48
 
     def test_a_forked_child_must_not_use_the_handle_nor_keeps_it_alive(self, tmp_path: Path) -> None:  # rel:C8
         store, key = self.open(tmp_path), RunKey("paper")

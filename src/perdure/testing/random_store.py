@@ -25,10 +25,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from perdure.errors import Bug, LeaseHeld, LeaseLost
+from perdure.errors import Bug, LeaseHeld, LeaseLost, RunNotFound
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores.base import Append, Store
-from perdure.testing.samples import meta, records
+from perdure.testing.samples import meta, posts, records
 
 _KEYS = [RunKey("paper"), RunKey("paper", 1), RunKey("Paper"), RunKey("../x y")]
 _HANDLES = 3
@@ -41,6 +41,7 @@ class _Model:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
+        self.posts: list[bytes] = []
         self.row: RunMeta | None = None
         self.epoch = 0
         self.holder: int | None = None
@@ -104,6 +105,24 @@ class _History(RuleBasedStateMachine):
                 self.blobs.update(blobs)
         assert [type(result) for result in self.handles[handle].append(batch)] == expected
 
+    @rule(data=st.data(), handle=_handles, off=st.sampled_from([0, 0, 0, 1, -1]), count=st.integers(1, 2))
+    def post(self, data: st.DataObject, handle: int, off: int, count: int) -> None:
+        """Somebody posts: mostly to a run that is there, and under the number that is next."""
+        there = [key for key, run in self.runs.items() if run.lines]
+        key = data.draw(st.sampled_from([*there * 3, *_KEYS]), "key")
+        run = self.runs[key]
+        for _ in range(count):
+            number = len(run.posts) + 1 + off
+            (record,) = posts(key, 1, str(self.steps))
+            try:
+                taken = self.handles[handle].post(key, number, record)
+            except RunNotFound:
+                assert not run.lines
+                return
+            assert run.lines and taken == (off == 0)
+            if taken:
+                run.posts.append(record)
+
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), way=st.sampled_from(["release", "death", "delete", "release", "close"]))
     def end(self, data: st.DataObject, way: str) -> None:
@@ -122,7 +141,7 @@ class _History(RuleBasedStateMachine):
                 return
             assert good
             self._free(lambda run: run.lease == lease)
-            run.lines, run.row = [], None
+            run.lines, run.row, run.posts = [], None, []
         else:
             type(self).abandon(self.handles[handle]) if way == "death" else self.handles[handle].close()
             self._free(lambda run: run.holder == handle)
@@ -135,6 +154,7 @@ class _History(RuleBasedStateMachine):
         handle, after = self.handles[self.steps % _HANDLES], self.steps % 4
         for key, run in self.runs.items():
             assert handle.read(key, after) == run.lines[after:]
+            assert handle.posts({key: after}) == ({key: run.posts[after:]} if run.posts[after:] else {})
         if after == 0:
             goals = [None, *(key.goal for key in _KEYS)]
             self._check_rows(handle, goals[self.steps // 4 % len(goals)])
@@ -143,7 +163,9 @@ class _History(RuleBasedStateMachine):
 
     def _check_rows(self, handle: Store, goal: str | None) -> None:
         assert handle.runs(goal) == [
-            msgspec.structs.replace(run.row, holder=run.lease if run.holder is not None else None)
+            msgspec.structs.replace(
+                run.row, holder=run.lease if run.holder is not None else None, unread=len(run.posts)
+            )
             for key, run in sorted(self.runs.items())
             if run.row is not None and goal in (None, key.goal)
         ]
@@ -170,7 +192,7 @@ def check_random_histories(
     root: Path,
     *,
     examples: int = 50,
-    steps: int = 30,
+    steps: int = 40,
     vary: bool = False,
     shrink: bool = True,
 ) -> None:

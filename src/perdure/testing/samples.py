@@ -58,6 +58,11 @@ def records(key: RunKey, after: int, count: int, status: str = "running", pad: s
     return tuple(frame(key, msgspec.json.encode(entry)) for entry in entries)
 
 
+def posts(key: RunKey, count: int, by: str = "somebody") -> tuple[bytes, ...]:
+    """``count`` framed posts."""
+    return tuple(frame(key, msgspec.json.encode({"by": by, "number": n})) for n in range(1, count + 1))
+
+
 def meta(key: RunKey, seq: int, status: str = "running") -> RunMeta:
     """The listing row that goes with the records of this suite."""
     return RunMeta(goal=key.goal, episode=key.episode, status=status, seq=seq, tags={"seq": str(seq)})

@@ -1,0 +1,206 @@
+"""Runs that ask, listen and sleep, and the people who answer, each in a process of its own that may be killed.
+
+Everybody's answer is a value of its own, so that it shows whose answer was used. People say what they were told that
+was kept; the flow says what it received; the hook says what it was told of.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import crash_crew as crew
+from crash_lives import KillingStore, url
+
+import perdure
+from perdure import journal as j
+from perdure.errors import AnswerRefused, RunCancelled, RunNotFound, RunSuspended
+from perdure.model import Question
+from perdure.runners import Agent, Reply, ToolCall, tool
+from perdure.stores import open_store
+
+_tokens = itertools.count(1)
+_life = 0
+
+
+def _token(name: str) -> str:
+    token = f"{name}.{_life}.{next(_tokens)}"
+    crew.say("began", token)
+    return token
+
+
+def _got(place: object, value: Any) -> Any:
+    crew.say("received", f"{place}={value}")
+    return value
+
+
+@perdure.step
+async def work(what: str) -> str:
+    return _token(what)
+
+
+@perdure.step(name="work")
+def work_sync(what: str) -> str:
+    return _token(what)
+
+
+async def asks() -> list[Any]:
+    """Questions side by side, one with a deadline that passes, a signal, a timer."""
+    found = [_got("draft", await work("draft"))]
+
+    async def branch(name: str) -> Any:
+        _got(f"before-{name}", await work(f"before-{name}"))
+        return _got(name, await perdure.ask("Which?", context=name))
+
+    found += await perdure.gather(branch("a"), branch("b"), work("beside"))
+    late = await perdure.ask("In time?", deadline=0.001, default="too late")
+    found += [_got("late", late), _got("news", await perdure.signal("news"))]
+    await perdure.sleep(0.001)
+    found.append(_got("last", await perdure.ask("Last?")))
+    return [*found, _got("end", await work("end"))]
+
+
+def asks_sync() -> list[Any]:
+    """As ``asks``, in threads."""
+    found = [_got("draft", work_sync("draft"))]
+
+    def branch(name: str) -> Any:
+        _got(f"before-{name}", work_sync(f"before-{name}"))
+        return _got(name, perdure.ask("Which?", context=name))
+
+    found += perdure.gather(*(functools.partial(branch, n) for n in "ab"), functools.partial(work_sync, "beside"))
+    late = perdure.ask("In time?", deadline=0.001, default="too late")
+    found += [_got("late", late), _got("news", perdure.signal("news"))]
+    perdure.sleep(0.001)
+    found.append(_got("last", perdure.ask("Last?")))
+    return [*found, _got("end", work_sync("end"))]
+
+
+async def race() -> list[Any]:
+    """The first of a question and a signal; the question is withdrawn, and another asked."""
+    won = await perdure.first(perdure.ask("Never answered?", context="skip"), perdure.signal("news"))
+    return [_got("won", won), _got("then", await perdure.ask("Then?")), _got("end", await work("end"))]
+
+
+@tool(needs_approval=True)
+def act(what: str) -> str:
+    return _token(f"act-{what}")
+
+
+def _model(messages: list[Any], tools: Any) -> Reply:
+    replies = [m for m in messages if m["role"] == "assistant"]
+    crew.say("began", f"model{len(replies)}.{_life}.{next(_tokens)}")
+    if len(replies) < 2:
+        return Reply("", (ToolCall("act", {"what": f"x{len(replies)}"}), ToolCall("act", {"what": "y"})))
+    return Reply("done: " + " ".join(m["content"] for m in messages if m["role"] == "tool"))
+
+
+agent = Agent(_model, [act], name="agent")
+
+
+async def undo_half() -> None:
+    _got("half undone", await work("undo-half"))
+
+
+async def undo_all() -> None:
+    _got("all undone", await work("undo-all"))
+
+
+async def half() -> str:
+    _got("one", await work("one"))
+    return str(await perdure.ask("Go on?", context="skip"))
+
+
+async def cancelled() -> str:
+    """Cancelled while it waits: cleaned up after, the child first, and then over."""
+    _got("zero", await work("zero"))
+    return str(await perdure.child(perdure.flow(on_cancel=undo_half)(half))())
+
+
+FLOWS: dict[str, Callable[[], Any]] = {
+    "asks": lambda: perdure.flow(name="asks")(asks),
+    "asks-sync": lambda: perdure.flow(name="asks")(asks_sync),
+    "race": lambda: perdure.flow(name="race")(race),
+    "agent": lambda: agent,
+    "cancelled": lambda: perdure.flow(name="cancelled", on_cancel=undo_all)(cancelled),
+}
+
+
+def _notified(question: Question) -> None:
+    crew.say("notified", f"{question.step}={question.id}")
+
+
+def _open(root: str, store: str, life: int, at: int, when: str) -> KillingStore:
+    global _life
+    _life = life
+    Path(root).mkdir(exist_ok=True)
+    crew.listen(f"{root}.witness", life)
+    return KillingStore(open_store(url(root, store)), at, when, posts=True)
+
+
+def live(root: str, store: str, shape: str, life: int, at: int, when: str) -> Any:
+    """One life of the run; dies at operation ``at``. Returns how it ended."""
+    opened = _open(root, store, life, at, when)
+    config = perdure.CheckpointConfig(on_question=(_notified,))
+    args = ("go",) if shape == "agent" else ()
+    ended: dict[str, Any] = {"result": None, "status": "completed"}
+    try:
+        ended["result"] = perdure.run(FLOWS[shape](), *args, goal="waits", store=opened, config=config)
+    except RunSuspended:
+        ended["status"] = "suspended"
+    except RunCancelled:
+        ended["status"] = "cancelled"
+    return {**ended, "operations": opened.count}
+
+
+def people(root: str, store: str, shape: str, life: int, at: int, when: str) -> Any:
+    """Somebody answers whatever is asked, sends the signals that are awaited, or cancels; dies at operation ``at``."""
+    opened = _open(root, store, life, at, when)
+    client = perdure.Client(opened)
+    try:
+        state = client.state("waits")
+    except RunNotFound:
+        return {"operations": opened.count}
+    for question in client.questions("waits"):
+        whole = client.question("waits", question.id)
+        if whole.context == "skip":
+            continue
+        value: Any = True if shape == "agent" else f"{whole.path}.{life}"
+        try:
+            client.answer("waits", question.id, value, by=f"person-{life}")
+        except AnswerRefused:  # somebody who died had answered
+            continue
+        crew.say("acknowledged", f"{question.id}={value}")
+    if any(entry.signal == "news" and n not in state.arrived for n, entry in state.pending.items()):
+        client.signal("waits", "news", f"news.{life}")
+        crew.say("acknowledged", f"news=news.{life}")
+    if shape == "cancelled" and any(question.path.endswith("ask") for question in client.questions("waits")):
+        try:
+            client.cancel("waits", by=f"person-{life}")
+        except AnswerRefused:
+            pass
+        crew.say("acknowledged", "cancel=asked")
+    client.close()
+    return {"operations": opened.count}
+
+
+def look(root: str, store: str) -> Any:
+    """What the journal says in the end."""
+    with perdure.Client(url(root, store)) as client:
+        entries = client.entries("waits")
+        state = client.state("waits")
+        return {
+            "status": state.status,
+            "asked": [e.asked.prompt for e in entries if isinstance(e, j.StepPending) and e.asked],
+            "answered": {
+                e.question: str(client.value(state.steps[e.step].output))  # type: ignore[arg-type]
+                for e in entries
+                if isinstance(e, j.QuestionAnswered)
+            },
+            "answers": sum(isinstance(e, j.QuestionAnswered) for e in entries),
+            "open": len(client.questions()),
+            "undos": [s.path for s in state.steps.values() if "on_cancel" in s.path and s.recorded],
+        }

@@ -1,0 +1,125 @@
+"""SIGKILL at every append, post, claim and release, of whoever runs and whoever answers: nothing is asked twice, no
+answer is lost, and none is used for what another said."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crash_judge import Witness
+from crash_zygote import Zygote
+
+ASKED = {"asks": 4, "asks-sync": 4, "race": 2, "agent": 4, "cancelled": 1}
+"""how many questions each flow asks"""
+KILLS = {"asks": 50, "asks-sync": 50, "race": 30, "agent": 40, "cancelled": 20}
+"""kills of one matrix, at least"""
+ROUNDS = 14
+
+
+@pytest.mark.parametrize(
+    ("store", "when"),
+    [
+        ("file", "after"),
+        ("sqlite", "before"),
+        pytest.param("file", "before", marks=pytest.mark.long),
+        pytest.param("sqlite", "after", marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.parametrize("shape", ASKED)
+def test_after_a_kill_at_any_operation_everything_is_asked_once_and_every_answer_used(
+    zygote: Zygote, place: Path, store: str, shape: str, when: str, record_property: Callable[[str, object], None]
+) -> None:
+    # W1 H1 rel:R1 rel:H3 B9
+    kills = 0
+    lives = _whole(zygote, place / "whole", store, shape)
+    for victim in range(1, lives + 1):
+        at = 0
+        while True:
+            at += 1
+            root = place / f"{victim}-{at}"
+            try:
+                deaths = {victim: at, victim + 1: at} if at % 3 == 0 else {victim: at}
+                died = _history(zygote, root, store, shape, deaths, when)
+                if not died:
+                    break
+                kills += died
+                _check(Witness(root), zygote.run("crash_waits:look", root=str(root), store=store).value, shape, died)
+            except AssertionError as error:
+                raise AssertionError(f"{store}, {shape}: {victim} killed {when} operation {at}: {error}") from error
+            finally:
+                shutil.rmtree(root, ignore_errors=True)
+    record_property("kills", kills)
+    assert kills >= KILLS[shape]
+
+
+def _whole(zygote: Zygote, root: Path, store: str, shape: str) -> int:
+    """A history without a kill: how many lives it takes."""
+    lives = 0
+
+    def count(life: int) -> None:
+        nonlocal lives
+        lives = life
+
+    assert not _history(zygote, root, store, shape, {}, "before", count)
+    _check(Witness(root), zygote.run("crash_waits:look", root=str(root), store=store).value, shape, 0)
+    return lives
+
+
+def _history(
+    zygote: Zygote,
+    root: Path,
+    store: str,
+    shape: str,
+    kills: dict[int, int],
+    when: str,
+    told: Callable[[int], None] = lambda life: None,
+) -> int:
+    """The run and people by turns until it is over; returns how many of them were killed."""
+    died = 0
+    for life in range(1, ROUNDS * 2, 2):
+        places: dict[str, Any] = {"root": str(root), "store": store, "shape": shape, "when": when}
+        run = zygote.run("crash_waits:live", life=life, at=kills.get(life, 0), **places)
+        died += run.killed
+        if not run.killed and run.value["status"] != "suspended":
+            told(life)
+            again = zygote.run("crash_waits:live", life=life + 1, at=0, **places).value
+            assert (again["status"], again["result"]) == (run.value["status"], run.value["result"])
+            assert run.value["status"] == ("cancelled" if shape == "cancelled" else "completed")
+            return died
+        died += zygote.run("crash_waits:people", life=life + 1, at=kills.get(life + 1, 0), **places).killed
+    raise AssertionError(f"not over after {ROUNDS} rounds")
+
+
+def _check(witness: Witness, found: dict[str, Any], shape: str, died: int) -> None:
+    received: dict[str, str] = {}
+    for life in witness.said:
+        for place, value in witness.received(life):
+            assert received.setdefault(place, value) == value, f"{place} received {received[place]}, then {value}"
+    assert len(found["asked"]) == ASKED[shape], f"asked: {found['asked']}"
+    notified: dict[str, set[str]] = {}
+    for life in witness.said:
+        for name in witness.names(life, "notified"):
+            path, _, question = name.partition("=")
+            notified.setdefault(path, set()).add(question)
+    assert len(notified) <= ASKED[shape] and all(len(ids) == 1 for ids in notified.values()), notified
+    unknown = set(found["answered"]) - {question for ids in notified.values() for question in ids}
+    assert not unknown or died, "nobody was told of a question, and nobody had died who was about to"
+    acknowledged = [name.partition("=")[::2] for life in witness.said for name in witness.names(life, "acknowledged")]
+    for question, value in acknowledged:
+        if question in found["answered"] and shape != "agent":
+            assert found["answered"][question] == value, f"{value} was acknowledged, {found['answered'][question]} used"
+    kept = {question for question, _ in acknowledged} - {"news", "cancel"}
+    assert kept <= set(found["answered"]), "an answer was acknowledged and lost"
+    assert found["answers"] == len(found["answered"]) and found["open"] == 0
+    began = [name for life in witness.said for name in witness.names(life, "began")]
+    useless = [token for token in began if token.partition(".")[0] in received and token not in received.values()]
+    assert len(useless) <= 2, f"more than what was in flight ran again: {useless}"
+    if shape == "cancelled":
+        assert sorted(found["undos"]) == ["half-0/on_cancel-0/work", "on_cancel-0/work"], found["undos"]
+    if shape == "agent":
+        acts = [token for token in began if token.startswith(("act-", "model"))]
+        names = [token.partition(".")[0] for token in acts]
+        assert len(names) - len(set(names)) <= 1 + 2, f"more than what was in flight ran again: {acts}"
