@@ -347,7 +347,10 @@ class State:
         self._move_run(entry, event)
         self.wake = 0.0
         if self.status in states.RUN_OVER:
-            for number in list(self.pending):
+            for number, pending in list(self.pending.items()):
+                if pending.asked is not None:
+                    question = self.question_id(pending)
+                    self.decided[question] = j.QuestionClosed(step=number, question=question)
                 self._withdraw(number, entry.at)
 
     def _end_running(self, event: str, outcome: str, at: float) -> None:

@@ -53,6 +53,7 @@ from perdure.errors import (
     OutputRefused,
     PerdureError,
     RunPaused,
+    RunStopped,
     RunSuspended,
     StepTimeout,
     StoreError,
@@ -415,7 +416,7 @@ def _is_halt(stopped: BaseException) -> bool:
     return isinstance(stopped, Halted)
 
 
-_NO_FAULT = (StoreError, FencedError, RunPaused)
+_NO_FAULT = (StoreError, FencedError, RunPaused, RunStopped)
 """errors that say nothing about the step's own work"""
 _NOTHING = codec.Payload(codec=codec.CODEC_VERSION)
 

@@ -7,9 +7,10 @@ through the recorded part of the flow again, and on with the clean-up where it w
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -36,12 +37,12 @@ def with_cleanup(fn: Callable[P, R], clean: Callable[P, object] | None) -> Calla
             frame = _declared()
             try:
                 return await fn(*args, **kwargs)
-            except BaseException:
+            except BaseException as stopped:
                 if frame is not None and frame.run is not None and frame.run.halt == "cancelled":
                     with _cleaning(frame, frame.run):
                         done = clean(*args, **kwargs)
-                        if isinstance(done, Awaitable):
-                            await done
+                        if isinstance(done, Coroutine):
+                            await _kept_on(done, spared=not isinstance(stopped, asyncio.CancelledError))
                 raise
 
         return cast(Callable[P, R], guarded_async)
@@ -60,6 +61,22 @@ def with_cleanup(fn: Callable[P, R], clean: Callable[P, object] | None) -> Calla
             raise
 
     return guarded
+
+
+async def _kept_on(work: Coroutine[Any, Any, object], spared: bool) -> None:
+    """Await ``work``. With ``spared`` the next cancellation does not reach it: a branch that noticed by itself that its
+    run is being cancelled is also cancelled by those who began it."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if spared:
+                spared = False
+                continue
+            task.cancel()
+            await asyncio.wait([task])
+            raise
 
 
 def _declared() -> Frame | None:

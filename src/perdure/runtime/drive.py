@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from perdure import replay
 from perdure.clock import SYSTEM
-from perdure.errors import StepTimeout
+from perdure.errors import Halted, RunCancelled, RunStopped, StepTimeout
 from perdure.journal import Posted
 from perdure.life import Cursor
 from perdure.replay import Call, Command, Machine, Outcome
@@ -158,7 +158,7 @@ def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:
         with entered(frame):
             value = work() if body.timeout is None else _within(work, body)
     except Exception as raised:
-        error = raised
+        error = _own(raised, run)
     finally:
         context.end(keep_text=error is not None)
     return Outcome(value, error, round(clock.monotonic() - began, 6), *context.kept)
@@ -176,10 +176,17 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
             value = await _within_async(work, body)
         finished = True
     except Exception as raised:
-        error = raised
+        error = _own(raised, run)
     finally:
         context.end(keep_text=not finished)
     return Outcome(value, error, round(clock.monotonic() - began, 6), *context.kept)
+
+
+def _own(error: Exception, run: LiveRun | None) -> Exception:
+    """The error of a body. Raises Halted for that of a run inside it that was stopped because this one is."""
+    if run is not None and run.halt and isinstance(error, RunStopped | RunCancelled):
+        raise Halted from None
+    return error
 
 
 def _within(work: Callable[[], object], body: Body) -> object:

@@ -24,6 +24,7 @@ from perdure import journal as j
 from perdure.clock import Clock, process_identity
 from perdure.errors import (
     ConfigError,
+    Halted,
     InputMismatch,
     PerdureError,
     RunCancelled,
@@ -358,28 +359,28 @@ def finalised(run: LiveRun) -> Iterator[None]:
         outside = isinstance(error, KeyboardInterrupt | SystemExit)
         outside = outside or (isinstance(error, CancelledError) and run.halt != "cancelled")
         if run.broken is None and not isinstance(error, StoreError):
-            ended = _record_end(run, error, outside)
-            if ended is not None:
-                raise ended from None
+            told = _record_end(run, error, outside)
+            if told is not error:
+                raise told from None
         raise
     finally:
         run.leave_task()
 
 
-def _record_end(run: LiveRun, error: BaseException, outside: bool) -> PerdureError | None:
-    """Journal how a run ended; returns what its caller is to be told instead of ``error``, if anything. ``outside``:
-    somebody else stopped this process, or the task that executes the run."""
+def _record_end(run: LiveRun, error: BaseException, outside: bool) -> BaseException:
+    """Journal how a run ended; returns what its caller is to be told. ``outside``: somebody else stopped this process,
+    or the task that executes the run."""
     entry, told = _ending(run, error, outside)
     try:
         run.wait(run.emit((entry,), last=True))
-        log.info("run %s: %s recorded (%s)", run.key, j.kind_of(entry), told or error or type(error).__name__)
+        log.info("run %s: %s recorded (%s)", run.key, j.kind_of(entry), told or type(told).__name__)
     except PerdureError as problem:
         log.error("run %s: how it ended could not be recorded: %s", run.key, problem)
     return told
 
 
-def _ending(run: LiveRun, error: BaseException, outside: bool) -> tuple[j.Entry, PerdureError | None]:
-    """The entry that says how a run ended, and what its caller is told if that is not ``error``."""
+def _ending(run: LiveRun, error: BaseException, outside: bool) -> tuple[j.Entry, BaseException]:
+    """The entry that says how a run ended, and what its caller is told."""
     state, stop = run.state, run.state.stop
     if run.halt and not outside and not (run.halt == "paused" and isinstance(error, Exception)):
         if run.halt == "suspended":
@@ -392,12 +393,14 @@ def _ending(run: LiveRun, error: BaseException, outside: bool) -> tuple[j.Entry,
             return j.RunPaused(reason=stop.reason, by=stop.by), stopped(state, "What finished is kept.", stop)
         if run.cleanup_error is None:
             return j.RunCancelled(reason=stop.reason, by=stop.by), cancelled(state, stop)
+        if isinstance(run.cleanup_error, Halted):
+            return j.RunInterrupted(reason="its clean-up waits"), suspended(run)
         error = run.cleanup_error
     if isinstance(error, RunPaused):
-        return j.RunPaused(reason=str(error)), None
+        return j.RunPaused(reason=str(error)), error
     if isinstance(error, Exception):
-        return j.RunFailed(error=codec.describe_error(error)), None
-    return j.RunInterrupted(reason=_signal(error)), None
+        return j.RunFailed(error=codec.describe_error(error)), error
+    return j.RunInterrupted(reason=_signal(error)), error
 
 
 def suspended(run: LiveRun) -> RunSuspended:
