@@ -48,6 +48,39 @@ def test_an_example_that_was_killed_ends_and_repeats_nothing_that_was_finished(
     assert third.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
 
 
+@pytest.mark.parametrize("store", ["sqlite:runs.db", "file:store"])
+def test_the_approval_example_waits_for_two_people_in_no_process(tmp_path: Path, store: str) -> None:  # W1
+    def shell(*words: str) -> str:
+        environment = {**os.environ, "PERDURE_STORE": store}
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    example, answer = str(EXAMPLES / "approval.py"), ("-m", "perdure", "answer", "release")
+    first = shell(example)
+    assert "did draft" in first and first.count("did mail") == 2 and "2 more" not in first
+    assert "waits for an answer to question" in first
+    assert "Is that true?" in shell("-m", "perdure", "questions")
+    shell(*answer, "legal", "--value", "yes")
+    assert "did" not in shell(example), "one answer is missing"
+    shell(*answer, "headline", "--value", "2")
+    last = shell(example)
+    assert last == "did publish\nA good night: Today we present the pillow. It will change how you sleep.\n"
+    assert shell(example) == last.partition("\n")[2]
+
+
+def test_the_approval_example_is_withdrawn_when_it_is_cancelled(tmp_path: Path) -> None:  # B9
+    def shell(*words: str) -> str:
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shell(str(EXAMPLES / "approval.py"))
+    assert "as soon as its clean-ups have run" in shell("-m", "perdure", "cancel", "release", "--by", "ann")
+    assert shell(str(EXAMPLES / "approval.py")).startswith("did withdraw\nrun release#0 was cancelled by ann")
+
+
 def test_every_example_is_short_and_on_the_page() -> None:
     page = (EXAMPLES / "README.md").read_text()
     for path in EXAMPLES.glob("*.py"):

@@ -35,7 +35,14 @@ _GIVEN = (
 @store_option
 @json_option
 def questions(name: str | None, store: str | None, as_json: bool) -> int:
-    """List what runs ask people, oldest first: of all runs, or of one."""
+    """List what runs ask people, oldest first, with deadlines: of all runs, or of RUN.
+
+    The column "then" says what holds when the deadline passes without an answer.
+
+    \b
+      perdure questions
+      perdure answer RUN QUESTION      answers one
+    """
     with Client(store) as client:
         found = client.questions(name)
         if as_json:
