@@ -19,6 +19,9 @@ from perdure.codec import Payload
 from perdure.errors import CorruptStore
 from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Question, RunKey, RunMeta, Usage
 
+_SHOWN = 8
+"""questions in a run's listing row: it is written again with every append"""
+
 
 class Attempt(msgspec.Struct):
     """One execution of a step's body."""
@@ -183,7 +186,8 @@ class State:
         """some flow of it has a clean-up: cancelling it takes its program"""
         self.wake = 0.0
         """while the run is suspended: when it can go on by itself; 0: not by a date"""
-        self._questions: tuple[Question, ...] | None = ()
+        self._shown: tuple[int, tuple[Question, ...]] | None = (0, ())
+        """what listings show of the open questions; None: it has changed"""
         """scope of an agent -> its messages, in order"""
         self.current = ""
         self._running: dict[int, Step] = {}
@@ -232,7 +236,8 @@ class State:
             saved=self.saved_usage,
             parent=self.attribution.parent,
             wake=self.wake,
-            questions=self._heads(),
+            asking=self._heads()[0],
+            questions=self._heads()[1],
             posts=self.posts,
         )
 
@@ -268,14 +273,17 @@ class State:
         parts = (self.run_id, str(entry.step), str(entry.attempt), step.identity.fingerprint)
         return sha256("\0".join(parts).encode("utf-8", "surrogatepass") + shown).hexdigest()[:16]
 
-    def _heads(self) -> tuple[Question, ...]:
-        """The open questions as listings show them."""
-        if self._questions is None:
-            self._questions = tuple(
+    def _heads(self) -> tuple[int, tuple[Question, ...]]:
+        """How many questions are open, and the oldest as listings show them."""
+        if self._shown is None:
+            asked = [n for n, entry in self.pending.items() if entry.asked and n not in self.arrived]
+            oldest = [self.question(n) for n in asked[:_SHOWN]]
+            cut = [
                 msgspec.structs.replace(q, prompt=q.prompt[:200], schema={}, context="", otherwise=q.otherwise[:80])
-                for q in self.questions()
-            )
-        return self._questions
+                for q in oldest
+            ]
+            self._shown = len(asked), tuple(cut)
+        return self._shown
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
@@ -503,7 +511,7 @@ class State:
     def _step_pending(self, entry: j.StepPending) -> None:
         step = self._begin_attempt(entry)
         step.until = entry.until
-        self.pending[entry.step], self._questions = entry, None
+        self.pending[entry.step], self._shown = entry, None
         if self.signals.get(entry.signal):
             self.arrived[entry.step] = self.signals[entry.signal].popleft()
 
@@ -544,7 +552,7 @@ class State:
         arrived = self.arrived.pop(entry.step, None)
         if isinstance(arrived, j.QuestionAnswered):
             self.decided.pop(arrived.question, None)
-        self.rejected[entry.step], self._questions = entry.why, None
+        self.rejected[entry.step], self._shown = entry.why, None
         waits = self.pending[entry.step].signal if entry.step in self.pending else ""
         if self.signals.get(waits):
             self.arrived[entry.step] = self.signals[waits].popleft()
@@ -572,7 +580,7 @@ class State:
     def _arrive(self, number: int, entry: j.Posted) -> None:
         if number not in self.pending or number in self.arrived:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} is for step {number}, which does not wait for it.")
-        self.arrived[number], self._questions = entry, None
+        self.arrived[number], self._shown = entry, None
         self._wake(entry)
 
     def _wake(self, entry: j.Posted) -> None:
@@ -587,7 +595,7 @@ class State:
         if waited:
             self.arrived.pop(number, None)
             self.rejected.pop(number, None)
-            self._questions = None
+            self._shown = None
         return waited
 
     def _withdraw(self, number: int, at: float) -> None:

@@ -177,8 +177,10 @@ class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """the run that started this one, as goal#episode"""
     wake: float = 0.0
     """when the run can go on by itself, seconds since 1970; 0: not by a date"""
+    asking: int = 0
+    """how many of its questions nobody has answered yet"""
     questions: tuple[Question, ...] = ()
-    """what it asks people, and nobody has answered yet"""
+    """the oldest of them"""
     posts: int = 0
     """posts of its inbox that stand in the journal"""
     unread: int = 0

@@ -66,7 +66,7 @@ def _steps(row: RunMeta) -> str:
     told = f"{row.completed} done"
     for count, word in ((row.running, "running"), (row.flagged, "flagged"), (row.failed, "failed")):
         told += f", {count} {word}" if count else ""
-    told += f", {len(row.questions)} asked" if row.questions else ""
+    told += f", {row.asking} asked" if row.asking else ""
     return told
 
 

@@ -122,10 +122,13 @@ class Client:
         open_ = [
             question
             for row in rows
-            if row.questions and row.status not in states.RUN_OVER
-            for question in (row.questions if not row.unread else self._state(row.key).questions())
+            if row.asking and row.status not in states.RUN_OVER
+            for question in (row.questions if self._shows_all(row) else self._state(row.key).questions())
         ]
         return sorted(open_, key=lambda question: question.asked)
+
+    def _shows_all(self, row: RunMeta) -> bool:
+        return not row.unread and row.asking == len(row.questions)
 
     def question(self, name: str, question: str | int | None = None) -> Question:
         """All of one question of a run: the one of that step (number, name or path) or id, or the only one.

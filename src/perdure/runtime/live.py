@@ -285,6 +285,7 @@ class LiveRun:
         running.discard(self)
         with self.lock:
             self.broken = self.broken or LeaseLost(f"run {self.key}: {reason}; this branch came too late.")
+            self.strands.ring()
 
 
 def _done() -> Ticket:

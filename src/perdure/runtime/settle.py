@@ -46,11 +46,13 @@ def settle(store: Store, clock: Clock, key: RunKey, number: int) -> State:
     Returns the run's state, in which it is missing only if the holder has not got round to it.
     """
     end = clock.monotonic() + _PATIENCE
+    state = State(key)
     while True:
         try:
             lease = store.claim(key)
         except LeaseHeld:
-            state = fold(key, store.read(key))
+            for line in store.read(key, state.seq):
+                state.apply(j.decode(key, line, state.seq + 1))
             if state.posts >= number or clock.monotonic() >= end:
                 return state
             clock.sleep(0.02)

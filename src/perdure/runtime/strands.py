@@ -71,7 +71,7 @@ class Strand:
                 group.news += 1
                 if not group.members and group.owner is not None:
                     group.owner.groups.discard(group)
-                self.run.strands.ring()
+                self.run.strands.changed()
 
     def movable(self) -> bool:
         """Whether it, or one of those that it began, may still do something by itself."""
@@ -133,7 +133,7 @@ class Group:
             return
         with self.run.lock:
             outer, self.owner.joins, self.wants_all = self.owner.joins, self, wants_all
-            self.run.strands.ring()
+            self.run.strands.changed()
         try:
             yield
         finally:
@@ -145,7 +145,7 @@ class Group:
         if self.run is not None:
             with self.run.lock:
                 self.news -= ended
-                self.run.strands.ring()
+                self.run.strands.changed()
 
     def drop(self) -> None:
         """None of them is needed any more."""
@@ -231,6 +231,8 @@ class Parked:
         """
         run = self.strand.run
         with run.lock:
+            if run.broken is not None:
+                raise run.broken
             run.check_halt()
             if self.strand.dropped:
                 raise Dropped
@@ -250,6 +252,7 @@ class Strands:
         self.root = Strand(run, None)
         self.stay = stay
         """seconds for which the run waits in this process for anything but a near date"""
+        self.parked: set[Parked] = set()
         self._since: float | None = None
         """since when nothing can move, by the steady clock"""
         self._version = 0
@@ -269,42 +272,49 @@ class Strands:
         with self.run.lock:
             strand = strand_of(self.run)
             strand.parked = Parked(strand, until, come, self.run.clock)
+            self.parked.add(strand.parked)
             self._version += 1
             return strand.parked
 
     def unpark(self, parked: Parked) -> None:
         with self.run.lock:
             parked.strand.parked = None
+            self.parked.discard(parked)
             self._version += 1
             self._since = None
 
-    def waiting(self) -> list[Parked]:
-        """All that is parked."""
-        return [strand.parked for strand in self.all() if strand.parked is not None]
-
-    def all(self) -> list[Strand]:
-        found = [self.root]
-        for strand in found:
-            found += [member for group in strand.groups for member in group.members]
-        return found
+    def changed(self) -> None:
+        """A strand ended, or what it joins did: somebody who is parked asks again whether anything can move."""
+        self._version += 1
+        for parked in self.parked:
+            parked.ring()
+            break  # one is enough, and a thousand would cost
 
     def ring(self) -> None:
-        """Everybody who is parked looks again."""
+        """Something came from outside, or the run is being stopped: everybody who is parked looks again."""
         self._version += 1
-        for parked in self.waiting():
+        for parked in self.parked:
             parked.ring()
+
+    def _has_foreign(self) -> bool:
+        todo = [self.root]
+        for strand in todo:
+            if strand.group is not None and strand.group.foreign:
+                return True
+            todo += [member for group in strand.groups for member in group.members]
+        return False
 
     def patience(self, parked: Parked) -> float:
         """Seconds after which a parked strand looks again at whether the run is to be suspended; suspends it."""
         if self.root.movable():
             self._since = None
             return inf
-        if any(strand.group and strand.group.foreign for strand in self.all()) and parked._seen != self._version:
+        if parked._seen != self._version and self._has_foreign():
             parked._seen = self._version
             return _SETTLE
         now = self.run.clock.monotonic()
         self._since = now if self._since is None else self._since
-        near = any(other.left() <= (NEAR if other.come else inf) for other in self.waiting() if other.until)
+        near = any(other.left() <= (NEAR if other.come else inf) for other in self.parked if other.until)
         left = self._since + self.stay - now
         if near:
             return inf
