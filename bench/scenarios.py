@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import apsw
 
 import perdure
+from perdure.errors import RunSuspended
 from perdure.runners import Agent, Reply, ToolCall
 
 BODY = "x" * 1024
@@ -156,7 +157,48 @@ def import_cost(rounds: int) -> dict[str, float]:
 
 
 SQLITE, FILE = "sqlite:{}/runs.db", "file:{}/runs"
+
+
 # Scenarios of one run make as many commits as `raw` does: the first thousand pages of a new log are the dearest.
+@perdure.flow
+async def asks(number: int) -> str:
+    """A question with a deadline."""
+    answer: str = await perdure.ask("Go on?", deadline=86400.0 + number, default="no")
+    return answer
+
+
+async def _suspend(url: str, size: int) -> None:
+    with perdure.CheckpointManager(url) as manager:
+        runs = (manager.run(asks, n, goal=f"goal-{n}") for n in range(size))
+        ends = await asyncio.gather(*runs, return_exceptions=True)
+    assert all(isinstance(end, RunSuspended) for end in ends)
+
+
+def suspend(url: str) -> Callable[[Path, int], float]:
+    """Runs a second that ask and are suspended, 100 at a time."""
+
+    def run(folder: Path, size: int) -> float:
+        began = time.perf_counter()
+        asyncio.run(_suspend(url.format(folder), size))
+        return size / (time.perf_counter() - began)
+
+    return run
+
+
+def find_due(url: str) -> Callable[[Path, int], float]:
+    """How often a second what is due is found among suspended runs, of which none is."""
+
+    def run(folder: Path, size: int) -> float:
+        asyncio.run(_suspend(url.format(folder), size))
+        with perdure.Client(url.format(folder)) as client:
+            began = time.perf_counter()
+            for _ in range(10):
+                assert client.due() == []
+            return 10 / (time.perf_counter() - began)
+
+    return run
+
+
 SCENARIOS = (
     Scenario("sqlite, one run, sync, strict", steps(SQLITE, sequence, "strict"), 400, 0.4),
     Scenario("sqlite, one run, async, strict", steps(SQLITE, sequence_async, "strict"), 400, 0.3),
@@ -167,10 +209,13 @@ SCENARIOS = (
     Scenario("sqlite, resume, steps handed back", resume(SQLITE), 1000, None),
     Scenario("sqlite, agent, iterations of 250", agent(SQLITE), 250, None),
     Scenario("sqlite, agent, iterations of 1000", agent(SQLITE), 1000, None),
+    Scenario("sqlite, runs that ask and are suspended", suspend(SQLITE), 100, None),
+    Scenario("sqlite, what is due among 1000 suspended", find_due(SQLITE), 1000, None),
     Scenario("file, one run, sync, strict", steps(FILE, sequence, "strict"), 200, None),
     Scenario("file, one run, async, strict", steps(FILE, sequence_async, "strict"), 200, None),
     Scenario("file, one run, sync, pipelined", steps(FILE, sequence, "pipelined"), 400, None),
     Scenario("file, one run, async, pipelined", steps(FILE, sequence_async, "pipelined"), 400, None),
     Scenario("file, 100 runs at a time, async, strict", many_runs(FILE, 100), 5, None),
     Scenario("file, resume, steps handed back", resume(FILE), 1000, None),
+    Scenario("file, what is due among 1000 suspended", find_due(FILE), 1000, None),
 )

@@ -17,7 +17,7 @@ from perdure.model import RunKey
 from perdure.stores.base import Append
 from perdure.stores.sqlite import SqliteStore
 from perdure.testing.processes import Child
-from perdure.testing.samples import HOSTILE_GOALS, item, meta, records
+from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records
 
 KEY = RunKey("paper")
 
@@ -122,6 +122,36 @@ def test_opening_twice_migrates_once(path: Path) -> None:
         (1, "0001_runs_journal_blobs"),
         (2, "0002_inbox"),
     ]
+
+
+def test_a_store_of_the_first_schema_is_migrated_and_its_runs_go_on(tmp_path: Path) -> None:  # K4 X13
+    path = tmp_path / "runs.db"
+    store = SqliteStore(path)
+    store.append([item(store.claim(KEY), 0, 3)])
+    store.close()
+    sql(path, "DROP TABLE perdure_inbox")
+    for name in ("perdure_due", "perdure_unread"):
+        sql(path, f"DROP INDEX {name}")
+    for name in ("posts", "taken", "wake"):
+        sql(path, f"ALTER TABLE perdure_runs DROP COLUMN {name}")
+    sql(path, "DELETE FROM perdure_schema WHERE version = 2")
+    store = SqliteStore(path, create=False)
+    assert store.read(KEY) == list(records(KEY, 0, 3)) and store.post(KEY, 1, posts(KEY, 1)[0])
+    assert store.append([item(store.claim(KEY), 3)]) == [None]
+    assert [row.unread for row in store.runs(due=1.0)] == [1]
+    store.close()
+
+
+def test_what_is_due_is_found_without_looking_at_every_run(path: Path) -> None:
+    store = SqliteStore(path)
+    asked: list[str] = []
+    store._select = lambda sql, values=(): (asked.append(sql), [])[1]  # type: ignore[method-assign]
+    store.runs(due=5.0)
+    (statement,) = asked
+    plan = [str(row[3]) for row in sql(path, f"EXPLAIN QUERY PLAN {statement}", None, 5.0)]
+    looked = [line for line in plan if "perdure_runs" in line]
+    assert looked and all("perdure_due" in line or "perdure_unread" in line or "rowid=?" in line for line in looked)
+    store.close()
 
 
 # -- busy, full and damaged ----------------------------------------------------------------------------------------
