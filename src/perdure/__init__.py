@@ -16,9 +16,9 @@ from perdure.runtime.children import child
 from perdure.runtime.client import Client
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.context import context
+from perdure.runtime.declare import flow, step
 from perdure.runtime.fanout import as_completed, first, gather, map
 from perdure.runtime.manager import CheckpointManager
-from perdure.runtime.steps import flow, step
 from perdure.stores import open_store
 
 __version__ = "0.1.0"

@@ -97,6 +97,12 @@ class Outcome(msgspec.Struct, frozen=True):
     """what the attempt saved and streamed, for the next one where there is no journal"""
 
 
+class Found(msgspec.Struct, frozen=True):
+    """What ``verify`` may return to say that the step had its effect, whatever its result is; None is one too."""
+
+    value: object
+
+
 class Wait(msgspec.Struct, frozen=True):
     until: float
     """seconds since 1970; 0: no date"""
@@ -141,7 +147,7 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
         if step.status in states.STEP_IN_DOUBT and request.options.on_crash != "rerun":
             found = yield from _settle(life, step, request)
             if found is not None:
-                return found
+                return found.value
         if step.until:
             yield Wait(step.until)
         return (yield from _Work(life, identity, request, step.number, Cursor(life, identity)).run())
@@ -197,7 +203,7 @@ def load(payload: codec.Payload) -> Machine:
 
 
 def _settle(life: Life, step: Step, request: Request) -> Machine:
-    """A step that may have had its effect (X9): find out, or refuse to go on. Returns the value found, or None."""
+    """A step that may have had its effect (X9): find out, or refuse to go on. Returns what was Found, or None."""
     if request.options.on_crash == "fail":
         raise InDoubt(
             f"run {life.state.key}: step {step.number} ({step.path}) was started and did not end, so it may have had "
@@ -206,14 +212,15 @@ def _settle(life: Life, step: Step, request: Request) -> Machine:
         )
     work = _Work(life, step.identity, request, step.number, Cursor(life, step.identity))
     work.attempt = len(step.attempts)
-    outcome: Outcome = yield Call("verify", step.number, work.attempt, work.key, None, "", None)
+    outcome: Outcome = yield Call("verify", step.number, work.attempt, work.key, None, "", work.inner)
     if outcome.error is not None:
         raise outcome.error
     if outcome.value is None:
         return None
-    payload, blobs = codec.dumps(outcome.value, f"verify of {request.name}()")
+    found = outcome.value if isinstance(outcome.value, Found) else Found(outcome.value)
+    payload, blobs = codec.dumps(found.value, f"verify of {request.name}()")
     yield from work.complete(payload, blobs, outcome.seconds, verified=True)
-    return outcome.value
+    return found
 
 
 class _Work:

@@ -478,6 +478,70 @@ def test_a_step_in_doubt_is_none_because_it_asked(url: str) -> None:  # X9
     assert perdure.run(flow, goal="g", store=url) == "y"
 
 
+@perdure.step(name="charge", on_crash="ask", timeout=60)
+def charge(amount: int) -> Decision:
+    """It dies in the first two attempts."""
+    RAN.append(f"charge {amount}")
+    if len(RAN) <= 2:
+        raise SystemExit(7)
+    return Decision(True, amount)
+
+
+@perdure.step(name="charge", on_crash="ask", timeout=60)
+async def charge_async(amount: int) -> Decision:
+    return charge.fn(amount)
+
+
+@pytest.mark.parametrize("step", [charge, charge_async])
+def test_a_person_decides_about_a_step_in_doubt(url: str, step: Any) -> None:  # X9
+    flow = perdure.flow(name="f")(_calls(step))
+    with pytest.raises(SystemExit):
+        perdure.run(flow, 5, goal="g", store=url)
+    suspended(url, flow, 5)
+    with perdure.Client(url) as client:
+        asked = client.question("g")
+        assert "may have had its effect" in asked.prompt and asked.context == "charge(5)"
+        assert asked.path == "charge-0/in doubt"
+        for wrong in ("yes", {"result": 3}, {"result": {"accept": 1}}, {}):
+            with pytest.raises(AnswerRefused):
+                client.answer("g", None, wrong, by="ann")
+        client.answer("g", None, "again", by="ann")
+    with pytest.raises(SystemExit):
+        perdure.run(flow, 5, goal="g", store=url)
+    suspended(url, flow, 5)
+    answer(url, {"result": {"accept": False, "score": 1}})
+    assert perdure.run(flow, 5, goal="g", store=url) == Decision(False, 1)
+    assert RAN == ["charge 5", "charge 5"]
+    with perdure.Client(url) as client:
+        outcomes = [attempt.outcome for attempt in client.step("g", "charge").attempts]
+    assert outcomes == ["interrupted", "completed"]
+
+
+def _calls(step: Any) -> Any:
+    async def call_async(amount: int) -> Decision:
+        return await step(amount)  # type: ignore[no-any-return]
+
+    def call(amount: int) -> Decision:
+        return step(amount)  # type: ignore[no-any-return]
+
+    return call_async if step.is_async else call
+
+
+def test_a_step_without_a_result_may_be_said_to_have_ended(url: str) -> None:  # X9
+    @perdure.step(on_crash="ask")
+    def mail() -> None:
+        RAN.append("mail")
+        raise SystemExit(7)
+
+    flow = perdure.flow(name="f")(lambda: (mail(), work("after"))[1])
+    with pytest.raises(SystemExit):
+        perdure.run(flow, goal="g", store=url)
+    suspended(url, flow)
+    answer(url, {"result": None})
+    assert perdure.run(flow, goal="g", store=url) == "did after"
+    assert RAN == ["mail", "after"]
+
+
 @pytest.mark.parametrize("colour", ["sync", "async"])
 def test_the_first_of_two_waits_closes_the_other(url: str, colour: str) -> None:
     @perdure.flow

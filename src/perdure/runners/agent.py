@@ -32,7 +32,8 @@ from perdure.runners.shape import Plan, Shape, Side, Work, place
 from perdure.runners.tool import Tool, as_tool, told
 from perdure.runtime.branches import result
 from perdure.runtime.context import context, current
-from perdure.runtime.steps import Step, code_digest, step
+from perdure.runtime.declare import step
+from perdure.runtime.steps import Step, code_digest
 
 _SUMMARISE = (
     "Summarise the conversation so far for yourself: the task, what was done, every fact that is still needed, and "

@@ -28,10 +28,11 @@ from perdure.runners.task import Task, work_of
 from perdure.runtime.branches import Failure, result
 from perdure.runtime.children import Failed, returning
 from perdure.runtime.context import context, current
+from perdure.runtime.declare import step
 from perdure.runtime.execute import execute, execute_async, plain
 from perdure.runtime.live import LiveRun
 from perdure.runtime.lives import Start as Begin
-from perdure.runtime.steps import Function, Step, step
+from perdure.runtime.steps import Function, Step
 
 T = TypeVar("T")
 

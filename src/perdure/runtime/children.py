@@ -24,7 +24,8 @@ from msgspec.structs import replace
 from perdure import codec
 from perdure.codec import describe_error
 from perdure.errors import ConfigError
-from perdure.runtime.steps import Flow, Step, step
+from perdure.runtime.declare import step
+from perdure.runtime.steps import Flow, Step
 
 P = ParamSpec("P")
 R = TypeVar("R")

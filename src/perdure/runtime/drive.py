@@ -156,7 +156,7 @@ def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     value, error = None, None
     try:
         with entered(frame):
-            value = work() if body.timeout is None else _within(work, body)
+            value = _within(work, body) if body.timeout is not None and call.what == "body" else work()
     except Exception as raised:
         error = _own(raised, run)
     finally:
@@ -173,7 +173,7 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     finished = False
     try:
         with entered(frame):
-            value = await _within_async(work, body)
+            value = await _within_async(work, body if call.what == "body" else body._replace(timeout=None))
         finished = True
     except Exception as raised:
         error = _own(raised, run)
