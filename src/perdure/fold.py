@@ -6,117 +6,15 @@ every entry against the tables of states.py. Outputs stay encoded; they are deco
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
-from hashlib import sha256
-from typing import NamedTuple
-
-import msgspec
 
 from perdure import journal as j
 from perdure import states
 from perdure.codec import Payload
 from perdure.errors import CorruptStore
-from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Question, RunKey, RunMeta, Usage
-
-_SHOWN = 8
-"""questions in a run's listing row: it is written again with every append"""
-
-
-class Attempt(msgspec.Struct):
-    """One execution of a step's body."""
-
-    number: int
-    started: float
-    ended: float = 0.0
-    outcome: str = states.RUNNING
-    """running, completed, flagged, failed, timed_out, refused, waiting, crashed, interrupted or copied"""
-    error: ErrorInfo | None = None
-    seconds: float = 0.0
-    progress: Payload | None = None
-    text: list[str] = []
-    """what it streamed, in order"""
-    usage: Usage = Usage()
-    metered: bool = False
-    """it counts as a call, unless a rate limit turned it away"""
-
-
-class Identity(NamedTuple):
-    """What makes a step the same step in another life of the run."""
-
-    scope: str
-    name: str
-    fingerprint: str
-    n: int
-    """ordinal among requests equal in all the rest"""
-
-
-def enclosing(scope: str) -> list[str]:
-    """A scope's path and those of all scopes around it, but for the top."""
-    parts = scope.split("/")
-    return ["/".join(parts[:k]) for k in range(len(parts), 0, -1)] if scope else []
-
-
-class Step(msgspec.Struct):
-    """Everything known of one step."""
-
-    number: int
-    identity: Identity
-    args: tuple[ArgInfo, ...]
-    digest: str
-    status: str = states.RUNNING
-    attempts: list[Attempt] = []
-    output: Payload | None = None
-    flagged: str = ""
-    failures: int = 0
-    """failed attempts since the flow was last told of a failure; what the retry policy counts"""
-    until: float = 0.0
-    """when the next attempt is due"""
-    wake: float = 0.0
-    """when what its last attempt was waiting for can go on by itself; 0: not by a date"""
-    generation: int = 0
-    """how often a person asked for it to be executed again"""
-    spoken: bool = False
-    """its output is a message of a conversation"""
-    unused: bool = False
-    """the last completed life of the run did not ask for it"""
-
-    @property
-    def name(self) -> str:
-        return self.identity.name
-
-    @property
-    def path(self) -> str:
-        """Scope and name, as shown to people."""
-        return f"{self.identity.scope}/{self.name}" if self.identity.scope else self.name
-
-    @property
-    def recorded(self) -> bool:
-        return self.status in states.STEP_RECORDED
-
-    @property
-    def error(self) -> ErrorInfo | None:
-        return self.attempts[-1].error if self.attempts else None
-
-    @property
-    def seconds(self) -> float:
-        """How long the attempt that gave the result took."""
-        return self.attempts[-1].seconds if self.attempts else 0.0
-
-    @property
-    def usage(self) -> Usage:
-        """What all its attempts used, those that crashed or failed included."""
-        return sum((attempt.usage for attempt in self.attempts), Usage())
-
-    @property
-    def partial_text(self) -> str:
-        """What the latest attempt that streamed anything has streamed."""
-        return next(("".join(a.text) for a in reversed(self.attempts) if a.text), "")
-
-    @property
-    def progress(self) -> Payload | None:
-        """What was saved last."""
-        return next((a.progress for a in reversed(self.attempts) if a.progress is not None), None)
+from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, RunKey, RunMeta, Usage
+from perdure.pending import Pending
+from perdure.record import Attempt, Identity, Step, enclosing
 
 
 class State:
@@ -168,16 +66,8 @@ class State:
         self.conversations: dict[str, list[j.SpokenMessage]] = {}
         self.posts = 0
         """number of the last post of the inbox that was taken"""
-        self.pending: dict[int, j.StepPending] = {}
-        """questions, signals and timers that have not ended, by step"""
-        self.arrived: dict[int, j.Posted] = {}
-        """what came for those of them that may go on: an answer, a signal, or the end of the wait"""
-        self.decided: dict[str, j.QuestionAnswered | j.QuestionClosed] = {}
-        """what became of each question, by its id"""
-        self.signals: dict[str, deque[j.SignalReceived]] = {}
-        """signals that nobody has received yet, in order"""
-        self.rejected: dict[int, str] = {}
-        """why the last answer to a pending question was not taken"""
+        self.waits = Pending()
+        """what it waits for from outside, and what has come"""
         self.woken: list[str] = []
         """runs that this one began, was waiting for, and that could go on: in the order in which they said so"""
         self.stop: j.StopRequested | None = None
@@ -186,8 +76,6 @@ class State:
         """some flow of it has a clean-up: cancelling it takes its program"""
         self.wake = 0.0
         """while the run is suspended: when it can go on by itself; 0: not by a date"""
-        self._shown: tuple[int, tuple[Question, ...]] | None = (0, ())
-        """what listings show of the open questions; None: it has changed"""
         """scope of an agent -> its messages, in order"""
         self.current = ""
         self._running: dict[int, Step] = {}
@@ -236,54 +124,10 @@ class State:
             saved=self.saved_usage,
             parent=self.attribution.parent,
             wake=self.wake,
-            asking=self._heads()[0],
-            questions=self._heads()[1],
+            asking=self.waits.heads()[0],
+            questions=self.waits.heads()[1],
             posts=self.posts,
         )
-
-    def question(self, step: int) -> Question:
-        """What a pending step asks. Raises KeyError if it asks nothing."""
-        entry = self.pending[step]
-        if entry.asked is None:
-            raise KeyError(step)
-        asked = entry.asked
-        return Question(
-            run=str(self.key),
-            step=step,
-            path=self.steps[step].path,
-            id=self.question_id(entry),
-            prompt=asked.prompt,
-            to=asked.to,
-            asked=entry.at,
-            until=entry.until,
-            otherwise=_text(asked.default),
-            schema=asked.schema,
-            context=_text(asked.context),
-            refused=self.rejected.get(step, ""),
-        )
-
-    def questions(self) -> list[Question]:
-        """What the run asks and nobody has answered, in the order in which it was asked."""
-        return [self.question(n) for n, entry in self.pending.items() if entry.asked and n not in self.arrived]
-
-    def question_id(self, entry: j.StepPending) -> str:
-        """Names what was asked: the run, the step, which time, and everything that is shown (rel:H2)."""
-        step = self.steps[entry.step]
-        shown = msgspec.json.encode(entry.asked)
-        parts = (self.run_id, str(entry.step), str(entry.attempt), step.identity.fingerprint)
-        return sha256("\0".join(parts).encode("utf-8", "surrogatepass") + shown).hexdigest()[:16]
-
-    def _heads(self) -> tuple[int, tuple[Question, ...]]:
-        """How many questions are open, and the oldest as listings show them."""
-        if self._shown is None:
-            asked = [n for n, entry in self.pending.items() if entry.asked and n not in self.arrived]
-            oldest = [self.question(n) for n in asked[:_SHOWN]]
-            cut = [
-                msgspec.structs.replace(q, prompt=q.prompt[:200], schema={}, context="", otherwise=q.otherwise[:80])
-                for q in oldest
-            ]
-            self._shown = len(asked), tuple(cut)
-        return self._shown
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
@@ -355,10 +199,10 @@ class State:
         self._move_run(entry, event)
         self.wake = 0.0
         if self.status in states.RUN_OVER:
-            for number, pending in list(self.pending.items()):
-                if pending.asked is not None:
-                    question = self.question_id(pending)
-                    self.decided[question] = j.QuestionClosed(step=number, question=question)
+            for number in list(self.waits.steps):
+                question = self.waits.question_id(number)
+                if question:
+                    self.waits.decided[question] = j.QuestionClosed(step=number, question=question)
                 self._withdraw(number, entry.at)
 
     def _end_running(self, event: str, outcome: str, at: float) -> None:
@@ -481,7 +325,7 @@ class State:
 
     def _step_completed(self, entry: j.StepCompleted) -> None:
         event = "step_flagged" if entry.flagged else "step_completed"
-        waited = self._end_wait(entry.step)
+        waited = self.waits.end(entry.step)
         step = self._end_attempt(entry, event, seconds=entry.seconds)
         if waited:
             step.attempts[-1].seconds = 0.0  # time that passed is no work
@@ -490,7 +334,7 @@ class State:
 
     def _step_failed(self, entry: j.StepFailed) -> None:
         event = "step_failed" if entry.final else "step_retrying"
-        self._end_wait(entry.step)
+        self.waits.end(entry.step)
         step = self._end_attempt(entry, event, entry.outcome, entry.error, entry.seconds)
         step.failures = 0 if entry.final else step.failures + 1
         step.until = entry.until
@@ -502,18 +346,23 @@ class State:
         step.until = entry.until
 
     def _step_interrupted(self, entry: j.StepInterrupted) -> None:
-        self._end_wait(entry.step)
+        self.waits.end(entry.step)
         step = self._end_attempt(entry, "step_waiting" if entry.suspended else "step_interrupted")
         step.wake = entry.until
+
+    def _steps_invalidated(self, entry: j.StepsInvalidated) -> None:
+        for number in entry.steps:
+            step = self._step(number)
+            self._move_step(step, "step_invalidated")
+            step.generation += 1
+            step.output, step.flagged = None, ""
 
     # -- waiting for something from outside ------------------------------------------------------------------------
 
     def _step_pending(self, entry: j.StepPending) -> None:
         step = self._begin_attempt(entry)
         step.until = entry.until
-        self.pending[entry.step], self._shown = entry, None
-        if self.signals.get(entry.signal):
-            self.arrived[entry.step] = self.signals[entry.signal].popleft()
+        self.waits.begin(entry, step, self.key, self.run_id)
 
     def _take_post(self, entry: j.Posted | j.PostDropped) -> None:
         if entry.post != self.posts + 1:
@@ -526,36 +375,25 @@ class State:
     def _question_answered(self, entry: j.QuestionAnswered) -> None:
         self._take_post(entry)
         self._arrive(entry.step, entry)
-        self.decided[entry.question] = entry
+        self.waits.decided[entry.question] = entry
 
     def _question_closed(self, entry: j.QuestionClosed) -> None:
         self._take_post(entry)
         if entry.question:
-            self.decided[entry.question] = entry
+            self.waits.decided[entry.question] = entry
         if entry.expired:
             self._arrive(entry.step, entry)
         else:
             self._withdraw(entry.step, entry.at)
 
     def _signal_received(self, entry: j.SignalReceived) -> None:
-        """It is for whoever waits longest for one of that name, or for the next who does."""
         self._take_post(entry)
-        waiting = (n for n, p in self.pending.items() if p.signal == entry.name and n not in self.arrived)
-        step = next(waiting, None)
+        step = self.waits.receive(entry)
         if step is not None:
             self._arrive(step, entry)
-        else:
-            self.signals.setdefault(entry.name, deque()).append(entry)
 
     def _answer_rejected(self, entry: j.AnswerRejected) -> None:
-        """An answer leaves the question open; a signal is gone, and the next of its name takes its place."""
-        arrived = self.arrived.pop(entry.step, None)
-        if isinstance(arrived, j.QuestionAnswered):
-            self.decided.pop(arrived.question, None)
-        self.rejected[entry.step], self._shown = entry.why, None
-        waits = self.pending[entry.step].signal if entry.step in self.pending else ""
-        if self.signals.get(waits):
-            self.arrived[entry.step] = self.signals[waits].popleft()
+        self.waits.reject(entry)
 
     def _stop_requested(self, entry: j.StopRequested) -> None:
         self._take_post(entry)
@@ -578,9 +416,7 @@ class State:
         self.cleanups = True
 
     def _arrive(self, number: int, entry: j.Posted) -> None:
-        if number not in self.pending or number in self.arrived:
-            raise CorruptStore(f"run {self.key}: entry {entry.seq} is for step {number}, which does not wait for it.")
-        self.arrived[number], self._shown = entry, None
+        self.waits.arrive(number, entry, self.key)
         self._wake(entry)
 
     def _wake(self, entry: j.Posted) -> None:
@@ -589,41 +425,13 @@ class State:
             self._move_run(entry, "run_woken")
             self.reason, self.wake = "what it waited for is there", entry.at
 
-    def _end_wait(self, number: int) -> bool:
-        """Whether the step was waiting for something from outside; it is not any more."""
-        waited = self.pending.pop(number, None) is not None
-        if waited:
-            self.arrived.pop(number, None)
-            self.rejected.pop(number, None)
-            self._shown = None
-        return waited
-
     def _withdraw(self, number: int, at: float) -> None:
-        """Nobody needs what a step waits for. A signal that was meant for it is there for the next who waits."""
-        if number not in self.pending:
-            return
-        arrived = self.arrived.get(number)
-        if isinstance(arrived, j.SignalReceived):
-            self.signals.setdefault(arrived.name, deque()).appendleft(arrived)
-        self._end_wait(number)
-        step = self._step(number)
-        self._move_step(step, "step_interrupted")
-        _end(step.attempts[-1], states.INTERRUPTED, at)
-
-    def _steps_invalidated(self, entry: j.StepsInvalidated) -> None:
-        for number in entry.steps:
+        """Nobody needs what a step waits for."""
+        self.waits.give_back(number)
+        if self.waits.end(number):
             step = self._step(number)
-            self._move_step(step, "step_invalidated")
-            step.generation += 1
-            step.output, step.flagged = None, ""
-
-
-def _text(payload: Payload | None) -> str:
-    """A value as people read it, if it stands in the journal itself."""
-    if payload is None or payload.refs:
-        return ""
-    value = msgspec.json.decode(payload.value)
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+            self._move_step(step, "step_interrupted")
+            _end(step.attempts[-1], states.INTERRUPTED, at)
 
 
 def _end(attempt: Attempt, outcome: str, at: float, seconds: float = 0.0, error: ErrorInfo | None = None) -> None:

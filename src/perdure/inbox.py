@@ -31,7 +31,7 @@ def check(state: State, post: j.Posted) -> None:
     if isinstance(post, j.QuestionAnswered):
         _check_answer(state, post)
     elif isinstance(post, j.QuestionClosed):
-        if post.step not in state.pending or post.step in state.arrived:
+        if post.step not in state.waits.steps or post.step in state.waits.arrived:
             raise AnswerRefused(f"run {state.key}: step {post.step} waits for nothing any more.")
     elif state.status in states.RUN_OVER:
         raise AnswerRefused(f"run {state.key} is {state.status}; nothing was changed.")
@@ -44,7 +44,7 @@ def check(state: State, post: j.Posted) -> None:
 
 
 def _check_answer(state: State, post: j.QuestionAnswered) -> None:
-    decided = state.decided.get(post.question)
+    decided = state.waits.decided.get(post.question)
     if isinstance(decided, j.QuestionAnswered):
         raise AnswerRefused(
             f"run {state.key}: question {post.step} was answered already, by {decided.by} at {when(decided.posted)}. "
@@ -52,8 +52,8 @@ def _check_answer(state: State, post: j.QuestionAnswered) -> None:
         )
     if decided is not None and decided.expired:
         raise AnswerRefused(f"run {state.key}: the deadline of question {post.step} has passed. Nothing was changed.")
-    pending = state.pending.get(post.step)
-    if decided is not None or pending is None or state.question_id(pending) != post.question:
+    pending = state.waits.steps.get(post.step)
+    if decided is not None or pending is None or state.waits.question_id(post.step) != post.question:
         raise AnswerRefused(
             f"run {state.key} does not ask question {post.step} any more: nobody needs the answer. Nothing was changed."
         )
@@ -66,7 +66,7 @@ def _check_answer(state: State, post: j.QuestionAnswered) -> None:
 
 def refuse_closed(state: State, named: str | None) -> None:
     """Raises AnswerRefused, saying what became of it, if that names (None: any) a question that is closed."""
-    for question, decided in reversed(state.decided.items()):
+    for question, decided in reversed(state.waits.decided.items()):
         path = state.steps[decided.step].path
         if named in (None, question, str(decided.step), path, path.rpartition("/")[2]):
             value = msgspec.Raw(b"null")

@@ -16,8 +16,9 @@ import msgspec
 
 from perdure import journal as j
 from perdure.errors import AmbiguousStep, ConfigError, LimitReached
-from perdure.fold import Identity, State, enclosing
+from perdure.fold import State
 from perdure.model import ArgInfo, Usage
+from perdure.record import Identity, enclosing
 from perdure.retry import RetryPolicy
 
 

@@ -58,8 +58,8 @@ from perdure.errors import (
     StepTimeout,
     StoreError,
 )
-from perdure.fold import Identity, Step
 from perdure.life import Cursor, Life, Request, idempotency_key
+from perdure.record import Identity, Step
 from perdure.retry import retry_after
 
 

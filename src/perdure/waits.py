@@ -18,8 +18,8 @@ import msgspec
 from perdure import codec
 from perdure import journal as j
 from perdure.errors import AnswerRefused, ConfigError, DeadlinePassed, Halted
-from perdure.fold import Identity, Step
 from perdure.life import Cursor, Life, Request
+from perdure.record import Identity, Step
 from perdure.replay import Append, Call, Machine, Now, Post, Wait, copy, load, reuse
 
 
@@ -83,15 +83,15 @@ class _Waiting:
 
     def run(self) -> Machine:
         state = self.life.state
-        if self.number not in state.pending:
+        if self.number not in state.waits.steps:
             yield from self.begin()
-        until = state.pending[self.number].until
+        until = state.waits.steps[self.number].until
         try:
-            if self.spec.notify and self.number not in state.arrived:
+            if self.spec.notify and self.number not in state.waits.arrived:
                 inner = Cursor(self.life, self.identity)
                 yield Call("notify", self.number, self.attempt, lambda: "", None, "", inner)
             while True:
-                arrived = state.arrived.get(self.number)
+                arrived = state.waits.arrived.get(self.number)
                 if arrived is not None:
                     done, value = yield from self.take(arrived)
                     if done:
@@ -101,9 +101,9 @@ class _Waiting:
                         return (yield from self.complete(None))
                     yield self.close(expired=True)
                 else:
-                    yield Wait(until, lambda: self.number in state.arrived)
+                    yield Wait(until, lambda: self.number in state.waits.arrived)
         except Dropped:
-            if self.number in state.pending:
+            if self.number in state.waits.steps:
                 yield self.close(expired=False)
             raise
 
@@ -169,6 +169,5 @@ class _Waiting:
         return value
 
     def close(self, expired: bool) -> Post:
-        pending = self.life.state.pending[self.number]
-        question = self.life.state.question_id(pending) if pending.asked is not None else ""
+        question = self.life.state.waits.question_id(self.number)
         return Post(j.QuestionClosed(step=self.number, question=question, expired=expired))

@@ -174,7 +174,7 @@ def people(root: str, store: str, shape: str, life: int, at: int, when: str) -> 
         except AnswerRefused:  # somebody who died had answered
             continue
         crew.say("acknowledged", f"{question.id}={value}")
-    if any(entry.signal == "news" and n not in state.arrived for n, entry in state.pending.items()):
+    if any(entry.signal == "news" and n not in state.waits.arrived for n, entry in state.waits.steps.items()):
         client.signal("waits", "news", f"news.{life}")
         crew.say("acknowledged", f"news=news.{life}")
     if shape == "cancelled" and any(question.path.endswith("ask") for question in client.questions("waits")):

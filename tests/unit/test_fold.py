@@ -128,12 +128,12 @@ def asks(*more: j.Entry) -> State:
 
 
 def test_what_arrives_wakes_a_suspended_run_and_nothing_else() -> None:  # W1
-    answered = j.QuestionAnswered(post=1, step=1, question=asks().questions()[0].id, value=ANSWER, by="ann")
+    answered = j.QuestionAnswered(post=1, step=1, question=asks().waits.questions()[0].id, value=ANSWER, by="ann")
     for before, after in [("run_pending_input", states.READY), ("run_waiting", states.READY)]:
         assert asks(RUN_ENTRIES[before], answered).status == after
     for before in ("run_paused", "run_interrupted", "run_failed"):
         state = asks(RUN_ENTRIES[before], answered)
-        assert state.status == states.RUN[states.RUNNING, before] and state.arrived == {1: state.arrived[1]}
+        assert state.status == states.RUN[states.RUNNING, before] and state.waits.arrived == {1: state.waits.arrived[1]}
     paused = asks(RUN_ENTRIES["run_paused"], j.RunReleased(post=1, by="ann"))
     assert (paused.status, paused.stopped_by) == (states.READY, "")
 
@@ -159,20 +159,20 @@ def test_a_signal_goes_to_who_waits_longest_and_a_withdrawn_one_to_the_next() ->
     waits = [j.StepPending(step=n, name="s", fingerprint="x", n=n, signal="go") for n in (1, 2, 3)]
     sent = [j.SignalReceived(post=n, name="go", value=msgspec.Raw(str(n).encode())) for n in (1, 2)]
     state = journal(RUN_ENTRIES["run_began"], waits[0], waits[1], *sent)
-    assert {n: bytes(entry.value) for n, entry in state.arrived.items()} == {1: b"1", 2: b"2"}  # type: ignore[attr-defined]
+    assert {n: bytes(entry.value) for n, entry in state.waits.arrived.items()} == {1: b"1", 2: b"2"}  # type: ignore[attr-defined]
     add(state, j.QuestionClosed(post=3, step=1, question=""))
     add(state, waits[2])
-    assert {n: entry.post for n, entry in state.arrived.items()} == {2: 2, 3: 1}
+    assert {n: entry.post for n, entry in state.waits.arrived.items()} == {2: 2, 3: 1}
     add(state, j.AnswerRejected(step=3, why="no"))
-    assert list(state.arrived) == [2] and state.rejected == {3: "no"}
+    assert list(state.waits.arrived) == [2]
 
 
 def test_questions_of_a_run_that_is_over_are_closed() -> None:
     for end in ("run_completed", "run_cancelled"):
         state = asks(RUN_ENTRIES[end])
-        assert state.questions() == [] and state.steps[1].status == states.INTERRUPTED
+        assert state.waits.questions() == [] and state.steps[1].status == states.INTERRUPTED
     for end in ("run_failed", "run_interrupted", "run_paused", "run_pending_input"):
-        assert len(asks(RUN_ENTRIES[end]).questions()) == 1
+        assert len(asks(RUN_ENTRIES[end]).waits.questions()) == 1
 
 
 def test_a_gap_is_damage() -> None:  # G8
@@ -238,14 +238,14 @@ def test_journals_of_every_released_version_still_fold(path: Path) -> None:  # X
 def test_journals_that_waited_of_every_released_version_still_fold(path: Path) -> None:  # W1 X13
     state = fold(KEY, path.read_bytes().splitlines(keepends=True))
     assert (state.status, state.stopped_by, state.reason) == (states.CANCELLED, "ann", "enough")
-    assert (state.posts, state.pending, state.arrived, state.woken) == (11, {}, {}, ["other#0"])
-    decided = {entry.step: entry for entry in state.decided.values()}
+    assert (state.posts, state.waits.steps, state.waits.arrived, state.woken) == (11, {}, {}, ["other#0"])
+    decided = {entry.step: entry for entry in state.waits.decided.values()}
     assert isinstance(decided[2], j.QuestionAnswered) and (decided[2].by, bytes(decided[2].value)) == (
         "ann",
         b'{"n":4}',
     )
     assert isinstance(decided[4], j.QuestionClosed) and not decided[4].expired
-    assert {name: len(queue) for name, queue in state.signals.items()} == {"other": 1}
+    assert {name: len(queue) for name, queue in state.waits.signals.items()} == {"other": 1}
 
 
 def test_the_journals_kept_have_every_kind() -> None:  # X13

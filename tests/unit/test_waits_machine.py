@@ -150,9 +150,9 @@ class World(RuleBasedStateMachine):
         for entry in inbox.moved(seen, self.posts[seen.posts :]):
             entry.seq = seen.seq + 1
             seen.apply(entry)
-        if not seen.questions():
+        if not seen.waits.questions():
             return
-        question = data.draw(st.sampled_from(seen.questions()), "question")
+        question = data.draw(st.sampled_from(seen.waits.questions()), "question")
         value = next(self.tokens)
         post = j.QuestionAnswered(
             step=question.step, question=question.id, value=msgspec.Raw(b"%d" % value), by="x", posted=self.time
@@ -190,10 +190,16 @@ class World(RuleBasedStateMachine):
     @invariant()
     def what_was_acknowledged_is_what_is_used(self) -> None:
         state = self.state
+        waits, again = state.waits, fold(KEY, [*self.disk, *self.queue]).waits
+        assert (waits.steps.keys(), waits.arrived.keys(), waits.heads()) == (
+            again.steps.keys(),
+            again.arrived.keys(),
+            again.heads(),
+        ), "what is in memory is not what the journal tells"
         asked = [(step.name, step.identity.n) for step in state.steps.values()]
         assert len(set(asked)) == len(asked), "asked twice"
         assert all(len(step.attempts) == 1 for step in state.steps.values() if step.name != "dated"), "asked again"
-        for question, decided in state.decided.items():
+        for question, decided in state.waits.decided.items():
             if isinstance(decided, j.QuestionAnswered):
                 assert int(bytes(decided.value)) == self.acknowledged[question]
             else:

@@ -13,8 +13,8 @@ from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, write
 from perdure.cli.words import plain_table
 from perdure.errors import CodecError, ConfigError
-from perdure.fold import Step
 from perdure.model import File
+from perdure.record import Step
 from perdure.runners.transcript import Line, transcript
 from perdure.runtime.client import Client
 

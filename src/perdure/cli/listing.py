@@ -13,8 +13,9 @@ from perdure.cli.outcome import OK, command, write
 from perdure.cli.progress import elapsed, progress
 from perdure.cli.words import age, head, holder, inputs_text, moment, plain_table, step_word
 from perdure.clock import SYSTEM
-from perdure.fold import State, Step
+from perdure.fold import State
 from perdure.model import RunMeta
+from perdure.record import Step
 from perdure.runtime.client import Client
 
 _STATUSES = (
@@ -114,7 +115,7 @@ def show(name: str, store: str | None, as_json: bool) -> int:
     files = [facts["file"] for facts in told if facts["file"]]
     if files:
         click.echo(f"Outputs stand in {files[0].rpartition('/')[0]}")
-    for asked in state.questions():
+    for asked in state.waits.questions():
         words = command("answer", str(state.key), str(asked.step), *(("--store", store) if store else ()))
         click.echo(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
     if row.status not in (states.COMPLETED, states.RUNNING, states.PENDING_INPUT, states.CANCELLED):

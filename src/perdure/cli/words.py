@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from perdure.fold import Step
 from perdure.model import ErrorInfo, RunMeta
+from perdure.record import Step
 
 
 def age(seconds: float) -> str:

@@ -187,7 +187,9 @@ class _Waiting(Step[..., Any]):
 
         def notify() -> Any:
             assert run is not None and invocation.request is not None
-            return tell_all(run.lives.config.on_question, run.state.question(invocation.request.number), self.is_async)
+            return tell_all(
+                run.lives.config.on_question, run.state.waits.question(invocation.request.number), self.is_async
+            )
 
         body = Body(self.name, self.is_async, None, notify, None)
         return (drive_async if self.is_async else drive)(machine, run, body)

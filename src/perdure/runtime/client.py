@@ -13,10 +13,11 @@ from perdure import codec, states
 from perdure import journal as j
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import ConfigError, RunNotFound
-from perdure.fold import State, Step, fold
+from perdure.fold import State, fold
 from perdure.inbox import refuse_closed
 from perdure.journal import decode
 from perdure.model import Question, RunKey, RunMeta, check_name
+from perdure.record import Step
 from perdure.runtime.config import default_store
 from perdure.runtime.forms import as_json, fitting
 from perdure.runtime.outputs import Outputs, outputs_folder, readable
@@ -123,7 +124,7 @@ class Client:
             question
             for row in rows
             if row.asking and row.status not in states.RUN_OVER
-            for question in (row.questions if self._shows_all(row) else self._state(row.key).questions())
+            for question in (row.questions if self._shows_all(row) else self._state(row.key).waits.questions())
         ]
         return sorted(open_, key=lambda question: question.asked)
 
@@ -203,7 +204,7 @@ class Client:
         return seen(self._store, key)
 
     def _asked(self, state: State, question: str | int | None) -> Question:
-        open_ = state.questions()
+        open_ = state.waits.questions()
         if question is None:
             if len(open_) == 1:
                 return open_[0]
@@ -224,7 +225,7 @@ class Client:
 
     def _full(self, state: State, question: Question) -> Question:
         """With its context, also if that stands outside of the journal."""
-        context = state.pending[question.step].asked.context if question.step in state.pending else None  # type: ignore[union-attr]
+        context = state.waits.steps[question.step].asked.context if question.step in state.waits.steps else None  # type: ignore[union-attr]
         if context is None or question.context:
             return question
         return replace(question, context=self.readable(context)[1].decode("utf-8", "replace").strip())

@@ -14,8 +14,9 @@ from perdure.life import Cursor
 from perdure.model import RunKey
 from perdure.runtime.context import Frame, entered
 from perdure.runtime.drive import post
+from perdure.runtime.endings import completed, finalised, unanswered
 from perdure.runtime.live import LiveRun
-from perdure.runtime.lives import Finished, Lives, Start, completed, finalised, unanswered
+from perdure.runtime.lives import Finished, Lives, Start
 from perdure.runtime.steps import Function, Step
 from perdure.runtime.threads import in_thread
 

@@ -24,8 +24,9 @@ from perdure.model import ArgInfo, RunKey, check_name
 from perdure.replay import Call, Outcome, execute
 from perdure.runtime.context import Frame, StepContext, entered, requester
 from perdure.runtime.drive import perform, post
+from perdure.runtime.endings import completed, finalised, unanswered
 from perdure.runtime.live import Durability, LiveRun
-from perdure.runtime.lives import Finished, Lives, Start, completed, finalised, unanswered
+from perdure.runtime.lives import Finished, Lives, Start
 
 
 class ManualRun:

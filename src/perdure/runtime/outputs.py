@@ -20,8 +20,9 @@ import msgspec
 from perdure import codec
 from perdure import journal as j
 from perdure.errors import CodecError
-from perdure.fold import State, Step
+from perdure.fold import State
 from perdure.model import File
+from perdure.record import Step
 from perdure.stores import disk
 from perdure.stores.base import Store
 from perdure.stores.disk import run_folder_name

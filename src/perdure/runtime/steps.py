@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from perdure import codec
 from perdure.errors import CodecError, ConfigError
-from perdure.fold import Identity
 from perdure.life import Cursor, Request, StepOptions
 from perdure.model import ArgInfo, check_name
+from perdure.record import Identity
 from perdure.replay import execute
 from perdure.runtime import live
 from perdure.runtime.context import Frame, current, entered, requester

@@ -1,0 +1,179 @@
+"""How the life of a run ends, and what its caller is told.
+
+What a run's end becomes (B3): a returned value is COMPLETED; an exception is FAILED, which recovery leaves alone and a
+person may run again; a step in doubt that may not be repeated is PAUSED; a run of which nothing can move before
+something comes from outside is PENDING_INPUT or WAITING; one that a person gave up is CANCELLED; cancellation of our
+task, Ctrl-C, SIGTERM and a closing event loop are INTERRUPTED; a store that fails or a lost lease is never recorded as
+an outcome (rel:R7): the journal ends where it ends, and the next process goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from asyncio import CancelledError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from perdure import codec, inbox, states
+from perdure import journal as j
+from perdure.errors import (
+    Halted,
+    PerdureError,
+    RunCancelled,
+    RunPaused,
+    RunStopped,
+    RunSuspended,
+    StoreError,
+)
+from perdure.fold import State
+from perdure.runtime.live import LiveRun
+
+log = logging.getLogger("perdure")
+
+
+def completed(run: LiveRun, value: object) -> tuple[j.RunCompleted, dict[str, bytes]]:
+    """The entry that ends a run well. Raises CodecError if its result cannot be stored."""
+    output, blobs = codec.dumps(value, f"result of {run.state.flow or 'the run'}")
+    life = run.life
+    saved = round(sum(life.reused.values()), 6)
+    if life.reused:
+        log.info("run %s completed: %d steps reused, %.1f s saved", run.key, len(life.reused), saved)
+    entry = j.RunCompleted(
+        output=output, reused=len(life.reused), saved=saved, unused=life.unused(), saved_usage=life.saved_usage()
+    )
+    return entry, blobs
+
+
+def unanswered(run: LiveRun) -> list[j.QuestionClosed]:
+    """What to post before a run completes: nobody needs an answer to what it still asks."""
+    waits = run.state.waits
+    return [
+        j.QuestionClosed(step=entry.step, question=waits.question_id(entry.step))
+        for entry in list(waits.steps.values())
+        if entry.asked or entry.signal
+    ]
+
+
+@contextmanager
+def finalised(run: LiveRun) -> Iterator[None]:
+    """Record how the block ends, whatever happens (B3, B8). A run that was halted raises what that means."""
+    try:
+        with run.strands.entered():
+            yield
+    except BaseException as error:
+        run.leave_task()
+        outside = isinstance(error, KeyboardInterrupt | SystemExit)
+        outside = outside or (isinstance(error, CancelledError) and run.halt != "cancelled")
+        if run.broken is None and not isinstance(error, StoreError):
+            told = _record_end(run, error, outside)
+            if told is not error:
+                raise told from None
+        raise
+    finally:
+        run.leave_task()
+
+
+def _record_end(run: LiveRun, error: BaseException, outside: bool) -> BaseException:
+    """Journal how a run ended; returns what its caller is to be told. ``outside``: somebody else stopped this process,
+    or the task that executes the run."""
+    entry, told = _ending(run, error, outside)
+    try:
+        run.wait(run.emit((entry,), last=True))
+        log.info("run %s: %s recorded (%s)", run.key, j.kind_of(entry), told or type(told).__name__)
+    except PerdureError as problem:
+        log.error("run %s: how it ended could not be recorded: %s", run.key, problem)
+    return told
+
+
+def _ending(run: LiveRun, error: BaseException, outside: bool) -> tuple[j.Entry, BaseException]:
+    """The entry that says how a run ended, and what its caller is told."""
+    state, stop = run.state, run.state.stop
+    if run.halt and not outside and not (run.halt == "paused" and isinstance(error, Exception)):
+        if run.halt == "suspended":
+            told = suspended(run)
+            asks = bool(told.questions) or any(pending.signal for pending in state.waits.steps.values())
+            return j.RunSuspended(reason=waits_for(state), wake=told.until, input=asks), told
+        if stop is None:
+            return j.RunInterrupted(reason="the run that began it was stopped"), stopped(state, "")
+        if run.halt == "paused":
+            return j.RunPaused(reason=stop.reason, by=stop.by), stopped(state, "What finished is kept.", stop)
+        if run.cleanup_error is None:
+            return j.RunCancelled(reason=stop.reason, by=stop.by), cancelled(state, stop)
+        if isinstance(run.cleanup_error, Halted):
+            return j.RunInterrupted(reason="its clean-up waits"), suspended(run)
+        error = run.cleanup_error
+    if isinstance(error, RunPaused):
+        return j.RunPaused(reason=str(error)), error
+    if isinstance(error, Exception):
+        return j.RunFailed(error=codec.describe_error(error)), error
+    return j.RunInterrupted(reason=_signal(error)), error
+
+
+def suspended(run: LiveRun) -> RunSuspended:
+    """What a suspended run waits for, as its caller is told."""
+    state = run.state
+    questions = state.waits.questions()
+    name = state.key if state.key.episode else state.key.goal
+    hint = f"Answer it with: perdure answer {name}; then run it again." if questions else "Run it again then."
+    return RunSuspended(
+        f"run {state.key} {waits_for(state)}. It needs no process meanwhile, and nothing is lost.",
+        run=str(state.key),
+        questions=tuple(q.id for q in questions),
+        until=_next_date(state),
+        hint=hint,
+    )
+
+
+def waits_for(state: State) -> str:
+    """In words: what has to come from outside before anything of the run can move."""
+    waits = [f"an answer to question {q.step} ({head(q.prompt)})" for q in state.waits.questions()]
+    waits += [f"the signal {pending.signal!r}" for pending in state.waits.steps.values() if pending.signal]
+    until = _next_date(state)
+    date = f"until {inbox.when(until)}" if until else ""
+    if any(step.status == states.WAITING and not step.until for step in state.steps.values()):
+        waits.append("a run that it began")
+    if not waits:
+        return f"waits {date}"
+    shown = ", ".join(waits[:3]) + (f" and {len(waits) - 3} more" if len(waits) > 3 else "")
+    return f"waits for {shown}{f', at most {date}' if date else ''}"
+
+
+def _next_date(state: State) -> float:
+    """When something of a waiting run is due; 0: never."""
+    dates = [pending.until for pending in state.waits.steps.values()]
+    dates += [date for step in state.steps.values() if step.status in _TIMED for date in (step.until, step.wake)]
+    return min((date for date in dates if date), default=0.0)
+
+
+_TIMED = (states.RETRYING, states.WAITING)
+
+
+def head(text: str, width: int = 80) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def stopped(state: State, what: str, stop: j.StopRequested | None = None) -> RunStopped:
+    by, reason = (stop.by, stop.reason) if stop is not None else (state.stopped_by, state.reason)
+    return RunStopped(
+        f"run {state.key} was stopped by {by or 'the run that began it'}: {reason}. {what}".rstrip(),
+        hint=f"Let it go on with: perdure unpause {state.key}, and run it again.",
+    )
+
+
+def cancelled(state: State, stop: j.StopRequested | None = None) -> RunCancelled:
+    by, reason = (stop.by, stop.reason) if stop is not None else (state.stopped_by, state.reason)
+    return RunCancelled(
+        f"run {state.key} was cancelled by {by}: {reason}. What finished is kept to look at.",
+        hint="Begin another episode with new=True (--new).",
+    )
+
+
+def _signal(error: BaseException) -> str:
+    """What told the process to stop, as people know it."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C"
+    if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+        return "SIGTERM"
+    return "cancelled" if isinstance(error, CancelledError) else type(error).__name__
