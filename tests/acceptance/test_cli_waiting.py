@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 
 import pytest
@@ -60,6 +61,11 @@ def paper(topic: str) -> str:
 @perdure.flow
 def judged() -> Verdict:
     return perdure.ask("And?", answer=Verdict)
+
+
+@perdure.flow
+async def panel() -> list[Verdict]:
+    return await perdure.gather(perdure.ask("And?", answer=Verdict), perdure.ask("And?", answer=Verdict))
 
 
 @perdure.flow
@@ -278,6 +284,24 @@ def test_wait_stays_until_the_answer_is_there(shop: Shell) -> None:
     out, error = child.communicate(timeout=60)
     assert child.returncode == 0, error
     assert json.loads(out)["fields"] == {"accept": False, "score": 1}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("flow", ["judged", "panel"])
+def test_stopped_while_it_waits_the_question_stays_and_the_run_goes_on(
+    shop: Shell, flow: str, number: int, code: int
+) -> None:  # B3
+    child = shop.start("run", f"shop.py:{flow}", "--goal", "g", "--wait")
+    while not _asked(shop):
+        assert child.poll() is None
+    child.send_signal(number)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == code, error
+    [row] = shop.json("ls")
+    assert (row["status"], row["holder"], row["asking"]) == ("interrupted", None, 1 if flow == "judged" else 2)
+    for question in shop.json("questions"):
+        shop("answer", "g", question["id"], "--json", '{"accept": false, "score": 1}')
+    assert '"score":1' in "".join(run(shop, flow, code=0).stdout.split())
 
 
 def _asked(shop: Shell) -> bool:

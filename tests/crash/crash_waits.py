@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import crash_crew as crew
+import crash_spy as spy
+import msgspec
 from crash_lives import KillingStore, url
 
 import perdure
@@ -204,3 +206,65 @@ def look(root: str, store: str) -> Any:
             "open": len(client.questions()),
             "undos": [s.path for s in state.steps.values() if "on_cancel" in s.path and s.recorded],
         }
+
+
+# -- one answer, file by file ------------------------------------------------------------------------------------------
+
+
+@perdure.flow(name="simple")
+def simple() -> list[Any]:
+    return [work_sync("draft"), perdure.ask("Well?"), perdure.signal("news")]
+
+
+def prepare(root: str, store: str) -> str:
+    """A run that is suspended with a question."""
+    Path(root).mkdir(exist_ok=True)
+    try:
+        perdure.run(simple, goal="waits", store=url(root, store))
+    except RunSuspended as waits:
+        return waits.questions[0]
+    raise AssertionError("it did not wait")
+
+
+def answered(root: str, store: str, at: int, when: str, record: bool = False) -> int:
+    """Somebody answers, and dies at change ``at`` of a file; or all are recorded. Returns how many there are."""
+    crew.listen(f"{root}.witness", 1)
+
+    def plan(number: int, op: spy.Op) -> spy.Verdict:
+        if number != at or (when == "torn" and op.kind != "write"):
+            return None
+        return when
+
+    spying = spy.install(Path(root), plan)
+    crew.mark = spying.mark
+    with perdure.Client(url(root, store)) as client:
+        client.answer("waits", None, "first", by="first")
+        crew.say("acknowledged", "first")
+        client.signal("waits", "news", "tides")
+        crew.say("acknowledged", "signal")
+    if record:
+        Path(f"{root}.ops").write_bytes(msgspec.msgpack.encode(spying.ops))
+    return spying.count
+
+
+def finish(root: str, store: str) -> Any:
+    """Somebody else answers and sends what is missing, and the run goes on to its end."""
+    crew.listen(f"{root}.witness", 2)
+    for _ in range(3):
+        with perdure.Client(url(root, store)) as client:
+            if client.questions("waits"):
+                client.answer("waits", None, "second", by="second")
+            if client.find("waits").status == "pending_input" and not client.questions("waits"):
+                client.signal("waits", "news", "ebb")
+        try:
+            result = perdure.run(simple, goal="waits", store=url(root, store))
+        except RunSuspended:
+            continue
+        with perdure.Client(url(root, store)) as client:
+            kinds = [j.kind_of(entry) for entry in client.entries("waits")]
+        return {
+            "result": result,
+            "answers": kinds.count("question_answered"),
+            "signals": kinds.count("signal_received"),
+        }
+    raise AssertionError("it waits for ever")

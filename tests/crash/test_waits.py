@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from crash_image import Image
 from crash_judge import Witness
+from crash_spy import Op
 from crash_zygote import Zygote
 
 ASKED = {"asks": 4, "asks-sync": 4, "race": 2, "agent": 4, "cancelled": 1}
@@ -123,3 +126,71 @@ def _check(witness: Witness, found: dict[str, Any], shape: str, died: int) -> No
         acts = [token for token in began if token.startswith(("act-", "model"))]
         names = [token.partition(".")[0] for token in acts]
         assert len(names) - len(set(names)) <= 1 + 2, f"more than what was in flight ran again: {acts}"
+
+
+class Answers:
+    """One suspended run, copied for each way to die while it is answered."""
+
+    def __init__(self, zygote: Zygote, place: Path, store: str) -> None:
+        self.zygote, self.place, self.store, self.deaths = zygote, place, store, 0
+        self.base = place / "base"
+        zygote.run("crash_waits:prepare", root=str(self.base), store=store)
+
+    def copy(self, name: str) -> Path:
+        return Path(shutil.copytree(self.base, self.place / name))
+
+    def finish(self, root: Path, acknowledged: set[str], what: str) -> None:
+        """Others go on; what was acknowledged must be what is used."""
+        self.deaths += 1
+        try:
+            found = self.zygote.run("crash_waits:finish", root=str(root), store=self.store).value
+            _, said, news = found["result"]
+            assert said in (("first",) if "first" in acknowledged else ("first", "second"))
+            assert news in (("tides",) if "signal" in acknowledged else ("tides", "ebb"))
+            assert found["answers"] == 1 and found["signals"] in (1, 2)
+        except AssertionError as error:
+            raise AssertionError(f"{self.store}, {what}: {error}") from error
+        finally:
+            shutil.rmtree(root)
+            Path(f"{root}.witness").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("when", ["before", "torn", "after"])
+@pytest.mark.parametrize("store", ["file", "sqlite"])
+def test_an_answer_survives_a_kill_at_every_change_of_a_file(
+    zygote: Zygote, place: Path, store: str, when: str, record_property: Callable[[str, object], None]
+) -> None:
+    # H1 rel:D11 rel:H3
+    answers = Answers(zygote, place, store)
+    at = survived = 0
+    while survived < 2:
+        at += 1
+        root = answers.copy(str(at))
+        ended = zygote.run("crash_waits:answered", root=str(root), store=store, at=at, when=when)
+        if not ended.killed:
+            survived += 1 if at > ended.value else 0  # not every change can be torn
+            shutil.rmtree(root)
+            continue
+        answers.finish(root, Witness(root).names(1, "acknowledged"), f"killed {when} change {at}")
+    record_property("kills", answers.deaths)
+    assert answers.deaths >= 6
+
+
+@pytest.mark.parametrize("store", ["file", "sqlite"])
+def test_an_answer_that_was_acknowledged_survives_a_power_cut(
+    zygote: Zygote, place: Path, store: str, record_property: Callable[[str, object], None]
+) -> None:
+    # H1 rel:D2
+    answers = Answers(zygote, place, store)
+    recorded = answers.copy("recorded")
+    zygote.run("crash_waits:answered", root=str(recorded), store=store, at=0, when="", record=True)
+    ops = msgspec.msgpack.decode(Path(f"{recorded}.ops").read_bytes(), type=list[Op])
+    image, told = Image(answers.base), set[str]()
+    for at, op in enumerate(ops, 1):
+        image.apply(op)
+        told |= {op.path.partition(" ")[2]} if op.kind == "mark" else set()
+        for seed in range(4):
+            image.cut(answers.place / "cut", f"{store} {at} {seed}")
+            answers.finish(answers.place / "cut", told, f"power cut after change {at} ({op}), seed {seed}")
+    record_property("power cuts", answers.deaths)
+    assert told == {"first", "signal"} and answers.deaths >= 40
