@@ -443,6 +443,98 @@ def test_a_task_group_of_ones_own_is_suspended_too(url: str) -> None:  # W1
     assert len(RAN) == 3
 
 
+def test_a_step_beside_a_task_of_ones_own_that_asks_is_finished_first(url: str) -> None:  # W1
+    asked = threading.Event()
+
+    @perdure.step
+    async def long() -> str:
+        await asyncio.to_thread(asked.wait, 30)
+        for _ in range(20):  # longer than tasks get to show themselves
+            await asyncio.sleep(0.01)
+        RAN.append("long")
+        return "long"
+
+    @perdure.flow
+    async def asks() -> str:
+        task = asyncio.create_task(perdure.ask("x?"))
+        return f"{await long()} {await task}"
+
+    suspended(url, asks, config=perdure.CheckpointConfig(on_question=(lambda question: asked.set(),)))
+    assert RAN == ["long"]
+    answer(url, "y")
+    assert perdure.run(asks, goal="g", store=url) == "long y" and RAN == ["long"]
+
+
+def test_tasks_of_ones_own_inside_a_step_are_suspended_with_it(url: str) -> None:  # W1
+    @perdure.step
+    async def both() -> list[str]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(perdure.ask(f"{name}?")) for name in "ab"]
+        return [task.result() for task in tasks]
+
+    flow = perdure.flow(name="f")(_awaits(both))
+    assert len(suspended(url, flow).questions) == 2
+    with perdure.Client(url) as client:
+        for question in client.questions():
+            client.answer("g", question.id, question.prompt, by="ann")
+    assert perdure.run(flow, goal="g", store=url) == ["a?", "b?"]
+
+
+def _awaits(step: Any) -> Any:
+    async def awaits() -> Any:
+        return await step()
+
+    return awaits
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_question_inside_a_step_that_is_too_late_holds_up_nothing(url: str, colour: str) -> None:  # C8
+    @perdure.step(name="slow", timeout=0.05)
+    def slow() -> str:
+        return str(perdure.ask("x?"))
+
+    @perdure.step(name="slow", timeout=0.05)
+    async def slow_async() -> str:
+        return str(await perdure.ask("x?"))
+
+    @perdure.flow(name="f")
+    def flow() -> str:
+        try:
+            return slow()
+        except perdure.errors.StepTimeout:  # type: ignore[attr-defined]
+            return work("instead")
+
+    @perdure.flow(name="f")
+    async def flow_async() -> str:
+        try:
+            return await slow_async()
+        except perdure.errors.StepTimeout:  # type: ignore[attr-defined]
+            return await work_async("instead")
+
+    chosen: Any = flow if colour == "sync" else flow_async
+    assert perdure.run(chosen, goal="g", store=url, wait=True) == "did instead"
+
+
+def test_a_branch_that_lost_asks_nothing_more(url: str) -> None:
+    won, told = threading.Event(), []
+
+    def slow() -> str:
+        won.wait(30)
+        return str(perdure.ask("Too late?"))
+
+    def quick() -> str:
+        return work("quick")
+
+    @perdure.flow
+    def race() -> str:
+        found = str(perdure.first(slow, quick))
+        won.set()
+        return found + str(perdure.ask("Next?"))
+
+    config = perdure.CheckpointConfig(on_question=(lambda question: told.append(question.prompt),))
+    assert len(suspended(url, race, config=config).questions) == 1 and told == ["Next?"]
+
+
 @pytest.mark.parametrize("flavour", ["child", "nested", "step"])
 def test_a_question_inside_a_child_a_flow_or_a_step(url: str, flavour: str) -> None:  # W1 K3
     @perdure.flow

@@ -18,6 +18,7 @@ from perdure.life import Cursor
 from perdure.replay import Call, Command, Machine, Outcome
 from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
+from perdure.runtime.strands import deeper
 from perdure.runtime.threads import in_thread
 from perdure.waits import Dropped
 
@@ -156,7 +157,7 @@ def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     value, error = None, None
     try:
         with entered(frame):
-            value = _within(work, body) if body.timeout is not None and call.what == "body" else work()
+            value = _within(work, body, run) if body.timeout is not None and call.what == "body" else work()
     except Exception as raised:
         error = _own(raised, run)
     finally:
@@ -172,7 +173,7 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     value, error = None, None
     finished = False
     try:
-        with entered(frame):
+        with entered(frame), deeper(run):
             value = await _within_async(work, body if call.what == "body" else body._replace(timeout=None))
         finished = True
     except Exception as raised:
@@ -189,7 +190,7 @@ def _own(error: Exception, run: LiveRun | None) -> Exception:
     return error
 
 
-def _within(work: Callable[[], object], body: Body) -> object:
+def _within(work: Callable[[], object], body: Body, run: LiveRun | None) -> object:
     """Run a sync body for at most its timeout. Python cannot stop a thread: a late body runs on, and is ignored."""
     attempt = in_thread(work, f"step-{body.name}")
     try:
@@ -197,6 +198,8 @@ def _within(work: Callable[[], object], body: Body) -> object:
     except TimeoutError:
         if attempt.done():  # the error is the body's own, or it ended just now
             return attempt.result()
+        if run is not None:
+            run.strands.abandon()
         raise _timed_out(body) from None
 
 

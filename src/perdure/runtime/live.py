@@ -21,9 +21,10 @@ from perdure.hooks import Observer
 from perdure.life import Life
 from perdure.model import Lease, RunKey
 from perdure.runtime.outputs import Outputs
-from perdure.runtime.strands import Strands
+from perdure.runtime.strands import Strands, strand_of
 from perdure.runtime.writer import Item, Ticket, Writer
 from perdure.stores.base import Store
+from perdure.waits import Dropped
 
 if TYPE_CHECKING:
     from perdure.runtime.lives import Lives
@@ -121,6 +122,8 @@ class LiveRun:
                 raise self.broken
             if self.halt and not cleaning.get():
                 self._refuse(entries)
+            if entries and isinstance(entries[0], j.StepPending) and strand_of(self).dropped:
+                raise Dropped  # nobody needs an answer: it is not even asked
             before: list[Callable[[], None]] = []
             seq = self.state.seq
             records = []

@@ -5,8 +5,8 @@ A *strand* is a piece of a run's code that goes on by itself: the flow, and each
 from that tree whether anything may still happen; it is asked whenever a strand parks, and the parked ones are rung to
 ask it again when another ends.
 
-Tasks made behind our back (a task group, asyncio.gather) become strands when they first ask for something; a strand
-with such tasks counts as joining them while it executes no step, since what it awaits cannot be seen.
+Tasks made behind our back (a task group, asyncio.gather) become strands when they first ask for something. What a
+strand with such tasks awaits cannot be seen: it counts as joining them, unless it executes a step that was begun since.
 
 A date that is near is waited for in the process (``NEAR``): to end a life and begin another costs more. So are rate
 limits and retries, however long: whoever let a crew run overnight wants it to go on by itself. They are durable all the
@@ -38,6 +38,11 @@ _SETTLE: Final = 0.02
 """seconds that tasks of others get to show themselves, before a run with such tasks is suspended"""
 
 
+_STRAND: ContextVar[Strand | None] = ContextVar("perdure_strand", default=None)
+_DEPTH: ContextVar[int] = ContextVar("perdure_depth", default=0)
+"""how many step bodies the running code is in; a task keeps that of where it was made"""
+
+
 class Strand:
     """One strand; it belongs to the group in which it was begun. All changes happen under the lock of its run."""
 
@@ -51,8 +56,8 @@ class Strand:
         """it waits for these: ``group.wants_all``, or any"""
         self.parked: Parked | None = None
         self.dropped = False
-        self.bodies = 0
-        """step bodies that it executes now, one inside the other"""
+        self.depth = _DEPTH.get()
+        """how many step bodies its code is in, one inside the other"""
 
     def begin(self) -> None:
         """It runs from now on, in this task or thread."""
@@ -78,7 +83,9 @@ class Strand:
         others = any(member.movable() for group in self.groups for member in group.members if member.begun)
         if self.parked is not None:
             return self.parked.is_up or others
-        awaited = [self.joins] if self.joins is not None else [g for g in self.groups if g.foreign and not self.bodies]
+        awaited = [g for g in self.groups if g.foreign and g.depth >= self.depth]
+        if self.joins is not None:
+            awaited = [self.joins]
         if not awaited or any(group.is_over for group in awaited):
             return True
         return others
@@ -104,6 +111,8 @@ class Group:
         self.news = 0
         """how many ended and were not looked at"""
         self.wants_all = False
+        self.depth = _DEPTH.get()
+        """where they were begun: see Strand"""
 
     def strand(self) -> Strand | None:
         """One more."""
@@ -155,7 +164,25 @@ class Group:
                     member.drop()
 
 
-_STRAND: ContextVar[Strand | None] = ContextVar("perdure_strand", default=None)
+class deeper:
+    """The block, in this task, executes the body of a step of ``run``."""
+
+    def __init__(self, run: LiveRun | None) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        if self._run is not None:
+            self._strand, before = strand_of(self._run), _DEPTH.get()
+            self._token = _DEPTH.set(before + 1)
+            self._before, self._strand.depth = self._strand.depth, before + 1
+
+    def __exit__(self, *_: object) -> None:
+        if self._run is not None:
+            _DEPTH.reset(self._token)
+            self._strand.depth = self._before
+            if self._run.strands.parked:
+                with self._run.lock:
+                    self._run.strands.changed()
 
 
 def _task() -> asyncio.Task[object] | None:
@@ -174,17 +201,15 @@ def strand_of(run: LiveRun) -> Strand:
     if task is None or strand.task is None or strand.task is task:
         return strand
     with run.lock:
-        group = next((group for group in strand.groups if group.foreign), None)
+        group = next((group for group in strand.groups if group.foreign and group.depth == _DEPTH.get()), None)
         if group is None:
             group = Group(None, foreign=True)
             group.owner = strand
             strand.groups.add(group)
-        known = next((member for member in group.members if member.task is task), None)
-        if known is not None:
-            return known
         made = Strand(run, group)
         made.begun, made.task = True, task
         group.members.add(made)
+    _STRAND.set(made)  # in the context of that task only
     task.add_done_callback(lambda _: made.end())
     return made
 
@@ -203,6 +228,8 @@ class Parked:
         if _task() is not None:
             self.waker, self._loop = asyncio.Event(), asyncio.get_running_loop()
         self._seen = -1
+        self.too_late = False
+        """the body that waits has reached its timeout"""
 
     def left(self) -> float:
         """Seconds until its date. Reached when the wall clock says so (a laptop that slept, a clock set forward), or
@@ -234,6 +261,8 @@ class Parked:
             if run.broken is not None:
                 raise run.broken
             run.check_halt()
+            if self.too_late:
+                raise Halted
             if self.strand.dropped:
                 raise Dropped
             if self.is_up:
@@ -278,10 +307,20 @@ class Strands:
 
     def unpark(self, parked: Parked) -> None:
         with self.run.lock:
-            parked.strand.parked = None
+            if parked.strand.parked is parked:
+                parked.strand.parked = None
             self.parked.discard(parked)
             self._version += 1
             self._since = None
+
+    def abandon(self) -> None:
+        """What the running strand has parked belongs to a body that is too late, in a thread of its own: let it end."""
+        with self.run.lock:
+            parked = strand_of(self.run).parked
+            if parked is not None:
+                parked.too_late = True
+                parked.ring()
+                self.unpark(parked)
 
     def changed(self) -> None:
         """A strand ended, or what it joins did: somebody who is parked asks again whether anything can move."""
