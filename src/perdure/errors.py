@@ -184,7 +184,9 @@ class FencedError(PerdureError):
 
 
 class LeaseHeld(FencedError):
-    """The run is executed by another holder at this moment."""
+    """The run is executed by another holder at this moment. ``since``: when that was granted, seconds since 1970."""
+
+    since: float = 0.0
 
 
 class LeaseLost(FencedError):

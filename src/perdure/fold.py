@@ -70,6 +70,8 @@ class State:
         """what it waits for from outside, and what has come"""
         self.woken: list[str] = []
         """runs that this one began, was waiting for, and that could go on: in the order in which they said so"""
+        self._woken = self._left = 0
+        """sequence of the last time that it was woken so, and that a step began to wait for another run"""
         self.stop: j.StopRequested | None = None
         """somebody wants the run to be paused or cancelled, and it is not yet"""
         self.cleanups = False
@@ -88,13 +90,18 @@ class State:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} follows entry {self.seq}. Nothing was changed.")
         _APPLY[type(entry)](self, entry)
         self.seq = entry.seq
-        self.updated = entry.at
+        self.updated = max(self.updated, entry.at)  # a clock may be set back
 
     def around(self, step: Step) -> list[int]:
         """The steps inside which a step was executed."""
         identities = {path: identity for identity, path in self.scopes.items()}
         found = (self.index.get(identities[path]) for path in enclosing(step.identity.scope) if path in identities)
         return [outer.number for outer in found if outer is not None]
+
+    def waits_inside(self, number: int) -> bool:
+        """Whether something inside a step waits for what comes from outside."""
+        path = self.scopes.get(self.steps[number].identity) if number in self.steps else None
+        return path is not None and any(path in enclosing(self.steps[n].identity.scope) for n in self.waits.steps)
 
     def from_earlier_lives(self) -> list[Step]:
         """Steps whose results were there when the latest life began, and that it did not do without."""
@@ -186,9 +193,13 @@ class State:
         self.reason = entry.reason
 
     def _run_suspended(self, entry: j.RunSuspended) -> None:
-        self._end_running("step_waiting", states.WAITING, entry.at)  # all that was left waits inside
+        for step in [step for step in self._running.values() if self.waits_inside(step.number)]:
+            self._move_step(step, "step_waiting")
+            _end(step.attempts[-1], states.WAITING, entry.at)
         self._end_run(entry, "run_pending_input" if entry.input else "run_waiting")
         self.reason, self.wake = entry.reason, entry.wake
+        if self.waits.arrived or self._woken > self._left:  # it came while the run was being suspended
+            self._wake(entry)
 
     def _run_cancelled(self, entry: j.RunCancelled) -> None:
         self._end_run(entry)
@@ -349,6 +360,7 @@ class State:
         self.waits.end(entry.step)
         step = self._end_attempt(entry, "step_waiting" if entry.suspended else "step_interrupted")
         step.wake = entry.until
+        self._left = entry.seq if entry.suspended else self._left
 
     def _steps_invalidated(self, entry: j.StepsInvalidated) -> None:
         for number in entry.steps:
@@ -410,6 +422,7 @@ class State:
     def _run_woken(self, entry: j.RunWoken) -> None:
         self._take_post(entry)
         self.woken.append(entry.by)
+        self._woken = entry.seq
         self._wake(entry)
 
     def _cleanup_declared(self, entry: j.CleanupDeclared) -> None:
@@ -419,7 +432,7 @@ class State:
         self.waits.arrive(number, entry, self.key)
         self._wake(entry)
 
-    def _wake(self, entry: j.Posted) -> None:
+    def _wake(self, entry: j.Entry) -> None:
         """A suspended run can go on."""
         if self.status in states.RUN_SUSPENDED:
             self._move_run(entry, "run_woken")
@@ -427,11 +440,15 @@ class State:
 
     def _withdraw(self, number: int, at: float) -> None:
         """Nobody needs what a step waits for."""
-        self.waits.give_back(number)
+        signal = self.waits.arrived.get(number)
         if self.waits.end(number):
             step = self._step(number)
             self._move_step(step, "step_interrupted")
             _end(step.attempts[-1], states.INTERRUPTED, at)
+        if isinstance(signal, j.SignalReceived):  # it is for the next who waits for it
+            other = self.waits.receive(signal, again=True)
+            if other is not None:
+                self._arrive(other, signal)
 
 
 def _end(attempt: Attempt, outcome: str, at: float, seconds: float = 0.0, error: ErrorInfo | None = None) -> None:

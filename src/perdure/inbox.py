@@ -57,11 +57,17 @@ def _check_answer(state: State, post: j.QuestionAnswered) -> None:
         raise AnswerRefused(
             f"run {state.key} does not ask question {post.step} any more: nobody needs the answer. Nothing was changed."
         )
-    if pending.until and max(post.posted, state.updated) >= pending.until and not post.post:
+    if not post.post and passed(state, pending.until, post.posted):
         raise AnswerRefused(
             f"run {state.key}: the deadline of question {post.step} passed at {when(pending.until)}. "
             "Nothing was changed."
         )
+
+
+def passed(state: State, until: float, now: float) -> bool:
+    """Whether a deadline has passed (0: there is none). Time in a run does not go backwards: a clock that says less
+    than the run's last entry was set back."""
+    return 0 < until <= max(now, state.updated)
 
 
 def refuse_closed(state: State, named: str | None) -> None:

@@ -87,6 +87,8 @@ class Life:
         self.used_up: set[tuple[str, str]] = set()
         """(scope, name) of which every record has been asked for"""
         self.reused: dict[int, float] = {}
+        self.orphans: list[int] = []
+        """steps that wait, and were cut off in that from within: if the run goes on, nobody waits any more"""
         self.diverged = False
         """some step was executed again although it had a record: later inputs may differ, and rightly"""
         self._labels: dict[tuple[str, str], int] = {}

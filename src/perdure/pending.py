@@ -63,12 +63,15 @@ class Pending:
             self._asked[entry.step] = _question(entry, entry.asked, step, key, run_id)
         self._next_signal(entry.step)
 
-    def receive(self, entry: j.SignalReceived) -> int | None:
-        """The step that a signal is for: the one that waits longest for its name; None if it is kept for the next."""
+    def receive(self, entry: j.SignalReceived, again: bool = False) -> int | None:
+        """The step that a signal is for: the one that waits longest for its name; None if it is kept for the next.
+        ``again``: it was somebody's who does not need it any more, and is the first in the queue.
+        """
         waiting = (n for n, pending in self.steps.items() if pending.signal == entry.name and n not in self.arrived)
         step = next(waiting, None)
         if step is None:
-            self.signals.setdefault(entry.name, deque()).append(entry)
+            queue = self.signals.setdefault(entry.name, deque())
+            queue.appendleft(entry) if again else queue.append(entry)
         return step
 
     def arrive(self, step: int, entry: j.Posted, key: RunKey) -> None:
@@ -95,12 +98,6 @@ class Pending:
             self._asked.pop(step, None)
             self._heads = None
         return waited
-
-    def give_back(self, step: int) -> None:
-        """A step that is not needed any more had got a signal: it is there for the next who waits."""
-        arrived = self.arrived.get(step)
-        if isinstance(arrived, j.SignalReceived):
-            self.signals.setdefault(arrived.name, deque()).appendleft(arrived)
 
     def _next_signal(self, step: int) -> None:
         queue = self.signals.get(self.steps[step].signal) if step in self.steps else None

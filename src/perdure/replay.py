@@ -16,7 +16,7 @@ their replies:
     Load(digests)          -> dict of blobs
     Append(entries, wait)  -> None, when durable (wait=True) or queued
     Call(...)              -> Outcome of the body (or of ``verify``)
-    Wait(until, is_up)     -> None, when the wall clock says so, or something has come
+    Wait(until, is_up)     -> whether the date has come; else something else has
     Post(entry)            -> None, when it is in the run's inbox, or something else came first
     Now()                  -> wall clock, seconds
 
@@ -125,7 +125,7 @@ Machine: TypeAlias = Generator[Command, Any, Any]
 def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -> Machine:
     """Run one step, or reuse its record. Returns the value; raises what the body raised when no attempt is left."""
     if life is None:
-        return (yield from _Work(None, Identity(cursor.scope, request.name, "", 0), request, 0, None).run())
+        return (yield from _Work(None, Identity(cursor.scope, request.name, "", 0), request, 0).run())
     claimed = request.n is not None
     n = request.n if request.n is not None else cursor.claim(request, by)
     try:
@@ -138,7 +138,7 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
             source = (yield from _cached(life, request)) if request.options.cache else None
             if source is not None:
                 return (yield from copy(life, identity, request, number, source))
-            return (yield from _Work(life, identity, request, number, Cursor(life, identity)).run())
+            return (yield from _Work(life, identity, request, number).run())
         request.number = step.number
         life.asked.add(step.number)
         if step.recorded:
@@ -150,7 +150,7 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
                 return found.value
         if step.until:
             yield Wait(step.until)
-        return (yield from _Work(life, identity, request, step.number, Cursor(life, identity)).run())
+        return (yield from _Work(life, identity, request, step.number).run())
     finally:
         if not claimed:
             cursor.done(request.name, request.fingerprint, by)
@@ -210,9 +210,9 @@ def _settle(life: Life, step: Step, request: Request) -> Machine:
             "its effect, and it is declared on_crash='fail'. Nothing recorded was lost.",
             hint=f"Find out by hand, then execute it again with --rerun {step.name}, or declare verify=.",
         )
-    work = _Work(life, step.identity, request, step.number, Cursor(life, step.identity))
+    work = _Work(life, step.identity, request, step.number)
     work.attempt = len(step.attempts)
-    outcome: Outcome = yield Call("verify", step.number, work.attempt, work.key, None, "", work.inner)
+    outcome: Outcome = yield Call("verify", step.number, work.attempt, work.key, None, "", work.inner())
     if outcome.error is not None:
         raise outcome.error
     if outcome.value is None:
@@ -226,11 +226,9 @@ def _settle(life: Life, step: Step, request: Request) -> Machine:
 class _Work:
     """The attempts of one step. Its methods yield what to journal; without a life they journal nothing."""
 
-    def __init__(
-        self, life: Life | None, identity: Identity, request: Request, number: int, inner: Cursor | None
-    ) -> None:
+    def __init__(self, life: Life | None, identity: Identity, request: Request, number: int) -> None:
         step = life.state.steps.get(number) if life else None
-        self.life, self.identity, self.request, self.number, self.inner = life, identity, request, number, inner
+        self.life, self.identity, self.request, self.number = life, identity, request, number
         self.attempt = len(step.attempts) if step else 0
         self.failures = step.failures if step else 0
         self.generation = step.generation if step else 0
@@ -243,6 +241,10 @@ class _Work:
     def key(self) -> str:
         """The step's idempotency key; "" without a run."""
         return idempotency_key(self.life, self.identity, self.generation) if self.life else ""
+
+    def inner(self) -> Cursor | None:
+        """The step's own scope, entered afresh: each attempt asks for what is inside from the beginning."""
+        return Cursor(self.life, self.identity) if self.life else None
 
     def run(self) -> Machine:
         """Attempt after attempt until one completes or the policy gives up."""
@@ -300,7 +302,7 @@ class _Work:
                 progress = (yield from load(step.progress)) if step.progress is not None else None
             yield Append((self.started(first=step is None),), self.life.durability in ("strict", "pipelined"))
         try:
-            return (yield Call("body", self.number, self.attempt, self.key, progress, partial, self.inner))
+            return (yield Call("body", self.number, self.attempt, self.key, progress, partial, self.inner()))
         except BaseException as stopped:  # cancelled, or told to exit: in doubt, not failed
             if self.life:
                 reason = type(stopped).__name__

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 
 import msgspec
 
-from perdure import codec
+from perdure import codec, inbox
 from perdure import journal as j
 from perdure.errors import AnswerRefused, ConfigError, DeadlinePassed, Halted
 from perdure.life import Cursor, Life, Request
@@ -86,6 +86,7 @@ class _Waiting:
         if self.number not in state.waits.steps:
             yield from self.begin()
         until = state.waits.steps[self.number].until
+        late = False
         try:
             if self.spec.notify and self.number not in state.waits.arrived:
                 inner = Cursor(self.life, self.identity)
@@ -96,15 +97,21 @@ class _Waiting:
                     done, value = yield from self.take(arrived)
                     if done:
                         return value
-                elif until and (yield Now()) >= until:
+                elif late or inbox.passed(state, until, (yield Now())):
                     if self.is_timer:
                         return (yield from self.complete(None))
                     yield self.close(expired=True)
                 else:
-                    yield Wait(until, lambda: self.number in state.waits.arrived)
+                    late = bool((yield Wait(until, lambda: self.number in state.waits.arrived)))
         except Dropped:
             if self.number in state.waits.steps:
                 yield self.close(expired=False)
+            raise
+        except Halted:
+            raise
+        except BaseException:
+            if self.number in state.waits.steps:
+                self.life.orphans.append(self.number)
             raise
 
     @property

@@ -360,7 +360,98 @@ def test_a_late_cancel_does_not_stop_a_rerun(url: str) -> None:
         assert [e.post for e in client.entries("g") if isinstance(e, j.PostDropped)] == [1]
 
 
+def test_a_flow_that_ends_early_because_it_is_cancelled_is_cleaned_up_after(url: str) -> None:
+    @perdure.step
+    def obeys(name: str) -> str:
+        ON.set()
+        while not perdure.context().cancelled:
+            OFF.wait(0.01)
+        return "early"
+
+    flow = perdure.flow(name="f", on_cancel=undo_sync)(lambda name: obeys(name))
+    person = meanwhile(url, lambda client: client.cancel("g", by="ann"))
+    with pytest.raises(RunCancelled):
+        perdure.run(flow, "a", goal="g", store=url)
+    person.join()
+    assert RAN == ["undo a"]
+
+
+def test_a_cancel_while_the_run_is_being_suspended_cleans_up_everything(url: str) -> None:
+    @perdure.flow(name="inner", on_cancel=undo_sync)
+    def half(name: str) -> str:
+        return str(perdure.ask("q?"))
+
+    @perdure.flow(name="outer", on_cancel=undo_sync)
+    def whole(name: str) -> str:
+        try:
+            return half("inner")
+        finally:
+            ON.set()
+            OFF.wait(5)
+
+    person = meanwhile(url, lambda client: client.cancel("g", by="ann"))
+    with pytest.raises((RunSuspended, RunCancelled)):
+        perdure.run(whole, "outer", goal="g", store=url)
+    person.join()
+    if status(url) != states.CANCELLED:
+        with pytest.raises(RunCancelled):
+            perdure.run(whole, "outer", goal="g", store=url)
+    assert RAN == ["undo inner", "undo outer"] and status(url) == states.CANCELLED
+
+
+def test_attempts_with_clean_ups_are_cancelled_with_their_run(url: str) -> None:
+    @perdure.flow(on_cancel=undo_sync)
+    def attempt(name: str) -> str:
+        ON.set()
+        return str(perdure.ask("q?"))
+
+    person = meanwhile(url, lambda client: client.cancel("g", by="ann", reason="enough"))
+    with pytest.raises(RunCancelled):
+        perdure.run(perdure.best_of(1, attempt, judge=lambda output: 1.0), "a", goal="g", store=url, wait=True)
+    person.join()
+    with perdure.Client(url) as client:
+        assert {row.status for row in client.runs()} == {states.CANCELLED} and RAN == ["undo a"]
+
+
+def test_a_parent_may_be_cancelled_after_its_child_was(url: str) -> None:
+    @perdure.flow(on_cancel=undo_sync)
+    def attempt(name: str) -> str:
+        return str(perdure.ask("q?"))
+
+    with pytest.raises(RunSuspended):
+        perdure.run(perdure.best_of(1, attempt, judge=lambda output: 1.0), "a", goal="g", store=url)
+    with perdure.Client(url) as client:
+        client.cancel("g/best#0", by="ann")
+        client.cancel("g", by="ann")
+        assert client.find("g").status == states.CANCELLED
+
+
+def test_nobody_is_told_of_errors_that_nobody_asked_for(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    import gc
+
+    @perdure.flow
+    async def asks() -> list[Any]:
+        return await perdure.gather(perdure.ask("a?"), perdure.ask("b?"), long_async())
+
+    person = meanwhile(url, lambda client: client.cancel("g", by="ann"))
+    with pytest.raises(RunCancelled):
+        perdure.run(asks, goal="g", store=url)
+    person.join()
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
 # -- pause -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pause_that_is_taken_back_in_time_stops_nothing(url: str) -> None:
+    def think_again(client: perdure.Client) -> None:
+        client.pause("g", by="ann")
+        client.unpause("g", by="ann")
+
+    person = meanwhile(url, think_again)
+    assert perdure.run(flow, goal="g", store=url) == "did two"
+    person.join()
 
 
 @pytest.mark.parametrize("colour", ["sync", "async"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import enum
 import functools
 import logging
@@ -533,6 +535,253 @@ def test_a_branch_that_lost_asks_nothing_more(url: str) -> None:
 
     config = perdure.CheckpointConfig(on_question=(lambda question: told.append(question.prompt),))
     assert len(suspended(url, race, config=config).questions) == 1 and told == ["Next?"]
+
+
+def test_sync_code_asks_also_where_an_event_loop_runs(url: str) -> None:  # H4
+    async def notebook() -> str:
+        with pytest.raises(RunSuspended):
+            perdure.run(approval, "p", goal="g", store=url)
+        answer(url, True)
+        return perdure.run(approval, "p", goal="g", store=url)
+
+    assert asyncio.run(notebook()) == "did publish"
+
+    @perdure.step
+    def inline() -> str:
+        return "yes" if perdure.ask("Sure?", answer=bool) else "no"
+
+    nested = perdure.flow(name="nested")(lambda: "yes" if perdure.ask("Sure?", answer=bool) else "no")
+    for called in (inline, nested):
+        flow = perdure.flow(name="outer")(_calling(called))
+        with pytest.raises(ConfigError, match="sync code that an async flow executes on its event loop"):
+            perdure.run(flow, goal=f"in {called.name}", store=url)
+
+    @perdure.flow
+    async def threads() -> list[str]:
+        return await perdure.gather(work_async("x"), functools.partial(inline))
+
+    assert len(suspended(url, threads, goal="threads").questions) == 1
+
+
+def _calling(called: Any) -> Any:
+    async def calling() -> str:
+        return str(called())
+
+    return calling
+
+
+def test_a_run_is_not_suspended_while_a_task_of_ones_own_executes_a_step(url: str) -> None:  # X9
+    ended = []
+
+    @perdure.step(on_crash="fail")
+    async def slow() -> str:
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        ended.append("slow")
+        return "slow"
+
+    @perdure.flow
+    async def grouped() -> list[str]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(perdure.ask("q?")), group.create_task(slow())]
+        return [task.result() for task in tasks]
+
+    @perdure.flow
+    async def gathered() -> list[str]:
+        return list(await asyncio.gather(perdure.ask("q?"), slow()))
+
+    for goal, flow in (("a", grouped), ("b", gathered)):
+        suspended(url, flow, goal=goal)
+        answer(url, "y", goal=goal)
+        assert perdure.run(flow, goal=goal, store=url) == ["y", "slow"]
+    assert ended == ["slow", "slow"]
+
+
+def test_threads_of_ones_own_wait_each_for_itself(url: str) -> None:
+    @perdure.flow
+    async def both() -> list[Any]:
+        asks, sleeps = asyncio.to_thread(perdure.ask, "q?"), asyncio.to_thread(perdure.sleep, 0.05)
+        return list(await asyncio.gather(asks, sleeps))
+
+    assert len(suspended(url, both).questions) == 1
+    answer(url, "y")
+    assert perdure.run(both, goal="g", store=url) == ["y", None]
+
+    asked = threading.Event()
+
+    @perdure.step(on_crash="fail")
+    def long() -> str:
+        assert asked.wait(30)
+        OTHER.wait(0.2)
+        RAN.append("long")
+        return "long"
+
+    def helps() -> None:
+        with contextlib.suppress(BaseException):
+            perdure.ask("q?")
+
+    @perdure.flow(name="helped")
+    def helped() -> str:
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(helps,), daemon=True)
+        thread.start()
+        return long() + str(perdure.ask("then?"))
+
+    config = perdure.CheckpointConfig(on_question=(lambda question: asked.set(),))
+    suspended(url, helped, goal="h", config=config)
+    assert RAN == ["long"]
+
+
+OTHER = threading.Event()
+
+
+def test_what_comes_while_the_run_is_being_suspended_makes_it_ready(url: str) -> None:
+    left = threading.Event()
+
+    @perdure.flow
+    def slowly() -> str:
+        try:
+            return str(perdure.ask("q?"))
+        finally:
+            left.set()
+            OTHER.wait(0.6)
+
+    def person() -> None:
+        left.wait(30)
+        answer(url, "y")
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    suspended(url, slowly)
+    thread.join()
+    with perdure.Client(url) as client:
+        assert client.find("g").status == states.READY and [str(row.key) for row in client.due()] == ["g#0"]
+    assert perdure.run(slowly, goal="g", store=url) == "y"
+
+
+def test_a_step_that_is_tried_again_does_not_ask_again(url: str) -> None:
+    @perdure.step(retries=1, backoff=0)
+    def fails() -> str:
+        said = str(perdure.ask("q?"))
+        RAN.append(said)
+        if len(RAN) == 1:
+            raise ValueError("no")
+        return said
+
+    flow = perdure.flow(name="f")(lambda: fails())
+    suspended(url, flow)
+    answer(url, "y")
+    assert perdure.run(flow, goal="g", store=url) == "y" and RAN == ["y", "y"]
+
+
+def test_what_was_given_up_takes_no_signal_and_no_answer(url: str) -> None:
+    goes_on = threading.Event()
+
+    @perdure.flow
+    async def impatient() -> str:
+        for wait in (perdure.signal, perdure.ask):
+            try:
+                async with asyncio.timeout(0.05):
+                    await wait("x")
+            except TimeoutError:
+                RAN.append("gave up")
+        await work_async("goes on")
+        goes_on.set()
+        return str(await perdure.signal("x"))
+
+    def person() -> None:
+        goes_on.wait(30)
+        with perdure.Client(url) as client:
+            client.signal("g", "x", "came")
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    assert perdure.run(impatient, goal="g", store=url, wait=True) == "came"
+    thread.join()
+    assert RAN == ["gave up", "gave up", "goes on"]
+    with perdure.Client(url) as client, pytest.raises(AnswerRefused, match="nobody needs"):
+        client.answer("g", "ask", "late", by="ann")
+
+
+def test_a_question_that_changed_code_does_not_ask_any_more_is_closed(url: str) -> None:  # X1
+    suspended(url, perdure.flow(name="f")(lambda: perdure.ask("Pubish?")))
+    edited = perdure.flow(name="f")(lambda: perdure.ask("Publish?"))
+    suspended(url, edited)
+    with perdure.Client(url) as client:
+        (question,) = client.questions()
+        assert question.prompt == "Publish?"
+    answer(url, "y")
+    assert perdure.run(edited, goal="g", store=url) == "y"
+
+
+def test_an_async_hook_tells_of_a_question_in_sync_code_too(url: str) -> None:
+    told = []
+
+    async def hook(question: Question) -> None:
+        await asyncio.sleep(0)
+        told.append(question.prompt)
+
+    suspended(url, approval, "p", config=perdure.CheckpointConfig(on_question=(hook,)))
+    assert told == ["Publish?"]
+
+
+def test_a_timer_ends_in_time_though_the_clock_is_set_back(url: str) -> None:  # C9
+    class SetBack(Clock):
+        back = 0.0
+
+        def now(self) -> float:
+            return super().now() - self.back
+
+        def wait(self, bell: threading.Event, seconds: float) -> None:
+            self.back = 86400.0
+            super().wait(bell, seconds)
+
+    with CheckpointManager(url, clock=SetBack()) as manager:
+        assert manager.run_sync(perdure.flow(name="f")(lambda: perdure.sleep(0.05)), goal="g") is None
+
+
+def test_answerer_and_holder_judge_a_deadline_by_the_same_clock(url: str) -> None:  # rel:C5
+    clock = Later()
+    flow = perdure.flow(name="f")(lambda: perdure.ask("q?", deadline=3600.0, default="late"))
+    with CheckpointManager(url, clock=clock) as manager, pytest.raises(RunSuspended):
+        manager.run_sync(flow, goal="g")
+    with perdure.Client(url, clock=clock) as client:
+        clock.offset += 7200
+        client.signal("g", "anything")
+        clock.offset -= 86400
+        with pytest.raises(AnswerRefused, match="deadline"):
+            client.answer("g", None, "x", by="ann")
+    with CheckpointManager(url, clock=clock) as manager:
+        assert manager.run_sync(flow, goal="g") == "late"
+
+
+def test_a_cancelled_wait_in_a_server_leaves_no_thread_and_no_lease(url: str) -> None:  # B3
+    async def server() -> None:
+        with CheckpointManager(url) as manager:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(manager.run(approval, "p", goal="g", wait=True), 0.2)
+            with pytest.raises(RunSuspended):
+                await manager.run(approval, "p", goal="g")
+
+    before = threading.active_count()
+    asyncio.run(server())
+    assert threading.active_count() <= before and status(url) == states.PENDING_INPUT
+
+
+def test_who_posts_does_not_keep_others_from_running_the_run(url: str) -> None:
+    suspended(url, listens, 1)
+    done = threading.Event()
+
+    def sender() -> None:
+        with perdure.Client(url) as client:
+            while not done.is_set():
+                client.signal("g", "other")
+
+    thread = threading.Thread(target=sender)
+    thread.start()
+    for _ in range(20):
+        suspended(url, listens, 1)
+    done.set()
+    thread.join()
 
 
 @pytest.mark.parametrize("flavour", ["child", "nested", "step"])

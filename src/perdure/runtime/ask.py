@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from perdure.runtime.context import Frame, current, requester
 from perdure.runtime.drive import Body, drive, drive_async
 from perdure.runtime.forms import schema_of, taker, with_choices
 from perdure.runtime.steps import Invocation, Step
+from perdure.runtime.threads import in_thread
 from perdure.waits import Spec, execute
 
 _NOTHING: Final = object()
@@ -161,7 +162,7 @@ class _Waiting(Step[..., Any]):
         self, name: str, shown: dict[str, object], key: str | None, spec: Callable[[], Spec], **more: Any
     ) -> None:
         super().__init__(_no_body, name, StepOptions(), None, key, ())
-        self.is_async = _in_loop()
+        self.is_async = _is_async(name)
         self.shown, self.spec, self.more = shown, spec, more
         self.__dict__["digest"] = ""
 
@@ -231,16 +232,19 @@ def _notification(hook: Callable[[Question], object], place: int, is_async: bool
         log.warning("question hook %s failed: %s. The question is open, and can be answered.", hook, error)
         return f"{type(error).__name__}: {error}"
 
+    def call(question: Question) -> None:
+        said = hook(question)
+        if isinstance(said, Coroutine):
+            asyncio.run(said)
+
     def tell(question: Question) -> None:
-        hook(question)
+        in_thread(functools.partial(call, question), name).result()
 
     async def tell_async(question: Question) -> None:
-        from perdure.runtime.threads import in_thread
-
         if asyncio.iscoroutinefunction(hook):
             await hook(question)
         else:
-            await asyncio.wrap_future(in_thread(functools.partial(hook, question), name))
+            await asyncio.wrap_future(in_thread(functools.partial(call, question), name))
 
     options = StepOptions(retry=RetryPolicy(retries=3), failed=failed)
     body: Callable[..., Any] = tell_async if is_async else tell
@@ -253,12 +257,22 @@ def _notification(hook: Callable[[Question], object], place: int, is_async: bool
     return made
 
 
-def _in_loop() -> bool:
+def _is_async(name: str) -> bool:
+    """The colour of the code that waits. Raises ConfigError for sync code that an event loop executes in between: to
+    wait there would stop everything else on the loop."""
+    frame = current()
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
-    return True
+    if frame is None or frame.is_async:
+        return True
+    if frame.run is not None and frame.run.task is None:  # the flow itself is sync, whatever runs around it
+        return False
+    raise ConfigError(
+        f"{name}: this is sync code that an async flow executes on its event loop, which would stand still meanwhile.",
+        hint="Make the function async and await it, or start it with perdure.gather, which gives it a thread.",
+    )
 
 
 def _kind(answer: Any, choices: Sequence[object] | None) -> Any:

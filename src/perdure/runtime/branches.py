@@ -22,7 +22,7 @@ from perdure.life import Cursor
 from perdure.runtime.context import Frame, current, enter
 from perdure.runtime.live import LiveRun
 from perdure.runtime.steps import Flow, Invocation, Step, pending
-from perdure.runtime.strands import Group, Strand
+from perdure.runtime.strands import Group, Strand, lending
 from perdure.runtime.threads import in_thread
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Branch:
             name = str(getattr(named, "__name__", "branch")).replace("<lambda>", "branch").replace("/", "-")
             cursor = Cursor(frame.cursor.life, frame.cursor.branch(name, ""))
             self.label = cursor.scope
-            inner = Frame(frame.run, cursor, frame.step)
+            inner = Frame(frame.run, cursor, frame.step, is_async=isinstance(item, Awaitable))
             self.context.run(enter, inner)
 
     def call(self) -> Any:
@@ -75,7 +75,8 @@ class Branch:
             if isinstance(self.item, Awaitable):
                 return await self.item
             work = self.invocation.start if self.invocation else cast(Thunk[Any], self.item)
-            return await asyncio.wrap_future(in_thread(work, f"branch-{self.label}"))
+            lent = lending(self.strand.run if self.strand is not None else None, work)
+            return await asyncio.wrap_future(in_thread(lent, f"branch-{self.label}"))
         finally:
             self._release()
 
@@ -184,6 +185,9 @@ async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
         task.cancel()
     if left:
         await asyncio.wait(left)
+    for task in left:
+        if not task.cancelled():
+            task.exception()  # asked for, so that the event loop does not complain that nobody did
 
 
 class Failure:

@@ -36,10 +36,10 @@ def with_cleanup(fn: Callable[P, R], clean: Callable[P, object] | None) -> Calla
         async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> Any:
             frame = _declared()
             try:
-                return await fn(*args, **kwargs)
+                return _unless_over(frame, await fn(*args, **kwargs))
             except BaseException as stopped:
                 if frame is not None and frame.run is not None and frame.run.halt == "cancelled":
-                    with _cleaning(frame, frame.run):
+                    with _cleaning(frame, frame.run, inspect.iscoroutinefunction(clean)):
                         done = clean(*args, **kwargs)
                         if isinstance(done, Coroutine):
                             await _kept_on(done, spared=not isinstance(stopped, asyncio.CancelledError))
@@ -53,14 +53,21 @@ def with_cleanup(fn: Callable[P, R], clean: Callable[P, object] | None) -> Calla
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         frame = _declared()
         try:
-            return fn(*args, **kwargs)
+            return _unless_over(frame, fn(*args, **kwargs))
         except BaseException:
             if frame is not None and frame.run is not None and frame.run.halt == "cancelled":
-                with _cleaning(frame, frame.run):
+                with _cleaning(frame, frame.run, False):
                     clean(*args, **kwargs)
             raise
 
     return guarded
+
+
+def _unless_over(frame: Frame | None, value: R) -> R:
+    """The result of a flow. Raises Halted for that of the run's own flow if the run is cancelled: it is not taken."""
+    if frame is not None and frame.run is not None and not frame.cursor.scope:
+        frame.run.check_halt()
+    return value
 
 
 async def _kept_on(work: Coroutine[Any, Any, object], spared: bool) -> None:
@@ -88,11 +95,12 @@ def _declared() -> Frame | None:
 
 
 @contextmanager
-def _cleaning(frame: Frame, run: LiveRun) -> Iterator[None]:
+def _cleaning(frame: Frame, run: LiveRun, is_async: bool) -> Iterator[None]:
     """The block is a clean-up. What it raises is kept for the end of the run; the unwinding goes on."""
     token = cleaning.set(True)
     try:
-        with entered(Frame(run, Cursor(run.life, frame.cursor.branch("on_cancel", "")), frame.step)):
+        cursor = Cursor(run.life, frame.cursor.branch("on_cancel", ""))
+        with entered(Frame(run, cursor, frame.step, is_async=is_async)):
             yield
     except BaseException as error:
         run.cleanup_error = run.cleanup_error or error

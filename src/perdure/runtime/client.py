@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from perdure import codec, states
 from perdure import journal as j
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import ConfigError, RunNotFound
+from perdure.errors import AnswerRefused, ConfigError, RunNotFound
 from perdure.fold import State, fold
 from perdure.inbox import refuse_closed
 from perdure.journal import decode
@@ -186,7 +187,8 @@ class Client:
         state = self._stop(name, by, reason, cancel=True)
         for row in self.runs():
             if row.parent == str(key) and row.status not in states.RUN_OVER:
-                self.cancel(str(row.key), by=by, reason=f"run {key} was cancelled")
+                with suppress(AnswerRefused):  # it ended in this moment, or is being cancelled already
+                    self.cancel(str(row.key), by=by, reason=f"run {key} was cancelled")
         return state
 
     def _stop(self, name: str, by: str, reason: str, cancel: bool) -> State:

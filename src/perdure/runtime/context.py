@@ -153,10 +153,14 @@ class Saved:
 class Frame:
     """Where code is running: in which run (None without a store), scope and step."""
 
-    __slots__ = ("cursor", "run", "step")
+    __slots__ = ("cursor", "is_async", "run", "step")
 
-    def __init__(self, run: LiveRun | None, cursor: Cursor, step: StepContext | None = None) -> None:
+    def __init__(
+        self, run: LiveRun | None, cursor: Cursor, step: StepContext | None = None, *, is_async: bool = False
+    ) -> None:
         self.run, self.cursor, self.step = run, cursor, step
+        self.is_async = is_async
+        """the colour of the code"""
 
 
 _FRAME: ContextVar[Frame | None] = ContextVar("perdure_frame", default=None)

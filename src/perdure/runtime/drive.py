@@ -18,7 +18,7 @@ from perdure.life import Cursor
 from perdure.replay import Call, Command, Machine, Outcome
 from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
-from perdure.runtime.strands import deeper
+from perdure.runtime.strands import deeper, lending
 from perdure.runtime.threads import in_thread
 from perdure.waits import Dropped
 
@@ -87,6 +87,7 @@ def perform(command: Command, run: LiveRun | None) -> object:
             try:
                 while (pause := parked.pause()) is not None:
                     clock.wait(parked.bell, pause)
+                return parked.left() <= 0
             finally:
                 run.strands.unpark(parked)
         case replay.Post(entry):
@@ -117,6 +118,7 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
                 while (pause := parked.pause()) is not None:
                     assert parked.waker is not None
                     await clock.wait_async(parked.waker, pause)
+                return parked.left() <= 0
             except asyncio.CancelledError:
                 if parked.strand.dropped and not run.halt:
                     raise Dropped from None
@@ -146,7 +148,7 @@ def _fetch(run: LiveRun, digests: tuple[str, ...]) -> Future[dict[str, bytes]]:
 
 def _frame(call: Call, run: LiveRun | None, body: Body) -> tuple[StepContext, Frame]:
     context = StepContext(run, call, body.name, body.is_async)
-    return context, Frame(run, call.inner or Cursor(None, ""), context)
+    return context, Frame(run, call.inner or Cursor(None, ""), context, is_async=body.is_async)
 
 
 def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:
@@ -156,7 +158,7 @@ def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     began = clock.monotonic()
     value, error = None, None
     try:
-        with entered(frame):
+        with entered(frame), deeper(run):
             value = _within(work, body, run) if body.timeout is not None and call.what == "body" else work()
     except Exception as raised:
         error = _own(raised, run)
@@ -192,7 +194,7 @@ def _own(error: Exception, run: LiveRun | None) -> Exception:
 
 def _within(work: Callable[[], object], body: Body, run: LiveRun | None) -> object:
     """Run a sync body for at most its timeout. Python cannot stop a thread: a late body runs on, and is ignored."""
-    attempt = in_thread(work, f"step-{body.name}")
+    attempt = in_thread(lending(run, work), f"step-{body.name}")
     try:
         return attempt.result(body.timeout)
     except TimeoutError:

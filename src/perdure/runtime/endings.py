@@ -64,7 +64,7 @@ def finalised(run: LiveRun) -> Iterator[None]:
     except BaseException as error:
         run.leave_task()
         outside = isinstance(error, KeyboardInterrupt | SystemExit)
-        outside = outside or (isinstance(error, CancelledError) and run.halt != "cancelled")
+        outside = outside or (isinstance(error, CancelledError) and not run.cancelled_task)
         if run.broken is None and not isinstance(error, StoreError):
             told = _record_end(run, error, outside)
             if told is not error:
@@ -77,6 +77,8 @@ def finalised(run: LiveRun) -> Iterator[None]:
 def _record_end(run: LiveRun, error: BaseException, outside: bool) -> BaseException:
     """Journal how a run ended; returns what its caller is to be told. ``outside``: somebody else stopped this process,
     or the task that executes the run."""
+    if run.halt == "suspended" and not outside:
+        run.close_stale()
     entry, told = _ending(run, error, outside)
     try:
         run.wait(run.emit((entry,), last=True))
@@ -88,26 +90,37 @@ def _record_end(run: LiveRun, error: BaseException, outside: bool) -> BaseExcept
 
 def _ending(run: LiveRun, error: BaseException, outside: bool) -> tuple[j.Entry, BaseException]:
     """The entry that says how a run ended, and what its caller is told."""
-    state, stop = run.state, run.state.stop
-    if run.halt and not outside and not (run.halt == "paused" and isinstance(error, Exception)):
-        if run.halt == "suspended":
-            told = suspended(run)
-            asks = bool(told.questions) or any(pending.signal for pending in state.waits.steps.values())
-            return j.RunSuspended(reason=waits_for(state), wake=told.until, input=asks), told
-        if stop is None:
-            return j.RunInterrupted(reason="the run that began it was stopped"), stopped(state, "")
-        if run.halt == "paused":
-            return j.RunPaused(reason=stop.reason, by=stop.by), stopped(state, "What finished is kept.", stop)
-        if run.cleanup_error is None:
-            return j.RunCancelled(reason=stop.reason, by=stop.by), cancelled(state, stop)
+    if run.halt == "suspended" and not outside:
+        told = suspended(run)
+        asks = bool(told.questions) or any(pending.signal for pending in run.state.waits.steps.values())
+        return j.RunSuspended(reason=waits_for(run.state), wake=told.until, input=asks), told
+    if run.halt == "paused" and not outside and not isinstance(error, Exception):
+        return _paused(run)
+    if run.halt == "cancelled" and not outside:
+        stop = run.state.stop or run.stopped_with
+        if run.cleanup_error is None and stop is not None:
+            return j.RunCancelled(reason=stop.reason, by=stop.by), cancelled(run.state, stop)
         if isinstance(run.cleanup_error, Halted):
             return j.RunInterrupted(reason="its clean-up waits"), suspended(run)
-        error = run.cleanup_error
+        error = run.cleanup_error or error
     if isinstance(error, RunPaused):
         return j.RunPaused(reason=str(error)), error
     if isinstance(error, Exception):
         return j.RunFailed(error=codec.describe_error(error)), error
     return j.RunInterrupted(reason=_signal(error)), error
+
+
+def _paused(run: LiveRun) -> tuple[j.Entry, PerdureError]:
+    """The end of a run that was to be paused. Perhaps by now it is to be cancelled, or may go on again; or not this run
+    was to be paused, but the one that began it."""
+    stop = run.state.stop
+    if stop is None:
+        why = "stopped together with the run that began it" if run.state.attribution.parent else "let go on again"
+        return j.RunInterrupted(reason=why), RunStopped(f"run {run.key} was {why}. Run it again to go on.")
+    told = stopped(run.state, "What finished is kept.", stop)
+    if stop.cancel:
+        return j.RunInterrupted(reason="it is to be cancelled"), cancelled(run.state, stop)
+    return j.RunPaused(reason=stop.reason, by=stop.by), told
 
 
 def suspended(run: LiveRun) -> RunSuspended:
@@ -131,8 +144,11 @@ def waits_for(state: State) -> str:
     waits += [f"the signal {pending.signal!r}" for pending in state.waits.steps.values() if pending.signal]
     until = _next_date(state)
     date = f"until {inbox.when(until)}" if until else ""
-    if any(step.status == states.WAITING and not step.until for step in state.steps.values()):
+    outer = [step for step in state.steps.values() if step.status == states.WAITING and not step.until]
+    if any(not state.waits_inside(step.number) for step in outer):
         waits.append("a run that it began")
+    if state.waits.arrived:
+        return "can go on: what it waited for is there"
     if not waits:
         return f"waits {date}"
     shown = ", ".join(waits[:3]) + (f" and {len(waits) - 3} more" if len(waits) > 3 else "")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from math import inf
 from typing import Any
 
-from perdure.errors import ConfigError, PerdureError
+from perdure.errors import ConfigError, LeaseHeld, PerdureError
 from perdure.life import Cursor
 from perdure.model import RunKey
 from perdure.runtime.context import Frame, entered
@@ -55,9 +55,11 @@ def patience(wait: object) -> float:
     return inf if wait is True else float(wait)
 
 
-def execute(lives: Lives, function: Function[..., Any], start: Start) -> Any:
-    """Run a sync flow in this thread; returns its result, recorded or new."""
-    began = lives.begin(start).result()
+def execute(lives: Lives, function: Function[..., Any], start: Start, live: list[LiveRun] | None = None) -> Any:
+    """Run a sync flow in this thread; returns its result, recorded or new. The run is put into ``live``."""
+    began = begin(lives, start)
+    if isinstance(began, LiveRun) and live is not None:
+        live.append(began)
     if isinstance(began, Finished):
         return began.value
     args, kwargs = start.inputs
@@ -87,7 +89,7 @@ async def execute_async(lives: Lives, function: Function[..., Any], start: Start
     try:
         with finalised(began):
             began.enter_task()
-            with entered(Frame(began, Cursor(began.life, ""))):
+            with entered(Frame(began, Cursor(began.life, ""), is_async=True)):
                 value = await function.fn(*args, **kwargs)
             for question in unanswered(began):
                 await asyncio.wrap_future(post(began, question))
@@ -98,11 +100,37 @@ async def execute_async(lives: Lives, function: Function[..., Any], start: Start
         lives.end(began, wait=False)
 
 
+_BRIEF = 0.5
+"""seconds for which somebody may hold a run only to move what he has posted to it"""
+
+
+def _is_brief(lives: Lives, held: LeaseHeld) -> bool:
+    return lives.clock.now() - held.since < _BRIEF
+
+
+def begin(lives: Lives, start: Start) -> LiveRun | Finished | None:
+    """Begin a life, blocking. Waits a moment for somebody who holds the run only to move what he has posted."""
+    while True:
+        try:
+            return lives.begin(start).result()
+        except LeaseHeld as held:
+            if not _is_brief(lives, held):
+                raise
+        lives.clock.sleep(_BRIEF / 20)
+
+
 async def _begin(lives: Lives, start: Start) -> LiveRun | Finished | None:
     """Begin a life without blocking the loop; one that begins after we were cancelled is ended in order (B3)."""
     beginning = lives.begin(start)
     try:
-        return await asyncio.wrap_future(beginning)
+        while True:
+            try:
+                return await asyncio.wrap_future(beginning)
+            except LeaseHeld as held:
+                if not _is_brief(lives, held):
+                    raise
+            await asyncio.sleep(_BRIEF / 20)
+            beginning = lives.begin(start)
     except asyncio.CancelledError:
         if not beginning.cancel():  # it is under way, and ends what it begins
             in_thread(lambda: _abandon(lives, beginning), "abandon")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,8 +38,9 @@ running: set[LiveRun] = set()
 cleaning: ContextVar[bool] = ContextVar("perdure_cleaning", default=False)
 """the running code is a clean-up of a run that is being cancelled"""
 
-_WHILE_SUSPENDING = (j.StepInterrupted, j.RunSuspended, j.RunInterrupted, j.Posted, j.PostDropped)
-"""what may still be said of a run that is leaving this process because nothing of it can move"""
+_ENDS_RUN = (j.RunSuspended, j.RunInterrupted, j.RunPaused, j.RunFailed, j.RunCancelled)
+_NEW = (j.StepStarted, j.StepPending, j.StepCopied, j.BranchTaken, j.RunCompleted)
+"""what is not added any more to a run that is being stopped: anything new"""
 
 
 class Durability(msgspec.Struct, frozen=True):
@@ -81,7 +83,13 @@ class LiveRun:
         self.broken: BaseException | None = None
         """why nothing can be appended any more"""
         self.halt = ""
-        """why its code is being unwound: "suspended", "paused" or "cancelled"; "" if it is not"""
+        """why its code is being unwound: "suspended", "paused", "cancelled" or "interrupted"; "" if it is not"""
+        self.unwinding = False
+        """some of its code has been told"""
+        self.stopped_with: j.StopRequested | None = None
+        """the order to stop"""
+        self.with_parent = False
+        """that was to the run that began it"""
         self.cleanup_error: BaseException | None = None
         """how the first clean-up that failed did"""
         self.task: asyncio.Task[object] | None = None
@@ -122,6 +130,8 @@ class LiveRun:
                 raise self.broken
             if self.halt and not cleaning.get():
                 self._refuse(entries)
+            if self.life.orphans and any(isinstance(entry, _NEW) for entry in entries):
+                self._close_orphans()
             if entries and isinstance(entries[0], j.StepPending) and strand_of(self).dropped:
                 raise Dropped  # nobody needs an answer: it is not even asked
             before: list[Callable[[], None]] = []
@@ -176,13 +186,12 @@ class LiveRun:
 
     def _refuse(self, entries: Sequence[j.Entry]) -> None:
         """Raises Halted for what must not be added to a run that is being stopped: anything new."""
-        if self.halt == "suspended":
-            allowed = all(isinstance(entry, _WHILE_SUSPENDING) for entry in entries)
-        else:
-            allowed = not any(isinstance(entry, j.StepStarted | j.StepPending | j.RunCompleted) for entry in entries)
-            allowed = allowed or (self.halt == "cancelled" and self._goes_inside(entries[0]))
-        if not allowed:
-            raise Halted
+        for entry in entries:
+            if isinstance(entry, _NEW) and not (self.halt == "cancelled" and self._goes_inside(entry)):
+                self.unwinding = True
+                raise Halted
+            if isinstance(entry, j.StepCompleted | j.StepFailed) and self.state.waits_inside(entry.step):
+                raise Halted  # its code has caught what was to unwind it
 
     def _goes_inside(self, entry: j.Entry) -> bool:
         """Whether a step of a cancelled run is begun again because work inside it had begun: that may have to be
@@ -193,6 +202,7 @@ class LiveRun:
     def check_halt(self) -> None:
         """Raises Halted if the run is being stopped, and this is no clean-up."""
         if self.halt and not cleaning.get():
+            self.unwinding = True
             raise Halted
 
     # -- what comes from outside ------------------------------------------------------------------------------------
@@ -204,9 +214,11 @@ class LiveRun:
                 return
             for entry in inbox.moved(self.state, posts):
                 self.emit((entry,), lazy=True)
-            self.strands.ring()
-            if self.state.stop is not None and self.halt != "cancelled":
-                self._halt("cancelled" if self.state.stop.cancel else "paused")
+            self.strands.arrived()
+            if self.state.stop is not None:
+                self._halt("cancelled" if self.state.stop.cancel else "paused", self.state.stop)
+            elif self.halt == "paused" and not self.unwinding and not self.with_parent:
+                self.halt = ""  # let go on before anything of it was stopped
 
     def post(self, store: Store, post: j.Posted) -> None:
         """Put a post of our own into the inbox, unless something else came first; take whatever is there."""
@@ -222,19 +234,24 @@ class LiveRun:
         """Nothing of the run can move: unwind its code."""
         self._halt("suspended")
 
-    def _halt(self, why: str) -> None:
+    def interrupt(self) -> None:
+        """Nobody waits for the run any more: unwind its code where it waits or begins something new."""
+        self._halt("interrupted")
+
+    def _halt(self, why: str, stop: j.StopRequested | None = None, with_parent: bool = False) -> None:
+        """What is being unwound for another reason goes on so: its clean-ups could not be made up for."""
         with self.lock:
-            if self.halt and why != "cancelled":
-                return
-            self.halt = why
+            cancels = why == "cancelled" and self.halt not in ("cancelled", "suspended")
+            if not self.halt or (self.halt == "paused" and cancels and not self.unwinding):
+                self.halt, self.stopped_with, self.with_parent = why, stop, with_parent
             self.strands.ring()
             task = self.task
-        if task is not None and why == "cancelled":
+        if task is not None and cancels:
             with suppress(RuntimeError):  # the loop is closed, and nothing is left to cancel
                 task.get_loop().call_soon_threadsafe(self._cancel_task)
-        if why != "suspended":
+        if stop is not None:
             for other in [run for run in list(running) if run.state.attribution.parent == str(self.key)]:
-                other._halt(why)
+                other._halt(why, stop, with_parent=True)
 
     def _cancel_task(self) -> None:
         if self.task is not None:  # else the flow has ended in the meantime
@@ -250,6 +267,26 @@ class LiveRun:
         task, self.task = self.task, None
         for _ in range(self._cancels if task is not None else 0):
             task.uncancel()  # type: ignore[union-attr]
+
+    @property
+    def cancelled_task(self) -> bool:
+        """Whether a cancellation of the task that executes the flow was ours."""
+        return self._cancels > 0
+
+    def close_stale(self) -> None:
+        """Close what nobody waits for any more: what the code of this life did not ask for, or has given up."""
+        waits, life = self.state.waits, self.life
+        for number in [n for n in waits.steps if n not in life.asked or n in life.orphans]:
+            closing = j.QuestionClosed(step=number, question=waits.question_id(number))
+            self.writer.call(partial(self.post, self.writer.store, closing)).result()
+
+    def _close_orphans(self) -> None:
+        """The code goes on although it was waiting: it has given that up (a time limit of its own)."""
+        while self.life.orphans:
+            number = self.life.orphans.pop()
+            if number in self.state.waits.steps:
+                closing = j.QuestionClosed(step=number, question=self.state.waits.question_id(number))
+                self.writer.call(partial(self.post, self.writer.store, closing))
 
     def wait(self, ticket: Ticket) -> None:
         """Block until durable. Raises StoreError or LeaseLost, unless the run may degrade."""

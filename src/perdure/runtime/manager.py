@@ -15,6 +15,7 @@ from perdure.hooks import Observer
 from perdure.model import Attribution, Budget, RunKey
 from perdure.runtime.config import CheckpointConfig, default_store
 from perdure.runtime.execute import execute, execute_async, prepare
+from perdure.runtime.live import LiveRun
 from perdure.runtime.lives import Lives, Start
 from perdure.runtime.manual import ManualRun
 from perdure.runtime.steps import Function
@@ -64,7 +65,9 @@ class CheckpointManager:
         self.close()
 
     def close(self) -> None:
-        """Commit what is queued and close the store."""
+        """Commit what is queued and close the store. Runs that are executed still end as if the process had died."""
+        for run in list(self._lives.live):
+            run.close("its manager was closed")
         if self._writer is not None:
             self._writer.close()
 
@@ -102,7 +105,13 @@ class CheckpointManager:
         """Run ``flow`` inside an event loop; sync flows run in a thread. Options as for ``perdure.run``."""
         function, start = prepare(flow, args, goal, options)
         if not function.is_async:
-            return await asyncio.wrap_future(in_thread(lambda: execute(self._lives, function, start), "flow"))
+            live: list[LiveRun] = []
+            try:
+                return await asyncio.wrap_future(in_thread(lambda: execute(self._lives, function, start, live), "flow"))
+            except asyncio.CancelledError:
+                for run in live:
+                    run.interrupt()
+                raise
         return await execute_async(self._lives, function, start)
 
     def run_sync(self, flow: Callable[..., Any], *args: Any, goal: str, **options: Any) -> Any:

@@ -25,6 +25,7 @@ from perdure.replay import Call, Outcome, execute
 from perdure.runtime.context import Frame, StepContext, entered, requester
 from perdure.runtime.drive import perform, post
 from perdure.runtime.endings import completed, finalised, unanswered
+from perdure.runtime.execute import begin
 from perdure.runtime.live import Durability, LiveRun
 from perdure.runtime.lives import Finished, Lives, Start
 
@@ -42,7 +43,7 @@ class ManualRun:
         self._cursor = Cursor(None, "")
 
     def __enter__(self) -> Self:
-        began = self._lives.begin(self._start).result()
+        began = begin(self._lives, self._start)
         if isinstance(began, Finished):
             raise ConfigError(
                 f"run {self._start.goal} has completed already.",

@@ -179,7 +179,7 @@ class Flow(Function[P, R]):
         if frame is None or frame.run is None:
             return self.fn(*invocation.args, **invocation.kwargs)
         cursor = invocation.cursor or self.open(frame, invocation)
-        inner = Frame(frame.run, cursor, frame.step)
+        inner = Frame(frame.run, cursor, frame.step, is_async=self.is_async)
         if not self.is_async:
             with entered(inner):
                 return self.fn(*invocation.args, **invocation.kwargs)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from perdure.clock import Clock
 from perdure.errors import Halted
@@ -30,6 +30,7 @@ from perdure.waits import Dropped
 if TYPE_CHECKING:
     from perdure.runtime.live import LiveRun
 
+T = TypeVar("T")
 NEAR: Final = 60.0
 """seconds; a run whose next date is not further away stays in its process"""
 _SLICE: Final = 60.0
@@ -49,6 +50,10 @@ class Strand:
     def __init__(self, run: LiveRun, group: Group | None) -> None:
         self.run, self.group = run, group
         self.task: asyncio.Task[object] | None = None
+        self.thread = 0
+        """in which it runs: a task's too, or one that was made for a part of it"""
+        self.passing = False
+        """a thread that somebody else made: it counts only as long as it waits"""
         self.begun = False
         self.groups: set[Group] = set()
         """those in which it began others that have not ended"""
@@ -63,8 +68,23 @@ class Strand:
         """It runs from now on, in this task or thread."""
         with self.run.lock:
             self.begun = True
-            self.task = _task()
+            self.task, self.thread = _task(), threading.get_ident()
         _STRAND.set(self)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """The block, in a thread that was made for it, executes a part of it."""
+        before, self.thread = self.thread, threading.get_ident()
+        try:
+            yield
+        finally:
+            self.thread = before
+
+    def join(self) -> None:
+        """It belongs to its group from now on."""
+        if self.group is not None and self.group.owner is not None:
+            self.group.members.add(self)
+            self.group.owner.groups.add(self.group)
 
     def end(self) -> None:
         """It has come to its end, or is not going to run."""
@@ -120,8 +140,7 @@ class Group:
             return None
         made = Strand(self.run, self)
         with self.run.lock:
-            self.members.add(made)
-            self.owner.groups.add(self)
+            made.join()
         return made
 
     @property
@@ -164,6 +183,19 @@ class Group:
                     member.drop()
 
 
+def lending(run: LiveRun | None, work: Callable[[], T]) -> Callable[[], T]:
+    """The same work, to be done in a thread that is made for it, as a part of the running strand."""
+    if run is None:
+        return work
+    strand = strand_of(run)
+
+    def lent() -> T:
+        with strand.lent():
+            return work()
+
+    return lent
+
+
 class deeper:
     """The block, in this task, executes the body of a step of ``run``."""
 
@@ -193,22 +225,24 @@ def _task() -> asyncio.Task[object] | None:
 
 
 def strand_of(run: LiveRun) -> Strand:
-    """The strand of the running code. A task that somebody else made becomes one."""
+    """The strand of the running code. A task, or thread, that somebody else made becomes one."""
     strand = _STRAND.get()
     if strand is None or strand.run is not run:
         strand = run.strands.root
-    task = _task()
-    if task is None or strand.task is None or strand.task is task:
+    task, thread = _task(), threading.get_ident()
+    if strand.task in (None, task) if task is not None else strand.thread == thread:
         return strand
     with run.lock:
         group = next((group for group in strand.groups if group.foreign and group.depth == _DEPTH.get()), None)
         if group is None:
             group = Group(None, foreign=True)
             group.owner = strand
-            strand.groups.add(group)
         made = Strand(run, group)
-        made.begun, made.task = True, task
-        group.members.add(made)
+        made.begun, made.task, made.thread = True, task, thread
+        if task is None:  # nobody tells when a thread ends
+            made.passing = True
+            return made
+        made.join()
     _STRAND.set(made)  # in the context of that task only
     task.add_done_callback(lambda _: made.end())
     return made
@@ -221,7 +255,8 @@ class Parked:
         self.strand, self.come = strand, come
         self.until = until
         self.clock = clock
-        self.end = clock.monotonic() + until - clock.now() if until else inf
+        now = max(clock.now(), strand.run.state.updated)
+        self.end = clock.monotonic() + until - now if until else inf
         self.bell = threading.Event()
         self.waker: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -290,7 +325,7 @@ class Strands:
     def entered(self) -> Iterator[None]:
         """The block, in this task or thread, executes the flow."""
         token = _STRAND.set(self.root)
-        self.root.begun, self.root.task = True, _task()
+        self.root.begun, self.root.task, self.root.thread = True, _task(), threading.get_ident()
         try:
             yield
         finally:
@@ -300,6 +335,8 @@ class Strands:
         """The running strand waits. Use ``unpark`` at the end, whatever happens."""
         with self.run.lock:
             strand = strand_of(self.run)
+            if strand.passing:
+                strand.join()
             strand.parked = Parked(strand, until, come, self.run.clock)
             self.parked.add(strand.parked)
             self._version += 1
@@ -312,6 +349,8 @@ class Strands:
             self.parked.discard(parked)
             self._version += 1
             self._since = None
+            if parked.strand.passing:
+                parked.strand.end()
 
     def abandon(self) -> None:
         """What the running strand has parked belongs to a body that is too late, in a thread of its own: let it end."""
@@ -329,8 +368,15 @@ class Strands:
             parked.ring()
             break  # one is enough, and a thousand would cost
 
+    def arrived(self) -> None:
+        """Something came from outside: those whom it concerns look, and one more, whether anything can move."""
+        self.changed()
+        for parked in self.parked:
+            if parked.is_up:
+                parked.ring()
+
     def ring(self) -> None:
-        """Something came from outside, or the run is being stopped: everybody who is parked looks again."""
+        """The run is being stopped: everybody who is parked looks again."""
         self._version += 1
         for parked in self.parked:
             parked.ring()

@@ -69,10 +69,12 @@ def unusable(error: BaseException, *refusals: type[Exception]) -> BaseException:
 
 def held(lease: Lease) -> LeaseHeld:
     since = datetime.fromtimestamp(lease.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return LeaseHeld(
+    error = LeaseHeld(
         f"Run {lease.key} is being executed by {lease} since {since}. Nothing was changed.",
         hint="Wait for it to end, or stop that process; the run is free as soon as it is gone.",
     )
+    error.since = lease.since
+    return error
 
 
 def lost(lease: Lease) -> LeaseLost:
