@@ -223,7 +223,8 @@ class Lives:
 
         def cancel() -> None:
             if any(row.episode == key.episode and row.status not in states.RUN_OVER for row in store.runs(key.goal)):
-                send(store, self.clock, key, lambda state: j.StopRequested(by=by, reason=reason, cancel=True))
+                stop = partial(j.StopRequested, by=by, reason=reason, cancel=True)
+                send(store, self.clock, key, lambda _: stop(), patience=0.0)
 
         return self.writer.call(cancel)
 

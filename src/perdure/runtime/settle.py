@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from perdure import inbox, states
@@ -40,62 +40,77 @@ def move(store: Store, lease: Lease, state: State, clock: Clock) -> None:
                 raise error
 
 
-def settle(store: Store, clock: Clock, key: RunKey, number: int) -> State:
+def settle(store: Store, clock: Clock, state: State, number: int, patience: float) -> None:
     """See to it that post ``number`` is moved into the journal: by its holder, or by us if nobody holds the run.
 
-    Returns the run's state, in which it is missing only if the holder has not got round to it.
+    ``state``, which its journal tells, is brought up to date: the post is missing only if the holder has not got round
+    to it in ``patience`` seconds.
     """
-    end = clock.monotonic() + _PATIENCE
-    state = State(key)
+    end = clock.monotonic() + patience
     while True:
         try:
-            lease = store.claim(key)
+            lease = store.claim(state.key)
         except LeaseHeld:
-            for line in store.read(key, state.seq):
-                state.apply(j.decode(key, line, state.seq + 1))
+            _catch_up(store, state)
             if state.posts >= number or clock.monotonic() >= end:
-                return state
+                return
             clock.sleep(0.02)
             continue
         try:
-            state = fold(key, store.read(key))
+            _catch_up(store, state)
             move(store, lease, state, clock)
         finally:
             store.release(lease)
-        return state
+        return
 
 
-def send(store: Store, clock: Clock, key: RunKey, make: Make) -> State:
-    """Post what ``make`` says, given the state with everything that was posted before, and settle it.
+def _catch_up(store: Store, state: State) -> None:
+    for line in store.read(state.key, state.seq):
+        state.apply(j.decode(state.key, line, state.seq + 1))
 
-    Raises AnswerRefused when the run cannot take it; RunNotFound, StoreBusy, StoreError.
+
+def send(store: Store, clock: Clock, key: RunKey, make: Make, patience: float = _PATIENCE) -> State:
+    """Post what ``make`` says, given the state with everything that was posted before, and settle it. On the writer's
+    thread without ``patience``: the holder that is waited for could be ourselves.
+
+    Returns the state then. Raises AnswerRefused when the run cannot take it; RunNotFound, StoreBusy, StoreError.
     """
     while True:
-        state = seen(store, key)
-        post = make(state)
+        state = _journaled(store, key)
+        unread = store.posts({key: state.posts}).get(key)
+        shown = _with(_journaled(store, key), unread) if unread else state
+        post = make(shown)
         post.posted = clock.now()
-        inbox.check(state, post)
-        record = inbox.encode(state, post)
-        number = state.posts + 1
+        inbox.check(shown, post)
+        record = inbox.encode(shown, post)
+        number = shown.posts + 1
         if store.post(key, number, record):
-            state = settle(store, clock, key, number)
-            _wake_parent(store, clock, state)
+            settle(store, clock, state, number, patience)
+            _wake_parent(store, clock, state, patience)
             return state
 
 
 def seen(store: Store, key: RunKey) -> State:
     """The state of a run as it is going to be when everything that was posted is moved. Raises RunNotFound."""
+    state = _journaled(store, key)
+    return _with(state, store.posts({key: state.posts}).get(key, ()))
+
+
+def _journaled(store: Store, key: RunKey) -> State:
     lines = store.read(key)
     if not lines:
         raise RunNotFound(f"There is no run {key} in {store.url}.", hint="List what there is: perdure ls")
-    state = fold(key, lines)
-    for entry in inbox.moved(state, store.posts({key: state.posts}).get(key, ())):
+    return fold(key, lines)
+
+
+def _with(state: State, posts: Iterable[bytes]) -> State:
+    for entry in inbox.moved(state, posts):
         entry.seq, entry.at = state.seq + 1, state.updated
         state.apply(entry)
     return state
 
 
-def _wake_parent(store: Store, clock: Clock, state: State) -> None:
+def _wake_parent(store: Store, clock: Clock, state: State, patience: float) -> None:
     """The run that began this one, and waits because this one did, can go on too."""
     goal, _, episode = state.attribution.parent.rpartition("#")
     if not goal or not episode.isdecimal() or state.status not in (states.READY, states.CANCELLED):
@@ -103,4 +118,4 @@ def _wake_parent(store: Store, clock: Clock, state: State) -> None:
     parent = RunKey(goal, int(episode))
     rows = [row for row in store.runs(goal) if row.key == parent]
     if rows and rows[0].status in (states.RUNNING, *states.RUN_SUSPENDED):
-        send(store, clock, parent, lambda _: j.RunWoken(by=str(state.key), why=state.status or ""))
+        send(store, clock, parent, lambda _: j.RunWoken(by=str(state.key), why=state.status or ""), patience)

@@ -91,6 +91,8 @@ class FileStore(Handle):
         self._runs, self._blobs, self._tmp = (self.root / "runs", self.root / "blobs", self.root / "tmp")
         self._wait, self._summarise = wait, summarise
         self._held: dict[RunKey, _Held] = {}
+        self._inboxes: dict[RunKey, tuple[int, int]] = {}
+        """bytes and posts of inboxes as they were read last: who executes runs looks often"""
         self._known_blobs: set[str] = set()
         """blobs whose name this handle has made durable"""
         self._temps = 0
@@ -167,9 +169,13 @@ class FileStore(Handle):
         found: dict[RunKey, list[bytes]] = {}
         for key, number in after.items():
             folder = RunFolder(self._path(key), key)
-            posts = folder.posts()[0].lines[number:] if disk.exists(folder.inbox) else []
-            if posts:
-                found[key] = posts
+            size = folder.inbox_size()
+            if self._inboxes.get(key, (0, 0)) == (size, number):  # as it was when it had been read so far
+                continue
+            lines = folder.posts()[0].lines if size else []
+            self._inboxes[key] = (size, len(lines))
+            if lines[number:]:
+                found[key] = lines[number:]
         return found
 
     def delete(self, lease: Lease) -> None:

@@ -233,6 +233,15 @@ class RunFolder:
         except CorruptStore as error:
             raise CorruptStore(f"{self.inbox}: {error.args[0]}", hint=error.hint) from None
 
+    def inbox_size(self) -> int:
+        """Bytes of the inbox; 0 if there is none."""
+        try:
+            return os.stat(self.inbox, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise disk.failure("look at", self.inbox, error) from error
+
     def post(self, number: int, record: bytes) -> bool:
         """Append a post durably, if ``number`` is the next one. Only while holding the lock."""
         found, data = self.posts()
