@@ -755,16 +755,25 @@ def test_answerer_and_holder_judge_a_deadline_by_the_same_clock(url: str) -> Non
 
 
 def test_a_cancelled_wait_in_a_server_leaves_no_thread_and_no_lease(url: str) -> None:  # B3
+    asked = threading.Event()
+
     async def server() -> None:
-        with CheckpointManager(url) as manager:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(manager.run(approval, "p", goal="g", wait=True), 0.2)
+        config = perdure.CheckpointConfig(on_question=(lambda question: asked.set(),))
+        with CheckpointManager(url, config) as manager:
+            task = asyncio.create_task(manager.run(approval, "p", goal="g", wait=True))
+            await asyncio.to_thread(asked.wait, 30)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            for thread in threading.enumerate():
+                if thread.name == "perdure-flow":
+                    await asyncio.to_thread(thread.join, 30)
+                    assert not thread.is_alive()
             with pytest.raises(RunSuspended):
                 await manager.run(approval, "p", goal="g")
 
-    before = threading.active_count()
     asyncio.run(server())
-    assert threading.active_count() <= before and status(url) == states.PENDING_INPUT
+    assert status(url) == states.PENDING_INPUT
 
 
 def test_who_posts_does_not_keep_others_from_running_the_run(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -55,11 +56,33 @@ def patience(wait: object) -> float:
     return inf if wait is True else float(wait)
 
 
-def execute(lives: Lives, function: Function[..., Any], start: Start, live: list[LiveRun] | None = None) -> Any:
-    """Run a sync flow in this thread; returns its result, recorded or new. The run is put into ``live``."""
+class Watched:
+    """A run in a thread of its own, for whoever awaits it and may be cancelled in that: then it is interrupted, where
+    it waits or begins something new."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._run: LiveRun | None = None
+        self._cancelled = False
+
+    def begins(self, run: LiveRun) -> None:
+        with self._lock:
+            self._run = run
+            if self._cancelled:
+                run.interrupt()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            if self._run is not None:
+                self._run.interrupt()
+
+
+def execute(lives: Lives, function: Function[..., Any], start: Start, watched: Watched | None = None) -> Any:
+    """Run a sync flow in this thread; returns its result, recorded or new."""
     began = begin(lives, start)
-    if isinstance(began, LiveRun) and live is not None:
-        live.append(began)
+    if isinstance(began, LiveRun) and watched is not None:
+        watched.begins(began)
     if isinstance(began, Finished):
         return began.value
     args, kwargs = start.inputs

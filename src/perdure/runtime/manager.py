@@ -14,8 +14,7 @@ from perdure.fold import State
 from perdure.hooks import Observer
 from perdure.model import Attribution, Budget, RunKey
 from perdure.runtime.config import CheckpointConfig, default_store
-from perdure.runtime.execute import execute, execute_async, prepare
-from perdure.runtime.live import LiveRun
+from perdure.runtime.execute import Watched, execute, execute_async, prepare
 from perdure.runtime.lives import Lives, Start
 from perdure.runtime.manual import ManualRun
 from perdure.runtime.steps import Function
@@ -105,12 +104,12 @@ class CheckpointManager:
         """Run ``flow`` inside an event loop; sync flows run in a thread. Options as for ``perdure.run``."""
         function, start = prepare(flow, args, goal, options)
         if not function.is_async:
-            live: list[LiveRun] = []
+            watched = Watched()
+            work = in_thread(lambda: execute(self._lives, function, start, watched), "flow")
             try:
-                return await asyncio.wrap_future(in_thread(lambda: execute(self._lives, function, start, live), "flow"))
+                return await asyncio.wrap_future(work)
             except asyncio.CancelledError:
-                for run in live:
-                    run.interrupt()
+                watched.cancel()
                 raise
         return await execute_async(self._lives, function, start)
 
