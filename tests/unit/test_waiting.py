@@ -776,6 +776,33 @@ def test_a_cancelled_wait_in_a_server_leaves_no_thread_and_no_lease(url: str) ->
     assert status(url) == states.PENDING_INPUT
 
 
+def test_code_that_tidies_up_when_it_is_cancelled_leaves_the_question_open(url: str) -> None:  # B3
+    asked = threading.Event()
+
+    @perdure.flow
+    async def tidy() -> str:
+        try:
+            return str(await perdure.ask("q?"))
+        finally:
+            await work_async("tidy")
+
+    async def server() -> None:
+        config = perdure.CheckpointConfig(on_question=(lambda question: asked.set(),))
+        with CheckpointManager(url, config) as manager:
+            task = asyncio.create_task(manager.run(tidy, goal="g", wait=True))
+            await asyncio.to_thread(asked.wait, 30)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(server())
+    with perdure.Client(url) as client:
+        assert len(client.questions()) == 1 and client.find("g").status == states.INTERRUPTED
+        assert [e for e in client.entries("g") if isinstance(e, j.QuestionClosed)] == []
+    answer(url, "y")
+    assert perdure.run(tidy, goal="g", store=url) == "y" and RAN == ["tidy"]
+
+
 def test_who_posts_does_not_keep_others_from_running_the_run(url: str) -> None:
     suspended(url, listens, 1)
     done = threading.Event()

@@ -192,4 +192,4 @@ def _signal(error: BaseException) -> str:
         return "Ctrl-C"
     if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
         return "SIGTERM"
-    return "cancelled" if isinstance(error, CancelledError) else type(error).__name__
+    return "cancelled" if isinstance(error, CancelledError | Halted) else type(error).__name__

@@ -281,8 +281,9 @@ class LiveRun:
             self.writer.call(partial(self.post, self.writer.store, closing)).result()
 
     def _close_orphans(self) -> None:
-        """The code goes on although it was waiting: it has given that up (a time limit of its own)."""
-        while self.life.orphans:
+        """The code goes on although it was waiting: it has given that up (a time limit of its own). Not so if it only
+        tidies up because somebody cancels the task that executes the run."""
+        while self.life.orphans and not (self.task is not None and self.task.cancelling()):
             number = self.life.orphans.pop()
             if number in self.state.waits.steps:
                 closing = j.QuestionClosed(step=number, question=self.state.waits.question_id(number))
