@@ -22,16 +22,16 @@ KILLS = {"asks": 50, "asks-sync": 50, "race": 30, "agent": 40, "cancelled": 20}
 ROUNDS = 14
 
 
-@pytest.mark.parametrize(
-    ("store", "when"),
-    [
-        ("file", "after"),
-        ("sqlite", "before"),
-        pytest.param("file", "before", marks=pytest.mark.long),
-        pytest.param("sqlite", "after", marks=pytest.mark.long),
-    ],
-)
-@pytest.mark.parametrize("shape", ASKED)
+def _matrix() -> list[Any]:
+    """Every shape is killed after operations on files and before them on SQLite; the costly ones by turns. The rest is
+    for the long run."""
+    costly = {("asks", "sqlite", "before"), ("asks-sync", "file", "after"), ("agent", "sqlite", "before")}
+    usual = {(shape, *way) for shape in ASKED for way in (("file", "after"), ("sqlite", "before"))} - costly
+    every = [(shape, store, when) for shape in ASKED for store in ("file", "sqlite") for when in ("before", "after")]
+    return [pytest.param(*case, marks=[] if case in usual else pytest.mark.long) for case in every]
+
+
+@pytest.mark.parametrize(("shape", "store", "when"), _matrix())
 def test_after_a_kill_at_any_operation_everything_is_asked_once_and_every_answer_used(
     zygote: Zygote, place: Path, store: str, shape: str, when: str, record_property: Callable[[str, object], None]
 ) -> None:
