@@ -123,7 +123,7 @@ async def execute_async(lives: Lives, function: Function[..., Any], start: Start
         lives.end(began, wait=False)
 
 
-_BRIEF = 0.5
+_BRIEF = 1.0
 """seconds for which somebody may hold a run only to move what he has posted to it"""
 
 
@@ -139,7 +139,7 @@ def begin(lives: Lives, start: Start) -> LiveRun | Finished | None:
         except LeaseHeld as held:
             if not _is_brief(lives, held):
                 raise
-        lives.clock.sleep(_BRIEF / 20)
+        lives.clock.sleep(_BRIEF / 40)
 
 
 async def _begin(lives: Lives, start: Start) -> LiveRun | Finished | None:
@@ -152,7 +152,7 @@ async def _begin(lives: Lives, start: Start) -> LiveRun | Finished | None:
             except LeaseHeld as held:
                 if not _is_brief(lives, held):
                     raise
-            await asyncio.sleep(_BRIEF / 20)
+            await asyncio.sleep(_BRIEF / 40)
             beginning = lives.begin(start)
     except asyncio.CancelledError:
         if not beginning.cancel():  # it is under way, and ends what it begins
