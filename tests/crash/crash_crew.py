@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -25,6 +26,7 @@ WORDS: Final = 12
 
 mark: Callable[[str], None] = lambda text: None  # noqa: E731
 """told of everything that is said; for the timeline of a power cut"""
+_tokens = itertools.count(1)
 _witness = -1
 _life = 0
 
@@ -39,6 +41,19 @@ def say(event: str, name: str) -> None:
     if _witness >= 0:
         os.write(_witness, f"{_life} {event} {name}\n".encode())
         mark(f"{event} {name}")
+
+
+def token(name: str) -> str:
+    """A value that no other execution gives, in whatever life; said to have begun."""
+    made = f"{name}.{_life}.{next(_tokens)}"
+    say("began", made)
+    return made
+
+
+def got(place: object, value: Any) -> Any:
+    """The flow has received ``value``, and that is said."""
+    say("received", f"{place}={value}")
+    return value
 
 
 def received(*names: str) -> None:

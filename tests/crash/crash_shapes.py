@@ -20,44 +20,32 @@ from crash_lives import KillingStore, url
 import perdure
 from perdure.stores import open_store
 
-_tokens = itertools.count(1)
 _life = 0
-
-
-def _token(name: str) -> str:
-    token = f"{name}.{_life}.{next(_tokens)}"
-    crew.say("began", token)
-    return token
-
-
-def _got(place: object, token: str) -> str:
-    crew.say("received", f"{place}={token}")
-    return token
 
 
 @perdure.step
 async def tick(what: str) -> str:
-    return _token(what)
+    return crew.token(what)
 
 
 @perdure.step(name="work")
 async def work(what: str) -> str:
-    return _token(what)
+    return crew.token(what)
 
 
 @perdure.step(name="work")
 async def other_work(what: str) -> str:
-    return _token(f"other-{what}")
+    return crew.token(f"other-{what}")
 
 
 @perdure.step
 async def note(place: int, what: str) -> str:
-    return f"{what}+{_token(f'note{place}')}"
+    return f"{what}+{crew.token(f'note{place}')}"
 
 
 async def loop() -> list[str]:
     """One step in a loop with equal arguments."""
-    return [_got(place, await tick("tick")) for place in range(6)]
+    return [crew.got(place, await tick("tick")) for place in range(6)]
 
 
 async def completed() -> list[str]:
@@ -74,17 +62,17 @@ async def completed() -> list[str]:
 
     turns = perdure.as_completed(*(one(name) for name in sorted(order)))
     places = itertools.count()
-    return [_got(place, await note(place, token)) async for token in turns for place in (next(places),)]
+    return [crew.got(place, await note(place, token)) async for token in turns for place in (next(places),)]
 
 
 @perdure.step(name="work")
 def work_sync(what: str) -> str:
-    return _token(what)
+    return crew.token(what)
 
 
 @perdure.step(name="note")
 def note_sync(place: int, what: str) -> str:
-    return f"{what}+{_token(f'note{place}')}"
+    return f"{what}+{crew.token(f'note{place}')}"
 
 
 def completed_sync() -> list[str]:
@@ -100,7 +88,7 @@ def completed_sync() -> list[str]:
         return token
 
     turns = perdure.as_completed(*(functools.partial(one, name) for name in sorted(order)))
-    return [_got(place, note_sync(place, token)) for place, token in enumerate(turns)]
+    return [crew.got(place, note_sync(place, token)) for place, token in enumerate(turns)]
 
 
 async def inserted() -> list[str]:
@@ -108,17 +96,17 @@ async def inserted() -> list[str]:
     found = []
     for name in ("one", "two", "three", "four"):
         if _life > 1:
-            _got(f"new-{name}", await work(f"new-{name}"))
-        found.append(_got(name, await work(name)))
+            crew.got(f"new-{name}", await work(f"new-{name}"))
+        found.append(crew.got(name, await work(name)))
     return found
 
 
 async def names() -> list[str]:
     """Two steps of one name, with equal and with other arguments, one after the other and side by side."""
-    found = [_got("1", await work("x")), _got("2", await other_work("x")), _got("3", await work("y"))]
+    found = [crew.got("1", await work("x")), crew.got("2", await other_work("x")), crew.got("3", await work("y"))]
     pair = await perdure.gather(work("x"), other_work("x"))
-    found += [_got("4", pair[0]), _got("5", pair[1])]
-    return [*found, _got("6", await other_work("x"))]
+    found += [crew.got("4", pair[0]), crew.got("5", pair[1])]
+    return [*found, crew.got("6", await other_work("x"))]
 
 
 SHAPES: dict[str, Callable[[], Any]] = {

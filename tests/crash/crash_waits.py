@@ -7,7 +7,6 @@ was kept; the flow says what it received; the hook says what it was told of.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,77 +23,63 @@ from perdure.model import Question
 from perdure.runners import Agent, Reply, ToolCall, tool
 from perdure.stores import open_store
 
-_tokens = itertools.count(1)
-_life = 0
-
-
-def _token(name: str) -> str:
-    token = f"{name}.{_life}.{next(_tokens)}"
-    crew.say("began", token)
-    return token
-
-
-def _got(place: object, value: Any) -> Any:
-    crew.say("received", f"{place}={value}")
-    return value
-
 
 @perdure.step
 async def work(what: str) -> str:
-    return _token(what)
+    return crew.token(what)
 
 
 @perdure.step(name="work")
 def work_sync(what: str) -> str:
-    return _token(what)
+    return crew.token(what)
 
 
 async def asks() -> list[Any]:
     """Questions side by side, one with a deadline that passes, a signal, a timer."""
-    found = [_got("draft", await work("draft"))]
+    found = [crew.got("draft", await work("draft"))]
 
     async def branch(name: str) -> Any:
-        _got(f"before-{name}", await work(f"before-{name}"))
-        return _got(name, await perdure.ask("Which?", context=name))
+        crew.got(f"before-{name}", await work(f"before-{name}"))
+        return crew.got(name, await perdure.ask("Which?", context=name))
 
     found += await perdure.gather(branch("a"), branch("b"), work("beside"))
     late = await perdure.ask("In time?", deadline=0.001, default="too late")
-    found += [_got("late", late), _got("news", await perdure.signal("news"))]
+    found += [crew.got("late", late), crew.got("news", await perdure.signal("news"))]
     await perdure.sleep(0.001)
-    found.append(_got("last", await perdure.ask("Last?")))
-    return [*found, _got("end", await work("end"))]
+    found.append(crew.got("last", await perdure.ask("Last?")))
+    return [*found, crew.got("end", await work("end"))]
 
 
 def asks_sync() -> list[Any]:
     """As ``asks``, in threads."""
-    found = [_got("draft", work_sync("draft"))]
+    found = [crew.got("draft", work_sync("draft"))]
 
     def branch(name: str) -> Any:
-        _got(f"before-{name}", work_sync(f"before-{name}"))
-        return _got(name, perdure.ask("Which?", context=name))
+        crew.got(f"before-{name}", work_sync(f"before-{name}"))
+        return crew.got(name, perdure.ask("Which?", context=name))
 
     found += perdure.gather(*(functools.partial(branch, n) for n in "ab"), functools.partial(work_sync, "beside"))
     late = perdure.ask("In time?", deadline=0.001, default="too late")
-    found += [_got("late", late), _got("news", perdure.signal("news"))]
+    found += [crew.got("late", late), crew.got("news", perdure.signal("news"))]
     perdure.sleep(0.001)
-    found.append(_got("last", perdure.ask("Last?")))
-    return [*found, _got("end", work_sync("end"))]
+    found.append(crew.got("last", perdure.ask("Last?")))
+    return [*found, crew.got("end", work_sync("end"))]
 
 
 async def race() -> list[Any]:
     """The first of a question and a signal; the question is withdrawn, and another asked."""
     won = await perdure.first(perdure.ask("Never answered?", context="skip"), perdure.signal("news"))
-    return [_got("won", won), _got("then", await perdure.ask("Then?")), _got("end", await work("end"))]
+    return [crew.got("won", won), crew.got("then", await perdure.ask("Then?")), crew.got("end", await work("end"))]
 
 
 @tool(needs_approval=True)
 def act(what: str) -> str:
-    return _token(f"act-{what}")
+    return crew.token(f"act-{what}")
 
 
 def _model(messages: list[Any], tools: Any) -> Reply:
     replies = [m for m in messages if m["role"] == "assistant"]
-    crew.say("began", f"model{len(replies)}.{_life}.{next(_tokens)}")
+    crew.token(f"model{len(replies)}")
     if len(replies) < 2:
         return Reply("", (ToolCall("act", {"what": f"x{len(replies)}"}), ToolCall("act", {"what": "y"})))
     return Reply("done: " + " ".join(m["content"] for m in messages if m["role"] == "tool"))
@@ -104,21 +89,21 @@ agent = Agent(_model, [act], name="agent")
 
 
 async def undo_half() -> None:
-    _got("half undone", await work("undo-half"))
+    crew.got("half undone", await work("undo-half"))
 
 
 async def undo_all() -> None:
-    _got("all undone", await work("undo-all"))
+    crew.got("all undone", await work("undo-all"))
 
 
 async def half() -> str:
-    _got("one", await work("one"))
+    crew.got("one", await work("one"))
     return str(await perdure.ask("Go on?", context="skip"))
 
 
 async def cancelled() -> str:
     """Cancelled while it waits: cleaned up after, the child first, and then over."""
-    _got("zero", await work("zero"))
+    crew.got("zero", await work("zero"))
     return str(await perdure.child(perdure.flow(on_cancel=undo_half)(half))())
 
 
@@ -136,8 +121,6 @@ def _notified(question: Question) -> None:
 
 
 def _open(root: str, store: str, life: int, at: int, when: str) -> KillingStore:
-    global _life
-    _life = life
     Path(root).mkdir(exist_ok=True)
     crew.listen(f"{root}.witness", life)
     return KillingStore(open_store(url(root, store)), at, when, posts=True)
