@@ -10,7 +10,7 @@ import pytest
 
 import perdure
 from perdure.errors import AnswerRefused, ConfigError, RunSuspended
-from perdure.runners import Agent, Approval, Failed, Reply, ToolCall, tool, transcript
+from perdure.runners import Agent, Approval, Reply, ToolCall, tool, transcript
 
 RAN: list[str] = []
 
@@ -150,7 +150,8 @@ def test_a_decision_is_remembered_for_equal_calls_if_it_says_so(
         for question in client.questions():
             client.answer("g", question.id, True, by="ann")
     perdure.run(agent, "help", goal="g", store=url)
-    assert RAN.count("refund a 500") == (int(approved) if not remember else 2 * int(approved)) + (0 if remember else 1)
+    second = approved if remember else True  # asked again, it was approved
+    assert RAN.count("refund a 500") == approved + second
 
 
 def test_two_calls_side_by_side_are_two_questions(url: str) -> None:
@@ -174,7 +175,6 @@ def test_a_tool_that_tells_its_failure_tells_it_after_approval_too(url: str) -> 
     decide(url, True)
     assert perdure.run(agent, "help", goal="g", store=url) == "done"
     assert RAN[-1] == "model 1: Error: ValueError: broken"
-    assert Failed("breaks", "x").error == "x"
 
 
 def test_without_a_store_a_tool_that_needs_approval_is_an_error() -> None:

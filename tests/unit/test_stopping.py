@@ -313,7 +313,6 @@ def _one_step(body: Callable[[float], Any]) -> Callable[[float], Any]:
 
 
 def test_a_cancel_that_races_with_the_end_ends_in_one_of_both(url: str) -> None:
-    ends: set[str] = set()
     for attempt in range(30):
         goal, begun = f"g{attempt}", threading.Event()
 
@@ -343,8 +342,6 @@ def test_a_cancel_that_races_with_the_end_ends_in_one_of_both(url: str) -> None:
         with perdure.Client(url) as client:
             kinds = [type(entry) for entry in client.entries(goal)]
             assert kinds.count(j.RunCompleted) + kinds.count(j.RunCancelled) == 1
-        ends.add(found)
-    assert states.COMPLETED in ends or states.CANCELLED in ends
 
 
 def test_a_late_cancel_does_not_stop_a_rerun(url: str) -> None:

@@ -30,9 +30,11 @@ from perdure.errors import (
     RunNotFound,
     RunStopped,
     RunSuspended,
+    StoreError,
 )
 from perdure.model import Question
 from perdure.runtime.manager import CheckpointManager
+from perdure.stores.memory import MemoryBackend, MemoryStore
 
 RAN: list[str] = []
 
@@ -190,8 +192,7 @@ class Review(BaseModel):
     ],
 )
 def test_an_answer_has_the_type_that_was_asked_for(kind: Any, given: Any, received: Any, wrong: Any) -> None:  # W1 W8
-    backend = perdure.stores.memory.MemoryBackend()  # type: ignore[attr-defined]
-    store = functools.partial(perdure.stores.memory.MemoryStore, backend)  # type: ignore[attr-defined]
+    store = functools.partial(MemoryStore, MemoryBackend())
 
     @perdure.flow
     def asks() -> Any:
@@ -348,7 +349,11 @@ def test_wrong_declarations_are_refused_before_anything_is_asked() -> None:
         (lambda: perdure.ask("x", deadline=0), "over before it begins"),
         (lambda: perdure.ask("x", deadline=datetime(2020, 1, 1, tzinfo=UTC)), "in the past"),
         (lambda: perdure.ask("x", context=Odd()), "context"),
-        (lambda: perdure.ask("x", default=Odd()), "default"),
+        (lambda: perdure.ask("x", default=Odd()), "Odd: this value has no form in JSON"),
+        (lambda: perdure.ask("x", answer=bool, deadline=1, default="no"), "default='no' is not what is asked for"),
+        (lambda: perdure.ask("x", choices=["a", "b"], deadline=1, default="c"), "not one of the choices"),
+        (lambda: perdure.signal("x", type=int, deadline=1, default="c"), "default='c'"),
+        (lambda: perdure.signal("x", type=complex), "signal: type=complex"),
         (lambda: perdure.sleep(), "duration, or until"),
         (lambda: perdure.sleep(-1), "sleep must"),
         (lambda: perdure.sleep(until=datetime(2030, 1, 1)), "no time zone"),
@@ -635,7 +640,7 @@ OTHER = threading.Event()
 
 
 def test_what_comes_while_the_run_is_being_suspended_makes_it_ready(url: str) -> None:
-    left = threading.Event()
+    left, answered = threading.Event(), threading.Event()
 
     @perdure.flow
     def slowly() -> str:
@@ -643,11 +648,12 @@ def test_what_comes_while_the_run_is_being_suspended_makes_it_ready(url: str) ->
             return str(perdure.ask("q?"))
         finally:
             left.set()
-            OTHER.wait(0.6)
+            assert answered.wait(30)
 
     def person() -> None:
         left.wait(30)
-        answer(url, "y")
+        answer(url, "y")  # it is in the journal then: whoever holds the run has moved it
+        answered.set()
 
     thread = threading.Thread(target=person)
     thread.start()
@@ -801,6 +807,60 @@ def test_code_that_tidies_up_when_it_is_cancelled_leaves_the_question_open(url: 
         assert [e for e in client.entries("g") if isinstance(e, j.QuestionClosed)] == []
     answer(url, "y")
     assert perdure.run(tidy, goal="g", store=url) == "y" and RAN == ["tidy"]
+
+
+def test_a_run_that_lost_its_store_asks_nobody() -> None:  # B4 B10
+    store = MemoryStore()
+
+    def lost(batch: object) -> Any:
+        raise StoreError("gone")
+
+    @perdure.step
+    def breaks() -> str:
+        store.append = lost  # type: ignore[method-assign]
+        return "x"
+
+    flow = perdure.flow(name="f")(lambda: (breaks(), perdure.sleep(0.001), perdure.ask("q?")))
+    config = perdure.CheckpointConfig(store_failure="degrade")
+    with pytest.raises(ConfigError, match="nobody can answer"):
+        perdure.run(flow, goal="g", store=store, config=config)
+
+
+def test_a_damaged_inbox_is_told_of_once_and_keeps_nobody_else_from_hearing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:  # rel:B3
+    url, told, heard = f"file:{tmp_path}", threading.Event(), threading.Event()
+
+    @perdure.step
+    async def damage() -> str:
+        sound = j.encode(perdure.RunKey("deaf"), j.SignalReceived(name="x", by="ann"))
+        (tmp_path / "runs" / "deaf.0" / "inbox.jsonl").write_bytes(b"nonsense\n" + sound)
+        return "damaged"
+
+    @perdure.flow
+    async def deaf() -> str:
+        await damage()
+        await asyncio.to_thread(heard.wait, 30)
+        return "done"
+
+    def person() -> None:
+        told.wait(30)
+        answer(url, True)
+
+    async def main() -> list[str]:
+        config = perdure.CheckpointConfig(on_question=(lambda question: told.set(),))
+        with CheckpointManager(url, config) as manager:
+            first = asyncio.create_task(manager.run(deaf, goal="deaf"))
+            second = await manager.run(approval_async, "p", goal="g", wait=True)
+            heard.set()
+            return [await first, second]
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    with caplog.at_level(logging.ERROR, "perdure"):
+        assert asyncio.run(main()) == ["done", "did publish"]
+    thread.join()
+    assert caplog.text.count("run deaf#0 goes on without what others post to it") == 1
 
 
 def test_who_posts_does_not_keep_others_from_running_the_run(url: str) -> None:
@@ -1073,9 +1133,10 @@ def listens(count: int) -> list[Any]:
 
 
 def test_signals_are_received_once_and_in_order_whenever_they_came(url: str) -> None:
-    suspended(url, listens, 4)
+    told = suspended(url, listens, 4)
     with perdure.Client(url) as client:
         assert client.find("g").status == states.PENDING_INPUT and "signal 'news'" in client.find("g").reason
+        assert "Send it with: perdure signal g news; then run it again." in str(told)
         client.signal("g", "news", {"n": 1}, by="feed")
         client.signal("g", "other", "for nobody")
         client.signal("g", "news", [2])

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from perdure import codec
 from perdure.clock import SYSTEM
-from perdure.errors import ConfigError
+from perdure.errors import AnswerRefused, ConfigError
 from perdure.journal import Asked
 from perdure.life import Request, StepOptions
 from perdure.model import Question, check_name
@@ -23,7 +23,7 @@ from perdure.replay import Machine, Wait
 from perdure.retry import RetryPolicy
 from perdure.runtime.context import Frame, current, requester
 from perdure.runtime.drive import Body, drive, drive_async
-from perdure.runtime.forms import schema_of, taker, with_choices
+from perdure.runtime.forms import as_json, schema_of, taker, with_choices
 from perdure.runtime.steps import Invocation, Step
 from perdure.runtime.threads import in_thread
 from perdure.waits import Spec, execute
@@ -60,6 +60,8 @@ def ask(
     if choices is not None and (isinstance(choices, str) or not choices):
         raise ConfigError(f"ask: choices must be a list of values, not {choices!r}.")
     kind = _kind(answer, choices)
+    take = taker(kind, choices)
+    _check_default("ask", default, take)
     return asking(
         prompt,
         kind=kind,
@@ -70,7 +72,7 @@ def ask(
         context=context,
         name=name,
         key=key,
-        take=taker(kind, choices),
+        take=take,
     ).start()
 
 
@@ -129,13 +131,16 @@ def signal(
     and waited over. Raises DeadlinePassed; ConfigError without a store, or for a wrong declaration.
     """
     check_name("signal", name)
+    schema_of(type, f"signal: type={getattr(type, '__name__', type)}")
+    take = taker(type, None)
+    _check_default("signal", default, take)
     _learn(type)
 
     def spec() -> Spec:
         return Spec(
             **_dated("signal: deadline", deadline),
             signal=name,
-            take=taker(type, None),
+            take=take,
             default=None if default is _NOTHING else (default,),
         )
 
@@ -158,12 +163,10 @@ def sleep(duration: timedelta | float | None = None, *, until: datetime | None =
 class _Waiting(Step[..., Any]):
     """One call of the above, as a step without a body."""
 
-    def __init__(
-        self, name: str, shown: dict[str, object], key: str | None, spec: Callable[[], Spec], **more: Any
-    ) -> None:
+    def __init__(self, name: str, shown: dict[str, object], key: str | None, spec: Callable[[], Spec]) -> None:
         super().__init__(_no_body, name, StepOptions(), None, key, ())
         self.is_async = _is_async(name)
-        self.shown, self.spec, self.more = shown, spec, more
+        self.shown, self.spec = shown, spec
         self.__dict__["digest"] = ""
 
     def call(self) -> Invocation:
@@ -178,7 +181,7 @@ class _Waiting(Step[..., Any]):
 
     def run_body(self, invocation: Invocation) -> Any:
         frame = current()
-        if frame is None or frame.run is None:
+        if frame is None or frame.run is None or not frame.run.durability.durable:  # then nobody sees what it asks
             machine, run = self._without_store(), None
         else:
             run = frame.run
@@ -289,6 +292,19 @@ def _learn(kind: Any) -> None:
 
     answering.__annotations__ = {"return": kind}
     codec.learn(answering)
+
+
+def _check_default(what: str, default: object, take: Callable[[bytes], object]) -> None:
+    """Raises ConfigError for a default that no answer could be; None is allowed, and says that nobody answered."""
+    if default is _NOTHING or default is None:
+        return
+    try:
+        take(bytes(as_json(default)))
+    except AnswerRefused as problem:
+        raise ConfigError(
+            f"{what}: default={default!r} is not what is asked for: {problem.args[0]}",
+            hint="Give a value of the answer's type, or None.",
+        ) from None
 
 
 def _check_text(what: str, text: object) -> None:

@@ -27,6 +27,7 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.fold import State
+from perdure.model import head
 from perdure.runtime.live import LiveRun
 
 log = logging.getLogger("perdure")
@@ -128,7 +129,10 @@ def suspended(run: LiveRun) -> RunSuspended:
     state = run.state
     questions = state.waits.questions()
     name = state.key if state.key.episode else state.key.goal
-    hint = f"Answer it with: perdure answer {name}; then run it again." if questions else "Run it again then."
+    signals = [pending.signal for pending in state.waits.steps.values() if pending.signal]
+    how = f"Answer it with: perdure answer {name}; then" if questions else ""
+    how = how or (f"Send it with: perdure signal {name} {signals[0]}; then" if signals else "")
+    hint = f"{how} run it again." if how else "Run it again then."
     return RunSuspended(
         f"run {state.key} {waits_for(state)}. It needs no process meanwhile, and nothing is lost.",
         run=str(state.key),
@@ -140,7 +144,7 @@ def suspended(run: LiveRun) -> RunSuspended:
 
 def waits_for(state: State) -> str:
     """In words: what has to come from outside before anything of the run can move."""
-    waits = [f"an answer to question {q.step} ({head(q.prompt)})" for q in state.waits.questions()]
+    waits = [f"an answer to question {q.step} ({head(q.prompt, 80)})" for q in state.waits.questions()]
     waits += [f"the signal {pending.signal!r}" for pending in state.waits.steps.values() if pending.signal]
     until = _next_date(state)
     date = f"until {inbox.when(until)}" if until else ""
@@ -163,11 +167,6 @@ def _next_date(state: State) -> float:
 
 
 _TIMED = (states.RETRYING, states.WAITING)
-
-
-def head(text: str, width: int = 80) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 3] + "..."
 
 
 def stopped(state: State, what: str, stop: j.StopRequested | None = None) -> RunStopped:

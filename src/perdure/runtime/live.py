@@ -38,7 +38,6 @@ running: set[LiveRun] = set()
 cleaning: ContextVar[bool] = ContextVar("perdure_cleaning", default=False)
 """the running code is a clean-up of a run that is being cancelled"""
 
-_ENDS_RUN = (j.RunSuspended, j.RunInterrupted, j.RunPaused, j.RunFailed, j.RunCancelled)
 _NEW = (j.StepStarted, j.StepPending, j.StepCopied, j.BranchTaken, j.RunCompleted)
 """what is not added any more to a run that is being stopped: anything new"""
 
@@ -79,6 +78,8 @@ class LiveRun:
         self.clock = clock
         self.outputs = outputs
         self.durability = Durability(True)
+        self.deaf = False
+        """its inbox cannot be read"""
         self.lock = threading.RLock()
         self.broken: BaseException | None = None
         """why nothing can be appended any more"""
@@ -116,6 +117,11 @@ class LiveRun:
     @property
     def key(self) -> RunKey:
         return self.state.key
+
+    @property
+    def listens(self) -> bool:
+        """Whether what others post can reach it."""
+        return self.broken is None and self.durability.durable and not self.deaf
 
     def emit(
         self, entries: Sequence[j.Entry], blobs: dict[str, bytes] | None = None, last: bool = False, lazy: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from perdure import journal as j
 from perdure.clock import Clock, process_identity
 from perdure.errors import (
     ConfigError,
+    CorruptStore,
     InputMismatch,
     PerdureError,
     StoreError,
@@ -169,12 +171,17 @@ class Lives:
 
     def deliver(self, store: Store) -> None:
         """Give the runs of this process what has been posted to them. On the writer's thread."""
-        live = {run.key: run for run in list(self.live) if run.broken is None and run.durability.durable}
-        for key, posts in store.posts({key: run.state.posts for key, run in live.items()}).items():
-            try:
+        live = {run.key: run for run in list(self.live) if run.listens}
+        try:
+            found = store.posts({key: run.state.posts for key, run in live.items()})
+        except CorruptStore:  # of one of them: the others shall hear
+            found = {}
+            for key, run in live.items():
+                with _deafening(run):
+                    found |= store.posts({key: run.state.posts})
+        for key, posts in found.items():
+            with _deafening(live[key]):
                 live[key].take(posts)
-            except PerdureError as error:
-                log.error("run %s: its inbox cannot be read: %s", key, error)
 
     def _live(self, lease: Lease, state: State, same_code: bool, stay: float) -> LiveRun:
         assert self.writer is not None
@@ -279,6 +286,16 @@ class Lives:
             for name in sorted(old.keys() | new.keys())
             if name not in old or name not in new or old[name].digest != new[name].digest
         ]
+
+
+@contextmanager
+def _deafening(run: LiveRun) -> Iterator[None]:
+    """If the inbox of a run cannot be read, it goes on without; that is told once."""
+    try:
+        yield
+    except PerdureError as error:
+        run.deaf = True
+        log.error("run %s goes on without what others post to it: %s", run.key, error)
 
 
 def _which(store: Store, start: Start) -> tuple[RunKey, str]:

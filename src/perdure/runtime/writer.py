@@ -20,7 +20,7 @@ from math import inf, isinf
 from typing import Any, Final, TypeAlias, TypeVar
 
 from perdure.clock import SYSTEM
-from perdure.errors import Bug, ConfigError, PerdureError, StoreError
+from perdure.errors import Bug, ConfigError, PerdureError, RetryError, StoreError
 from perdure.model import Lease, RunMeta
 from perdure.stores.base import Append, Store
 
@@ -202,8 +202,11 @@ class Writer:
         if self._error is None and not self._closed:
             try:
                 self._look(self.store)
+            except RetryError:  # somebody keeps the store locked: look again later
+                pass
             except Exception:
-                log.exception("what others posted to runs could not be read; they go on without it")
+                log.exception("what others post to runs cannot be read any more; they go on without it")
+                self._next = inf
 
     def _answer(self, verb: Callable[[], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
