@@ -45,6 +45,12 @@ def check_name(what: str, text: str, *, path_like: bool = False) -> str:
     return text
 
 
+def head(text: str, width: int) -> str:
+    """The beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
 class RunKey(msgspec.Struct, frozen=True, order=True):
     """Which run: the task (``goal``) and which attempt at the task (``episode``, 0 for the first)."""
 

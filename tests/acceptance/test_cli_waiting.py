@@ -74,6 +74,14 @@ def pair() -> list:
 
 
 @perdure.flow
+def attempt() -> str:
+    return perdure.ask("Title?")
+
+
+best = perdure.best_of(1, attempt, judge=lambda title: len(title))
+
+
+@perdure.flow
 def order() -> dict:
     return perdure.signal("paid")
 
@@ -244,6 +252,13 @@ def test_a_signal_and_its_value(shop: Shell) -> None:
     assert "can go on" in shop("signal", "g", "paid", "--json", '{"amount": 12.5}', "--by", "bank").stderr
     assert json.loads(run(shop, "order", code=0).stdout) == {"amount": 12.5}
     assert "is completed; nothing was changed" in shop("signal", "g", "paid", code=2).stderr
+
+
+def test_what_an_attempt_asks_is_told_by_the_run_that_began_it(shop: Shell) -> None:  # K2
+    told = run(shop, "best").stderr
+    assert "perdure answer 'g/best#0' 1" in told
+    shop("answer", "g/best#0", "--value", "x")
+    assert run(shop, "best", code=0).returncode == 0
 
 
 def test_a_run_that_sleeps_tells_until_when_as_json_too(shop: Shell) -> None:

@@ -21,12 +21,12 @@ import msgspec
 from perdure import journal as j
 from perdure.cli.outcome import CTRL_C, FLOW_FAILED, OK, SIGTERM, command, write
 from perdure.cli.progress import tell
-from perdure.cli.words import age, head
+from perdure.cli.words import age
 from perdure.clock import SYSTEM
 from perdure.demo import model
 from perdure.errors import ConfigError, FixError, StoreBusy
 from perdure.fold import State, fold
-from perdure.model import RunKey
+from perdure.model import RunKey, head
 from perdure.runtime.api import sigterm_as_exit
 from perdure.runtime.client import Client
 from perdure.runtime.outputs import Outputs

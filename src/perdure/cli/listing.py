@@ -11,10 +11,10 @@ import msgspec
 from perdure import states
 from perdure.cli.outcome import OK, command, write
 from perdure.cli.progress import elapsed, progress
-from perdure.cli.words import age, head, holder, inputs_text, moment, plain_table, step_word
+from perdure.cli.words import age, holder, inputs_text, moment, plain_table, step_word
 from perdure.clock import SYSTEM
 from perdure.fold import State
-from perdure.model import RunMeta
+from perdure.model import RunMeta, head
 from perdure.record import Step
 from perdure.runtime.client import Client
 
@@ -116,11 +116,10 @@ def show(name: str, store: str | None, as_json: bool) -> int:
     if files:
         click.echo(f"Outputs stand in {files[0].rpartition('/')[0]}")
     for asked in state.waits.questions():
-        words = command("answer", str(state.key), str(asked.step), *(("--store", store) if store else ()))
+        words = command("answer", str(state.key), str(asked.step), store=store)
         click.echo(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
     if row.status not in (states.COMPLETED, states.RUNNING, states.PENDING_INPUT, states.CANCELLED):
-        where = ("--store", store) if store else ()
-        click.echo("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", *where))
+        click.echo("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", store=store))
     return OK
 
 

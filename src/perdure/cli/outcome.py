@@ -94,11 +94,12 @@ def write(content: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def command(*words: str) -> str:
-    """A command line that a shell reads back as these words, and that finds this program."""
+def command(*words: str, store: str | None = None) -> str:
+    """A command line that a shell reads back as these words, and that finds this program; for ``store``, if it is not
+    the default."""
     program = [sys.executable, "-m", "perdure"]
     if shutil.which("perdure"):
         program = ["perdure"]
     elif Path(sys.argv[0]).name == "perdure":
         program = [sys.argv[0]]
-    return shlex.join([*program, *words])
+    return shlex.join([*program, *words, *(("--store", store) if store else ())])

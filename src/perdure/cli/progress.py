@@ -15,10 +15,10 @@ import click
 
 from perdure import journal as j
 from perdure import states
-from perdure.cli.words import age, error_text, head, inputs_text, moment, step_word
+from perdure.cli.words import age, error_text, inputs_text, moment, step_word
 from perdure.clock import SYSTEM
 from perdure.fold import State
-from perdure.model import RunKey
+from perdure.model import RunKey, head
 from perdure.record import Step
 from perdure.runtime.client import Client
 

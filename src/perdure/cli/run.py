@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -15,9 +15,9 @@ from perdure import codec
 from perdure.cli.outcome import CTRL_C, OK, STOPPED, command, report, write
 from perdure.cli.progress import Follower, Lines, live_table
 from perdure.cli.target import load_target, parse_inputs
-from perdure.cli.words import head, moment
+from perdure.cli.words import moment
 from perdure.errors import ConfigError, RunSuspended
-from perdure.model import Budget, RunKey
+from perdure.model import Budget, RunKey, RunMeta, head
 from perdure.runtime.api import run as perdure_run
 from perdure.runtime.client import Client
 from perdure.runtime.config import CheckpointConfig, Durability, default_store
@@ -129,7 +129,7 @@ def resume(name: str, app: str | None, stopped: bool, **options: Any) -> int:
             raise ConfigError(
                 f"Which program is run {key} of? It was begun with {state.target or 'no target'}.",
                 hint="Nothing is imported because stored data names it; say it yourself:\n  "
-                + command("resume", str(key), "--app", known, *_store_words(execution)),
+                + command("resume", str(key), "--app", known, store=execution.store),
             )
         flow = load_target(app)
         if flow.name != state.flow:
@@ -153,7 +153,7 @@ def execute(
     clash = inputs.keys() & inspect.signature(perdure_run).parameters.keys()
     if clash:
         raise ConfigError(f"{flow.name}: its inputs {sorted(clash)} have names of options.", hint="Rename them.")
-    again = _again(store, options, start)
+    again = _again(options, start)
     try:
         with live_table(follower) if table else nullcontext():
             value = perdure_run(
@@ -172,7 +172,7 @@ def execute(
         code = CTRL_C if isinstance(stop, KeyboardInterrupt) else _code(stop)
         return _stopped(follower, again(follower), options.as_json, code)
     except RunSuspended as suspended:
-        return _suspended(suspended, follower, again(follower), store, options.as_json)
+        return _suspended(suspended, again(follower), store, options)
     except Exception as error:
         run_name = str(follower.state.key) if follower.state is not None else ""
         return report(
@@ -203,28 +203,34 @@ def _budget(words: Sequence[str]) -> Budget | None:
     return Budget(**caps) if caps else None  # type: ignore[arg-type]
 
 
-def _suspended(why: RunSuspended, follower: Follower, again: str, store: str, as_json: bool) -> int:
-    """The run waits in no process: say for what, and what to do."""
-    state = follower.state
-    key = state.key if state is not None else None
+def _suspended(why: RunSuspended, again: str, store: str, options: Execution) -> int:
+    """The run waits in no process: say for what, and what to do. What runs ask that it began is its concern too."""
     click.echo(f"Waiting: {why.args[0]}", err=True)
     with Client(store) as client:
-        asked = client.questions(str(key)) if key is not None and store != "memory:" else []
-    where = () if store == default_store() else ("--store", store)
+        rows = {str(row.key): row for row in client.runs()}
+        asked = [question for question in client.questions() if why.run in _ancestry(rows, question.run)]
     for question in asked:
-        answer = command("answer", str(key), str(question.step), *where)
+        answer = command("answer", question.run, str(question.step), store=options.store)
         click.echo(f"  {question.step:3d} {head(question.prompt, 60)}\n      {answer}", err=True)
     click.echo(f"Then go on with:\n  {again}", err=True)
-    if as_json:
+    if options.as_json:
         told = {
-            "run": str(key),
-            "status": state.status if state is not None else "waiting",
-            "questions": [{"step": q.step, "id": q.id, "prompt": q.prompt, "to": q.to} for q in asked],
+            "run": why.run,
+            "status": rows[why.run].status if why.run in rows else "waiting",
+            "questions": [{"run": q.run, "step": q.step, "id": q.id, "prompt": q.prompt, "to": q.to} for q in asked],
             "until": moment(why.until) or None,
             "resume": again,
         }
         write(msgspec.json.encode(told))
     return STOPPED
+
+
+def _ancestry(rows: Mapping[str, RunMeta], name: str) -> list[str]:
+    """A run, the run that began it, and so on."""
+    found = [name]
+    while (parent := rows[found[-1]].parent if found[-1] in rows else "") and parent not in found:
+        found.append(parent)
+    return found
 
 
 def _code(stop: SystemExit) -> int:
@@ -272,20 +278,16 @@ def _tell_result(value: Any, follower: Follower, store: str, options: Execution,
         write(content)
 
 
-def _store_words(options: Execution) -> tuple[str, ...]:
-    return ("--store", options.store) if options.store else ()
-
-
-def _again(store: str, options: Execution, start: dict[str, Any]) -> Callable[[Follower], str]:
+def _again(options: Execution, start: dict[str, Any]) -> Callable[[Follower], str]:
     """The command that goes on with this run, once it is known which run it is."""
 
     def words(follower: Follower) -> str:
         key = follower.state.key if follower.state is not None else RunKey(start["goal"], start.get("episode") or 0)
-        more = [*_store_words(options)]
+        more: list[str] = []
         if options.outputs:
             more += ["--outputs", options.outputs]
         if options.durability != "strict":
             more += ["--durability", options.durability]
-        return command("resume", str(key), "--app", start["target"], *more)
+        return command("resume", str(key), "--app", start["target"], *more, store=options.store)
 
     return words

@@ -34,7 +34,7 @@ def pause(name: str, reason: str, by: str, store: str | None) -> int:
         key = client.pause(name, by=by, reason=reason).key
         row = _watch(client, str(key))
     if row.status == states.PAUSED:
-        go_on = command("unpause", str(key), *_where(store))
+        go_on = command("unpause", str(key), store=store)
         click.echo(f"Run {key} is paused. Let it go on with: {go_on}")
     else:
         click.echo(f"Run {key} is going to be paused when what it executes has ended ({_held(row)}).")
@@ -49,7 +49,7 @@ def unpause(name: str, by: str, store: str | None) -> int:
     """Let a paused RUN go on. Nothing is executed by this: run or resume it then."""
     with Client(store) as client:
         state = client.unpause(name, by=by)
-    words = command("resume", str(state.key), "--app", state.target or "TARGET", *_where(store))
+    words = command("resume", str(state.key), "--app", state.target or "TARGET", store=store)
     click.echo(f"Run {state.key} may go on:\n  {words}")
     return OK
 
@@ -71,7 +71,7 @@ def cancel(name: str, reason: str, by: str, store: str | None) -> int:
     elif row.holder is not None:
         click.echo(f"Run {row.key} is going to be cancelled when what it executes has ended ({_held(row)}).")
     else:
-        words = command("resume", str(row.key), "--app", state.target or "TARGET", *_where(store))
+        words = command("resume", str(row.key), "--app", state.target or "TARGET", store=store)
         click.echo(f"Run {row.key} is cancelled as soon as its clean-ups have run:\n  {words}")
     return OK
 
@@ -88,7 +88,3 @@ def _watch(client: Client, name: str) -> RunMeta:
 
 def _held(row: RunMeta) -> str:
     return f"process {row.holder.pid} on {row.holder.host}" if row.holder else "nobody executes it"
-
-
-def _where(store: str | None) -> tuple[str, ...]:
-    return ("--store", store) if store else ()

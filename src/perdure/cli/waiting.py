@@ -12,11 +12,11 @@ import msgspec
 from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, command, write
 from perdure.cli.run import resume
-from perdure.cli.words import age, head, moment, plain_table
+from perdure.cli.words import age, moment, plain_table
 from perdure.clock import SYSTEM
 from perdure.errors import AnswerRefused, ConfigError
 from perdure.fold import State
-from perdure.model import Question
+from perdure.model import Question, head
 from perdure.runtime.client import Client
 from perdure.runtime.forms import misfit, told
 
@@ -66,7 +66,7 @@ def questions(name: str | None, store: str | None, as_json: bool) -> int:
         for q in found
     ]
     click.echo(plain_table(("run", "#", "question", "to", "asked", "deadline", "then"), cells))
-    click.echo("Answer one with: " + command("answer", "RUN", "#", *_where(store)))
+    click.echo("Answer one with: " + command("answer", "RUN", "QUESTION", store=store))
     return OK
 
 
@@ -79,10 +79,6 @@ def _deadline(question: Question, now: float) -> str:
     if not question.until:
         return "-"
     return f"in {age(question.until - now)}" if question.until > now else "passed"
-
-
-def _where(store: str | None) -> tuple[str, ...]:
-    return ("--store", store) if store else ()
 
 
 def given(fn: Any) -> Any:
@@ -137,7 +133,7 @@ def answer(
 
 def _tell_next(state: State, store: str | None) -> None:
     if state.status == "ready":
-        go_on = command("resume", str(state.key), "--app", state.target or "TARGET", *_where(store))
+        go_on = command("resume", str(state.key), "--app", state.target or "TARGET", store=store)
         click.echo(f"Run {state.key} can go on:\n  {go_on}", err=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from perdure.model import ErrorInfo, RunMeta
+from perdure.model import ErrorInfo, RunMeta, head
 from perdure.record import Step
 
 
@@ -26,12 +26,6 @@ def age(seconds: float) -> str:
 def moment(at: float) -> str:
     """A time of the journal as ISO 8601 in the local zone; "" for none."""
     return datetime.fromtimestamp(at, UTC).astimezone().isoformat(timespec="seconds") if at else ""
-
-
-def head(text: str, width: int) -> str:
-    """The beginning of a text on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 3] + "..."
 
 
 def error_text(error: ErrorInfo, width: int = 160) -> str:

@@ -8,10 +8,11 @@ from typing import TypeAlias
 from perdure import inbox, states
 from perdure import journal as j
 from perdure.clock import Clock
-from perdure.errors import LeaseHeld, RunNotFound
+from perdure.errors import LeaseHeld
 from perdure.fold import State, fold
 from perdure.model import Lease, RunKey
 from perdure.stores.base import Append, Store
+from perdure.stores.handle import not_found
 
 Make: TypeAlias = Callable[[State], j.Posted]
 _PATIENCE = 2.0
@@ -99,7 +100,7 @@ def seen(store: Store, key: RunKey) -> State:
 def _journaled(store: Store, key: RunKey) -> State:
     lines = store.read(key)
     if not lines:
-        raise RunNotFound(f"There is no run {key} in {store.url}.", hint="List what there is: perdure ls")
+        raise not_found(key, store.url)
     return fold(key, lines)
 
 

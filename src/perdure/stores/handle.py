@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from datetime import UTC, datetime
 
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, RunNotFound, StoreError
+from perdure.inbox import when
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import Append
@@ -68,7 +68,7 @@ def unusable(error: BaseException, *refusals: type[Exception]) -> BaseException:
 
 
 def held(lease: Lease) -> LeaseHeld:
-    since = datetime.fromtimestamp(lease.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    since = when(lease.since)
     error = LeaseHeld(
         f"Run {lease.key} is being executed by {lease} since {since}. Nothing was changed.",
         hint="Wait for it to end, or stop that process; the run is free as soon as it is gone.",
