@@ -38,7 +38,7 @@ lock: ## renew requirements/*.txt from pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(call compile,run) pyproject.toml --group build
-	$(call compile,dev) pyproject.toml --group build --group dev
+	$(call compile,dev) pyproject.toml --all-extras --group build --group dev
 
 define compile
 $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \

@@ -1,4 +1,5 @@
-"""``python -m bench``: ratios against raw SQLite commits that are measured in turn with each scenario.
+"""``python -m bench``: ratios against raw commits that are measured in turn with each scenario: SQLite's, or for
+scenarios of a server those of its own driver.
 
 Machines are noisy, so that absolute figures mean nothing; the ratio of neighbours in time does.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.scenarios import SCENARIOS, Scenario, import_cost, raw
+from bench.servers import SERVER_SCENARIOS
 
 _RAW_SIZE = 800
 
@@ -21,10 +23,11 @@ _RAW_SIZE = 800
 def measure(scenario: Scenario, folder: str | None, rounds: int, scale: float) -> dict[str, Any]:
     """Raw, scenario, raw, scenario, ..., raw; each ratio is against the mean of its neighbours."""
     bases, rates = [], []
+    base = scenario.base or raw
     for _ in range(rounds):
-        bases.append(_fresh(raw, folder, max(int(_RAW_SIZE * scale), 20)))
+        bases.append(_fresh(base, folder, max(int(_RAW_SIZE * scale), 20)))
         rates.append(_fresh(scenario.work, folder, max(int(scenario.size * scale), 2)))
-    bases.append(_fresh(raw, folder, max(int(_RAW_SIZE * scale), 20)))
+    bases.append(_fresh(base, folder, max(int(_RAW_SIZE * scale), 20)))
     ratios = [rate * 2 / (bases[n] + bases[n + 1]) for n, rate in enumerate(rates)]
     return {
         "name": scenario.name,
@@ -64,7 +67,7 @@ def main() -> int:
     rows = []
     if not chosen.json:
         print(f"{'scenario':<44}{'ratio':>6}  {'min..max':<14}{'aim':<14}{'steps/s':>8}   (raw commits = 1)")
-    for scenario in SCENARIOS:
+    for scenario in (*SCENARIOS, *SERVER_SCENARIOS):
         if chosen.only and chosen.only not in scenario.name:
             continue
         rows.append(measure(scenario, folder, rounds, scale))

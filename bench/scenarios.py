@@ -21,12 +21,14 @@ BODY = "x" * 1024
 
 
 class Scenario(NamedTuple):
-    """``work(folder, size)`` returns how many units a second; ``aim`` is the ratio to raw commits that is promised."""
+    """``work(folder, size)`` returns how many units a second; ``aim`` is the ratio to raw commits that is promised, and
+    ``base`` what these are: SQLite's, unless it is a server's scenario."""
 
     name: str
     work: Callable[[Path, int], float]
     size: int
     aim: float | None
+    base: Callable[[Path, int], float] | None = None
 
 
 def raw(folder: Path, size: int) -> float:

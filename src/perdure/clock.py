@@ -13,6 +13,10 @@ import threading
 import time
 from contextlib import suppress
 from math import isinf
+from typing import Final
+
+_SLEEPLESS: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""On macOS the clock of the second name goes on in sleep, and Python's ``time.monotonic`` is another one."""
 
 
 class Clock:
@@ -25,6 +29,10 @@ class Clock:
     def monotonic(self) -> float:
         """Seconds on a clock that never jumps; only differences mean anything."""
         return time.monotonic()
+
+    def uptime(self) -> float:
+        """As ``monotonic``, and goes on while the machine sleeps: what a lease is measured with."""
+        return time.clock_gettime(_SLEEPLESS)
 
     def sleep(self, seconds: float) -> None:
         """Block this thread. Interrupted by signals whose handlers raise."""

@@ -12,7 +12,7 @@ from perdure import journal as j
 from perdure import states
 from perdure.codec import Payload
 from perdure.errors import CorruptStore
-from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, RunKey, RunMeta, Usage
+from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, RunKey, RunMeta, Usage
 from perdure.pending import Pending
 from perdure.record import Attempt, Identity, Step, enclosing
 
@@ -37,6 +37,16 @@ class State:
         self.created = 0.0
         self.updated = 0.0
         self.lives = 0
+        self.crashes = 0
+        """lives in a row that ended in a crash before they completed any step"""
+        self.forgiven = 0.0
+        """when somebody let it go on: crashes before that do not count"""
+        self.version = ""
+        self.queue = ""
+        self.idempotency_key = ""
+        """that it was submitted under"""
+        self.priority = 0
+        self.limits = Limits()
         self.epoch = 0
         self.reused = 0
         self.saved = 0.0
@@ -130,11 +140,24 @@ class State:
             paid=self.paid,
             saved=self.saved_usage,
             parent=self.attribution.parent,
-            wake=self.wake,
+            wake=self._free_from(),
+            begun=self._life_began,
+            crashes=self.crashes,
+            queue=self.queue,
+            priority=self.priority,
+            limits=self.limits,
+            idempotency_key=self.idempotency_key,
+            version=self.version,
             asking=self.waits.heads()[0],
             questions=self.waits.heads()[1],
             posts=self.posts,
         )
+
+    def _free_from(self) -> float:
+        """From when on the run may be taken up if nobody holds it; 0: not by a date."""
+        if self.status == states.RUNNING:
+            return self._life_began
+        return self.updated if self.status == states.INTERRUPTED else self.wake
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
@@ -148,25 +171,36 @@ class State:
                 "Nothing was changed."
             ) from None
 
-    def _run_began(self, entry: j.RunBegan) -> None:
+    def _first(self, entry: j.First) -> None:
         self._move_run(entry)
         self.run_id, self.flow, self.digest, self.target = entry.run_id, entry.flow, entry.digest, entry.target
         self.inputs, self.args, self.attribution = entry.inputs, entry.args, entry.attribution
-        self.durability, self.created, self.epoch, self.lives = entry.durability, entry.at, entry.epoch, 1
-        self.outputs, self.budget, self._life_began = entry.outputs, entry.budget, entry.at
+        self.version, self.budget, self.created = entry.version, entry.budget, entry.at
+
+    def _run_began(self, entry: j.RunBegan) -> None:
+        self._first(entry)
+        self.durability, self.epoch, self.lives = entry.durability, entry.epoch, 1
+        self.outputs, self._life_began = entry.outputs, entry.at
+
+    def _run_queued(self, entry: j.RunQueued) -> None:
+        self._first(entry)
+        self.queue, self.priority, self.limits = entry.queue, entry.priority, entry.limits
+        self.idempotency_key, self.wake = entry.idempotency_key, entry.wake
 
     def _run_resumed(self, entry: j.RunResumed) -> None:
+        self.crashes = self.crashes + 1 if self.status == states.RUNNING else 0
         self._end_running("step_crashed", states.CRASHED, entry.at)
         self._move_run(entry)
         self.wake = 0.0
         if self.stop is not None and not self.stop.cancel:
             self.stop = None
-        self.seconds += max(self.updated - self._life_began, 0.0)
+        self.seconds += max(self.updated - self._life_began, 0.0) if self.lives else 0.0
         self._life_began, self.paid = entry.at, Usage()
         self.lives += 1
         self.epoch = entry.epoch
         self.budget = entry.budget or self.budget
         self.digest = entry.digest or self.digest
+        self.version = entry.version or self.version
         self.outputs = entry.outputs or self.outputs
         self.reason, self.error, self.stopped_by = "", None, ""
         if entry.inputs is not None:
@@ -185,6 +219,9 @@ class State:
         self.error, self.reason = entry.error, str(entry.error)
 
     def _run_paused(self, entry: j.RunPaused) -> None:
+        if entry.crashed:
+            self.crashes += 1
+            self._end_running("step_crashed", states.CRASHED, entry.at)
         self._end_run(entry)
         self.reason, self.stopped_by, self.stop = entry.reason, entry.by, None
 
@@ -341,6 +378,7 @@ class State:
         if waited:
             step.attempts[-1].seconds = 0.0  # time that passed is no work
         step.output, step.flagged, step.failures = entry.output, entry.flagged, 0
+        self.crashes = 0
         self.latest[step.name, step.identity.fingerprint] = step
 
     def _step_failed(self, entry: j.StepFailed) -> None:
@@ -415,9 +453,10 @@ class State:
         self._take_post(entry)
         if self.stop is not None and not self.stop.cancel:
             self.stop = None
-        if self.status == states.PAUSED:
+        if self.status in (states.PAUSED, states.FAILED):
             self._move_run(entry)
             self.reason, self.wake, self.stopped_by = f"let go on by {entry.by}", entry.at, ""
+            self.crashes, self.forgiven = 0, entry.at
 
     def _run_woken(self, entry: j.RunWoken) -> None:
         self._take_post(entry)

@@ -36,7 +36,9 @@ def check(state: State, post: j.Posted) -> None:
     elif state.status in states.RUN_OVER:
         raise AnswerRefused(f"run {state.key} is {state.status}; nothing was changed.")
     elif (
-        isinstance(post, j.RunReleased) and state.status != states.PAUSED and (state.stop is None or state.stop.cancel)
+        isinstance(post, j.RunReleased)
+        and state.status not in (states.PAUSED, states.FAILED)
+        and (state.stop is None or state.stop.cancel)
     ):
         raise AnswerRefused(f"run {state.key} is not paused: it is {state.status}. Nothing was changed.")
     elif isinstance(post, j.StopRequested) and state.stop is not None and state.stop.cancel:

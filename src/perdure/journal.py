@@ -14,7 +14,7 @@ import msgspec
 from perdure.codec import Payload
 from perdure.errors import CorruptStore, NewerFormat
 from perdure.framing import frame, unframe
-from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, RunKey, Usage
+from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, RunKey, Usage
 
 
 class SpokenMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -50,25 +50,44 @@ class Entry(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind"):
     at: float = 0.0
 
 
-class RunBegan(Entry, tag="run_began/1"):
-    """First entry of every journal."""
+class First(Entry, kw_only=True):
+    """Base of the kinds with which a journal begins."""
 
     run_id: str
     """random; makes idempotency keys unique even when a goal is used again in another store"""
     flow: str
-    epoch: int
-    pid: int
-    host: str
     digest: str = ""
+    version: str = ""
+    """that the flow was declared with"""
     inputs: Payload | None = None
     args: tuple[ArgInfo, ...] = ()
     attribution: Attribution = Attribution()
-    durability: str = "strict"
     target: str = ""
     """what the command line was given; shown to people, never imported"""
+    budget: Budget | None = None
+
+
+class RunBegan(First, kw_only=True, tag="run_began/1"):
+    """A run and its first life."""
+
+    epoch: int
+    pid: int
+    host: str
+    durability: str = "strict"
     outputs: str = ""
     """the folder in which this life keeps outputs as files, if it was given one"""
-    budget: Budget | None = None
+
+
+class RunQueued(First, kw_only=True, tag="run_queued/1"):
+    """A run that was submitted, for whichever worker takes it up."""
+
+    queue: str
+    priority: int = 0
+    wake: float
+    """not before this, seconds since 1970"""
+    limits: Limits = Limits()
+    idempotency_key: str = ""
+    """what is submitted once more under it is this run"""
 
 
 class RunResumed(Entry, tag="run_resumed/1"):
@@ -84,6 +103,8 @@ class RunResumed(Entry, tag="run_resumed/1"):
     outputs: str = ""
     budget: Budget | None = None
     """only when it was changed"""
+    version: str = ""
+    """only when it is another than that of the life before"""
 
 
 class RunCompleted(Entry, tag="run_completed/1"):
@@ -109,6 +130,8 @@ class RunPaused(Entry, tag="run_paused/1"):
 
     reason: str
     by: str = ""
+    crashed: bool = False
+    """it was found crashed; nobody executed it"""
 
 
 class RunSuspended(Entry, tag="run_suspended/1"):
@@ -339,7 +362,7 @@ class StopRequested(Posted, tag="stop_requested/1"):
 
 
 class RunReleased(Posted, tag="run_released/1"):
-    """Somebody lets a paused run go on."""
+    """Somebody lets a paused run, or a failed one, go on. What it has crashed so far is forgiven."""
 
 
 class RunWoken(Posted, tag="run_woken/1"):
@@ -365,6 +388,7 @@ POSTS: tuple[type[Posted], ...] = (
 )
 KINDS: tuple[type[Entry], ...] = (
     RunBegan,
+    RunQueued,
     RunResumed,
     RunCompleted,
     RunFailed,

@@ -34,6 +34,8 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
     """makes the value that stands, flagged, for a result after the last failed attempt, instead of raising"""
     metered: bool = False
     """each attempt counts as a call in the run's usage"""
+    transaction: bool = False
+    """its body and its completion are committed together"""
     spoken: bool = False
     """its output is a message of an agent's conversation"""
     cache: float = 0.0

@@ -12,6 +12,9 @@ import msgspec
 
 from perdure.errors import ConfigError
 
+OWN = "\x1f"
+"""With this begin names of what is kept like a run and is none: the lock of a queue, a worker. No user can give one."""
+
 MAX_NAME = 512
 """Longest goal, scope or step name, in characters: long enough for a title, short enough for every store's index."""
 
@@ -151,6 +154,32 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return RunKey(goal, int(episode))
 
 
+class Limits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a queue allows, as told with each run that was submitted to it; 0: no limit.
+
+    Raises ConfigError for a limit that is not a number above 0, and for one half of a rate.
+    """
+
+    concurrency: int = 0
+    """runs of the queue that are executed at a time, by all workers together"""
+    rate: int = 0
+    """runs of the queue that begin, or are taken up again, within ``per`` seconds"""
+    per: float = 0.0
+
+    def __post_init__(self) -> None:
+        whole = (("concurrency", self.concurrency), ("rate", self.rate))
+        for name, limit in whole:
+            if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+                raise ConfigError(f"{name} must be a whole number above 0, not {limit!r}.")
+        if isinstance(self.per, bool) or not isinstance(self.per, int | float) or not 0 <= self.per < 1e9:
+            raise ConfigError(f"the seconds of a rate must be a number above 0, not {self.per!r}.")
+        if bool(self.rate) != bool(self.per):
+            raise ConfigError(f"a rate is (runs, seconds), both above 0, not ({self.rate!r}, {self.per!r}).")
+
+    def __bool__(self) -> bool:
+        return bool(self.concurrency or self.rate)
+
+
 class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a listing. Derived from the journal, kept beside it so that listings need no fold."""
 
@@ -182,7 +211,19 @@ class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     parent: str = ""
     """the run that started this one, as goal#episode"""
     wake: float = 0.0
-    """when the run can go on by itself, seconds since 1970; 0: not by a date"""
+    """from when on it may be taken up if nobody holds it, seconds since 1970; 0: not by a date"""
+    begun: float = 0.0
+    """when its latest life began; 0: it never did"""
+    crashes: int = 0
+    """lives in a row, before the latest, that ended in a crash before they completed any step"""
+    queue: str = ""
+    """that it was submitted to; "": it was not submitted"""
+    priority: int = 0
+    limits: Limits = Limits()
+    idempotency_key: str = ""
+    """that it was submitted under"""
+    version: str = ""
+    """that its flow was declared with"""
     asking: int = 0
     """how many of its questions nobody has answered yet"""
     questions: tuple[Question, ...] = ()

@@ -86,6 +86,8 @@ class Call(msgspec.Struct, frozen=True):
     progress: object
     partial_text: str
     inner: Cursor | None
+    commit: Commit | None = None
+    """for a step that takes a transaction: what is to be recorded of its outcome in that, if it is to be committed"""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -95,6 +97,8 @@ class Outcome(msgspec.Struct, frozen=True):
     progress: object = None
     text: str = ""
     """what the attempt saved and streamed, for the next one where there is no journal"""
+    committed: bool = False
+    """its completion is recorded already"""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -118,6 +122,7 @@ class Now(msgspec.Struct, frozen=True):
     pass
 
 
+Commit: TypeAlias = Callable[[Outcome], tuple[j.Entry, dict[str, bytes]] | None]
 Command: TypeAlias = Load | Append | Call | Wait | Post | Now
 Machine: TypeAlias = Generator[Command, Any, Any]
 
@@ -251,6 +256,8 @@ class _Work:
         while True:
             self.woken = len(self.life.state.woken) if self.life else 0
             outcome: Outcome = yield from self.call()
+            if outcome.committed:
+                return outcome.value
             self.progress, self.text = outcome.progress, outcome.text or self.text
             if isinstance(outcome.error, RunSuspended) and self.life:
                 yield from self.wait_for_run(outcome.error)
@@ -301,8 +308,9 @@ class _Work:
                 partial = step.partial_text
                 progress = (yield from load(step.progress)) if step.progress is not None else None
             yield Append((self.started(first=step is None),), self.life.durability in ("strict", "pipelined"))
+        commit = self.commit if self.request.options.transaction else None
         try:
-            return (yield Call("body", self.number, self.attempt, self.key, progress, partial, self.inner()))
+            return (yield Call("body", self.number, self.attempt, self.key, progress, partial, self.inner(), commit))
         except BaseException as stopped:  # cancelled, or told to exit: in doubt, not failed
             if self.life:
                 reason = type(stopped).__name__
@@ -346,6 +354,23 @@ class _Work:
             return unusable, None, {}
         return error, payload, blobs
 
+    def commit(self, outcome: Outcome) -> tuple[j.Entry, dict[str, bytes]] | None:
+        """What to record of an outcome in the transaction that it was made in; None: nothing, it is rolled back."""
+        error, payload, blobs = self.judge(outcome)
+        return None if error is not None or payload is None else (self.completed(payload, outcome.seconds), blobs)
+
+    def completed(
+        self, payload: codec.Payload, seconds: float, flagged: str = "", verified: bool = False
+    ) -> j.StepCompleted:
+        return j.StepCompleted(
+            step=self.number,
+            attempt=self.attempt,
+            output=payload,
+            flagged=flagged,
+            seconds=seconds,
+            verified=verified,
+        )
+
     def complete(
         self,
         payload: codec.Payload | None,
@@ -355,15 +380,7 @@ class _Work:
         verified: bool = False,
     ) -> Machine:
         if self.life and payload is not None:
-            entry = j.StepCompleted(
-                step=self.number,
-                attempt=self.attempt,
-                output=payload,
-                flagged=flagged,
-                seconds=seconds,
-                verified=verified,
-            )
-            yield Append((entry,), self.final_wait, blobs)
+            yield Append((self.completed(payload, seconds, flagged, verified),), self.final_wait, blobs)
 
     def wait_out(self, error: Exception, pause: float, seconds: float) -> Machine:
         """A rate limit (C10): remember when to go on, and wait until then, in this process or the next."""

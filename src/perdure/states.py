@@ -18,6 +18,7 @@ PAUSED: Final = "paused"
 INTERRUPTED: Final = "interrupted"
 PENDING_INPUT: Final = "pending_input"
 READY: Final = "ready"
+QUEUED: Final = "queued"
 CANCELLED: Final = "cancelled"
 CRASHED: Final = "crashed"
 FLAGGED: Final = "flagged"
@@ -28,6 +29,9 @@ INVALIDATED: Final = "invalidated"
 
 RUN: Final[dict[tuple[str | None, str], str]] = {
     (None, "run_began"): RUNNING,
+    (None, "run_queued"): QUEUED,
+    (QUEUED, "run_resumed"): RUNNING,
+    (QUEUED, "run_paused"): PAUSED,
     (RUNNING, "run_completed"): COMPLETED,
     (RUNNING, "run_failed"): FAILED,
     (RUNNING, "run_paused"): PAUSED,
@@ -46,6 +50,7 @@ RUN: Final[dict[tuple[str | None, str], str]] = {
     (PENDING_INPUT, "run_woken"): READY,
     (WAITING, "run_woken"): READY,
     (PAUSED, "run_released"): READY,
+    (FAILED, "run_released"): READY,
     (PENDING_INPUT, "run_resumed"): RUNNING,
     (WAITING, "run_resumed"): RUNNING,
     (READY, "run_resumed"): RUNNING,
@@ -55,7 +60,7 @@ RUN: Final[dict[tuple[str | None, str], str]] = {
     # a person gave it up
     **{
         (state, "run_cancelled"): CANCELLED
-        for state in (RUNNING, FAILED, PAUSED, INTERRUPTED, PENDING_INPUT, WAITING, READY)
+        for state in (RUNNING, FAILED, PAUSED, INTERRUPTED, PENDING_INPUT, WAITING, READY, QUEUED)
     },
 }
 
@@ -104,6 +109,9 @@ RUN_UNFINISHED: Final = frozenset({RUNNING, INTERRUPTED, CRASHED})
 
 RUN_SUSPENDED: Final = frozenset({PENDING_INPUT, WAITING})
 """states of a run that waits in no process"""
+
+RUN_WAITS_FOR_WORKER: Final = frozenset({QUEUED, READY, INTERRUPTED, CRASHED})
+"""states of a run that can go on, and that nobody executes"""
 
 RUN_OVER: Final = frozenset({COMPLETED, CANCELLED})
 """states that nothing from outside changes any more"""

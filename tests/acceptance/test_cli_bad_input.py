@@ -30,7 +30,7 @@ def paragraph(shell: Shell, *words: str, code: int) -> str:
     ("url", "said"),
     [
         ("mongodb:x", "no store of the kind 'mongodb'. Use one of memory:, file:DIR, sqlite:PATH"),
-        ("postgresql://me:secret@host/db", "no store for postgresql: yet"),
+        ("postgresql://me:secret@host/db?lease=never", "lease='never' must be a number of seconds"),
         ("sqlite:", "names no path"),
         ("runs.db", "'runs.db' is not the URL of a store. Use one of"),
         ("sqlite:taken/runs.db", "taken"),
@@ -46,6 +46,16 @@ def test_a_store_that_cannot_be(make_shell: Callable[[str], Shell], url: str, sa
     done = shell(*RUN, "--store", url, code=2)
     assert said in done.stderr and "secret" not in done.stderr
     assert (shell.folder / "taken").read_text() == "mine" and shell.ran() == []
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "redis"])
+def test_a_server_that_is_not_there_is_named_without_its_password(
+    make_shell: Callable[[str], Shell], kind: str
+) -> None:
+    shell = make_shell("memory:")
+    done = shell(*RUN, "--store", f"{kind}://me:secret@127.0.0.1:1/0", code=4)
+    assert f"{kind}://me:***@127.0.0.1:1" in done.stderr and "secret" not in done.stderr
+    assert "Traceback" not in done.stderr and shell.ran() == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from perdure import journal as j
 from perdure.errors import CorruptStore, NewerFormat
 from perdure.fold import State, fold
 from perdure.framing import frame
-from perdure.model import Budget, ErrorInfo, RunKey, Usage
+from perdure.model import Budget, ErrorInfo, Limits, RunKey, Usage
 
 KEY = RunKey("paper", 1)
 ONE = codec.dumps(1, "value")[0]
@@ -30,6 +30,7 @@ RUN_ENTRIES: dict[str, j.Entry] = {
     "run_pending_input": j.RunSuspended(reason="waits", input=True),
     "run_waiting": j.RunSuspended(reason="waits", wake=9.0),
     "run_cancelled": j.RunCancelled(reason="enough", by="ada"),
+    "run_queued": j.RunQueued(run_id="r", flow="f", queue="q", wake=9.0),
 }
 STEP_ENTRIES: dict[str, j.Entry] = {
     "step_completed": j.StepCompleted(step=1, attempt=1, output=ONE),
@@ -44,7 +45,8 @@ STEP_ENTRIES: dict[str, j.Entry] = {
 STARTED = j.StepStarted(step=1, attempt=1, name="load", fingerprint="x")
 REACH_RUN: dict[str | None, list[str]] = {
     None: [],
-    **{status: ["run_began"] for status in (states.RUNNING,)},
+    states.RUNNING: ["run_began"],
+    states.QUEUED: ["run_queued"],
     **{
         states.RUN[states.RUNNING, f"run_{end}"]: ["run_began", f"run_{end}"]
         for end in ("completed", "failed", "paused", "interrupted", "pending_input", "waiting", "cancelled")
@@ -246,6 +248,21 @@ def test_journals_that_waited_of_every_released_version_still_fold(path: Path) -
     )
     assert isinstance(decided[4], j.QuestionClosed) and not decided[4].expired
     assert {name: len(queue) for name, queue in state.waits.signals.items()} == {"other": 1}
+
+
+@pytest.mark.parametrize("path", _kept("*-queued.jsonl"), ids=lambda p: p.stem)
+def test_journals_of_submitted_runs_of_every_released_version_still_fold(path: Path) -> None:  # X4 X13
+    lines = path.read_bytes().splitlines(keepends=True)
+    row = fold(KEY, lines[:1]).meta()
+    assert (row.status, row.queue, row.priority, row.wake, row.begun) == ("queued", "night", 5, 1795249400.0, 0.0)
+    assert row.limits == Limits(concurrency=2, rate=10, per=60.0) and row.idempotency_key == "k-1"
+    crashed = fold(KEY, lines[:5])
+    assert (crashed.version, crashed.crashes, crashed.meta().wake) == ("2", 1, crashed.meta().begun)
+    paused = fold(KEY, lines[:6])
+    assert (paused.status, paused.crashes, paused.steps[1].status) == ("paused", 2, "crashed")
+    state = fold(KEY, lines)
+    assert (state.status, state.lives, state.crashes, state.forgiven) == ("ready", 3, 0, state.updated)
+    assert [attempt.outcome for attempt in state.steps[1].attempts] == ["crashed", "crashed", "completed"]
 
 
 def test_the_journals_kept_have_every_kind() -> None:  # X13

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.errors import ConfigError, CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
 from perdure.model import RunKey
-from perdure.stores.base import Append
+from perdure.stores import sqlite_setup
+from perdure.stores.base import Append, Which
 from perdure.stores.sqlite import SqliteStore
 from perdure.testing.processes import Child
 from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records
@@ -116,29 +118,38 @@ def test_a_schema_that_cannot_be_completed_is_not_begun(tmp_path: Path) -> None:
     assert sql(path, "SELECT name FROM sqlite_schema") == [("perdure_blobs",)]
 
 
+_STEPS = sorted((Path(sqlite_setup.__file__).parent / "migrations" / "sqlite").glob("*.sql"))
+
+
 def test_opening_twice_migrates_once(path: Path) -> None:
     SqliteStore(path).close()
-    assert sql(path, "SELECT version, name FROM perdure_schema") == [
-        (1, "0001_runs_journal_blobs"),
-        (2, "0002_inbox"),
-    ]
+    assert sql(path, "SELECT version, name FROM perdure_schema") == list(enumerate((p.stem for p in _STEPS), 1))
 
 
-def test_a_store_of_the_first_schema_is_migrated_and_its_runs_go_on(tmp_path: Path) -> None:  # K4 X13
+@pytest.mark.parametrize("version", range(1, len(_STEPS)))
+def test_a_store_of_an_older_schema_is_migrated_and_its_runs_go_on(tmp_path: Path, version: int) -> None:  # K4 X13
     path = tmp_path / "runs.db"
-    store = SqliteStore(path)
-    store.append([item(store.claim(KEY), 0, 3)])
-    store.close()
-    sql(path, "DROP TABLE perdure_inbox")
-    for name in ("perdure_due", "perdure_unread"):
-        sql(path, f"DROP INDEX {name}")
-    for name in ("posts", "taken", "wake"):
-        sql(path, f"ALTER TABLE perdure_runs DROP COLUMN {name}")
-    sql(path, "DELETE FROM perdure_schema WHERE version = 2")
+    sql(path, "CREATE TABLE perdure_schema (version INTEGER PRIMARY KEY, name TEXT, applied REAL) STRICT")
+    for number, step in enumerate(_STEPS[:version], 1):
+        sql(path, step.read_text())
+        sql(path, "INSERT INTO perdure_schema VALUES (?, ?, 0)", number, step.stem)
+    row = msgspec.json.encode(msgspec.structs.replace(meta(KEY, 3), flow="crew")).decode()
+    columns, last = "run, goal, episode, seq, status, meta, epoch, owner, since", ("a" * 32, 9.0)
+    sql(
+        path,
+        f"INSERT INTO perdure_runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        *(1, KEY.goal, KEY.episode, 3, "running", row, 7, *last),
+    )
+    for seq, record in enumerate(records(KEY, 0, 3), 1):
+        sql(path, "INSERT INTO perdure_journal VALUES (1, ?, ?)", seq, record)
     store = SqliteStore(path, create=False)
+    assert [row.key for row in store.runs(Which(due=9.0, flows=("crew",)))] == [KEY], "its holder has died"
+    assert store.runs(Which(due=8.9)) == []
     assert store.read(KEY) == list(records(KEY, 0, 3)) and store.post(KEY, 1, posts(KEY, 1)[0])
-    assert store.append([item(store.claim(KEY), 3)]) == [None]
-    assert [row.unread for row in store.runs(due=1.0)] == [1]
+    lease = store.claim(KEY)
+    assert lease.epoch == 8 and store.append([item(lease, 3)]) == [None]
+    store.release(lease)
+    assert [row.unread for row in store.runs(Which(due=1.0))] == [1]
     store.close()
 
 
@@ -146,11 +157,17 @@ def test_what_is_due_is_found_without_looking_at_every_run(path: Path) -> None:
     store = SqliteStore(path)
     asked: list[str] = []
     store._select = lambda sql, values=(): (asked.append(sql), [])[1]  # type: ignore[method-assign]
-    store.runs(due=5.0)
-    (statement,) = asked
-    plan = [str(row[3]) for row in sql(path, f"EXPLAIN QUERY PLAN {statement}", None, 5.0)]
-    looked = [line for line in plan if "perdure_runs" in line]
-    assert looked and all("perdure_due" in line or "perdure_unread" in line or "rowid=?" in line for line in looked)
+    for which, values in ((Which(due=5.0), (5.0,)), (Which(active=5.0, queues=("q",)), (5.0, "q"))):
+        store.runs(which)
+        plan = [
+            str(row[3])
+            for statement in asked
+            for row in sql(path, f"EXPLAIN QUERY PLAN {statement}", *values[: statement.count("?")])
+        ]
+        looked = [line for line in plan if "perdure_runs" in line]
+        indexed = ("perdure_due", "perdure_unread", "perdure_held", "perdure_begun", "rowid=?")
+        assert looked and all(any(name in line for name in indexed) for line in looked), looked
+        asked.clear()
     store.close()
 
 

@@ -61,8 +61,6 @@ def test_a_url_chooses_the_store(
         "",
         "runs.db",
         "mysql://u:secret@db/x",
-        "postgresql://u:secret@db/x",
-        "redis://:secret@db/0",
         "sqlite:",
         "sqlite:///",
         "sqlite://host/x",
@@ -190,3 +188,22 @@ def test_the_place_may_be_given_in_different_ways(kind: str, tmp_path: Path, mon
             store.claim(RunKey("paper"))
     for store in stores:
         store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://u:s3cret@127.0.0.1:1/x?schema=a'b", "schema="),
+        ("postgresql://u:s3cret@127.0.0.1:1/x?schema=pg_own", "schema="),
+        ("postgresql://u:s3cret@127.0.0.1:1/x?lease=soon", "lease='soon'"),
+        ("postgresql://u:s3cret@127.0.0.1:1/x?nonsense=1", "nonsense"),
+        ("postgres://u:s3cret@127.0.0.1:1/x?lease=0.1", "lease='0.1'"),
+        ("redis://u:s3cret@127.0.0.1:1/0?lease=0", "lease"),
+        ("valkey://u:s3cret@127.0.0.1:1/0?prefix=a b", "prefix"),
+        ("redis://u:s3cret@127.0.0.1:1/0?waitaof=perhaps", "waitaof"),
+    ],
+)
+def test_what_is_wrong_in_the_url_of_a_server_is_named_and_its_password_is_not(url: str, said: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        open_store(url)
+    assert said in str(told.value) and "s3cret" not in str(told.value)

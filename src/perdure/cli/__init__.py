@@ -10,14 +10,16 @@ import click
 
 from perdure import __version__
 from perdure.cli.agents import files, show_transcript
+from perdure.cli.check import check, schema
 from perdure.cli.demo import demo
 from perdure.cli.graph import graph
 from perdure.cli.listing import ls, output, show
 from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
 from perdure.cli.run import resume, run
-from perdure.cli.stopping import cancel, pause, unpause
+from perdure.cli.stopping import cancel, pause, retry, unpause
 from perdure.cli.tail import tail
 from perdure.cli.waiting import answer, questions, signal
+from perdure.cli.workers import submit, worker
 from perdure.errors import PerdureError
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:3d}  {meaning}" for code, meaning in MEANING.items())
@@ -37,6 +39,8 @@ def cli() -> None:
       perdure resume RUN --app review.py:review             go on with one
       perdure questions                                     what runs ask people
       perdure answer RUN                                    answer one
+      perdure submit review.py:review -i paper=paper.md     have a worker execute it
+      perdure worker --app review.py                        be one
 
     The store is sqlite:.perdure/runs.db unless --store or PERDURE_STORE says otherwise.
     """
@@ -44,7 +48,8 @@ def cli() -> None:
 
 for _commands in (
     (run, resume, ls, show, output, tail, show_transcript, files, graph),
-    (questions, answer, signal, pause, unpause, cancel, demo),
+    (questions, answer, signal, pause, unpause, retry, cancel),
+    (submit, worker, check, schema, demo),
 ):
     for _command in _commands:
         cli.add_command(_command)

@@ -20,7 +20,7 @@ from perdure.runtime.client import Client
 
 _STATUSES = (
     *("running", "crashed", "completed", "failed", "paused", "interrupted"),
-    *("pending_input", "waiting", "ready", "cancelled"),
+    *("queued", "pending_input", "waiting", "ready", "cancelled"),
 )
 store_option = click.option("--store", help="Where the journal is kept. [PERDURE_STORE, or sqlite:.perdure/runs.db]")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
@@ -37,9 +37,10 @@ def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_js
     with Client(store) as client:
         found = client.due() if due else client.runs(goal)
         rows = [row for row in found if status in (None, row.status) and goal in (None, row.goal)]
+        why = client.waiting() if any(row.status in states.RUN_WAITS_FOR_WORKER for row in rows) else {}
         place = client.url
     if as_json:
-        write(msgspec.json.encode([_row(row) for row in rows]))
+        write(msgspec.json.encode([{**_row(row), "why": why.get(row.key, "")} for row in rows]))
         return OK
     if not rows:
         click.echo(
@@ -55,7 +56,7 @@ def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_js
             f"{row.used}{f' ({row.saved} saved)' if row.saved else ''}" if row.used else "",
             age(now - row.updated) + " ago",
             holder(row),
-            head(row.reason, 60),
+            head(why.get(row.key) or row.reason, 80),
         )
         for row in rows
     ]

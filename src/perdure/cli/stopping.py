@@ -1,4 +1,4 @@
-"""``perdure pause``, ``unpause`` and ``cancel``: what people decide about a run."""
+"""``perdure pause``, ``unpause``, ``retry`` and ``cancel``: what people decide about a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from perdure import states
 from perdure.cli.listing import store_option
 from perdure.cli.outcome import OK, command
+from perdure.cli.run import resume
 from perdure.cli.waiting import by_option
 from perdure.clock import SYSTEM
 from perdure.model import RunMeta
@@ -51,6 +52,26 @@ def unpause(name: str, by: str, store: str | None) -> int:
         state = client.unpause(name, by=by)
     words = command("resume", str(state.key), "--app", state.target or "TARGET", store=store)
     click.echo(f"Run {state.key} may go on:\n  {words}")
+    return OK
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@by_option
+@click.option("--app", metavar="TARGET", help="Go on with the run at once: module:flow, file.py:flow or file.toml.")
+@store_option
+@click.pass_context
+def retry(context: click.Context, name: str, by: str, app: str | None, store: str | None) -> int:
+    """Give RUN another life after a fix: a run that failed, or was paused because it could not go on.
+
+    Its failed steps are executed again; what finished is kept. A worker takes it up, or --app executes it here.
+    """
+    with Client(store) as client:
+        state = client.retry(name, by=by)
+    if app is not None:
+        return int(context.invoke(resume, name=str(state.key), app=app, store=store))
+    words = command("resume", str(state.key), "--app", state.target or "TARGET", store=store)
+    click.echo(f"Run {state.key} may go on, in a worker or with:\n  {words}")
     return OK
 
 

@@ -20,7 +20,7 @@ import msgspec
 
 from perdure.errors import ConfigError
 from perdure.runners.toml import load_pipeline
-from perdure.runtime.steps import Flow, Function
+from perdure.runtime.steps import Flow, Function, Step
 
 _FORMS = "Give module:flow, file.py:flow or file.toml."
 
@@ -35,6 +35,17 @@ def load_target(text: str) -> Function[..., Any]:
     if not callable(found):
         raise ConfigError(f"{text} is a {type(found).__name__}, not a flow.", hint="Name a function or a flow.")
     return Flow(found, text.rpartition(":")[2], None, ())
+
+
+def load_app(text: str) -> list[Function[..., Any]]:
+    """The flows of a module or file, or the one that ``text`` names. Raises ConfigError if there are none."""
+    if text.endswith(".toml") or ":" in text:
+        return [load_target(text)]
+    module = _module(text, Path.cwd())
+    found = [value for value in vars(module).values() if isinstance(value, Function) and not isinstance(value, Step)]
+    if not found:
+        raise ConfigError(f"{text} has no flows.", hint="Decorate one with @perdure.flow, or name a function of it.")
+    return list({id(flow): flow for flow in found}.values())
 
 
 def load_function(text: str, folder: Path) -> Any:

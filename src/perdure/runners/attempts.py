@@ -29,7 +29,7 @@ from perdure.runtime.branches import Failure, result
 from perdure.runtime.children import Failed, returning
 from perdure.runtime.context import context, current
 from perdure.runtime.declare import step
-from perdure.runtime.execute import execute, execute_async, plain
+from perdure.runtime.execute import as_function, execute, execute_async
 from perdure.runtime.live import LiveRun
 from perdure.runtime.lives import Start as Begin
 from perdure.runtime.steps import Function, Step
@@ -111,7 +111,7 @@ class BestOf(Shape):
         if isinstance(flow, Step):
             raise ConfigError(f"best_of: {flow.name} is a step; attempts are made at a flow that calls it.")
         self.n, self.enough, self.limit = n, enough, limit
-        self.flow: Function[..., Any] = flow if isinstance(flow, Function) else plain(flow)
+        self.flow: Function[..., Any] = as_function(flow)
         self.judge = Task(judge, name="judge")
         asynchronous = self.flow.is_async
         attempt = self._attempt_async if asynchronous else self._attempt

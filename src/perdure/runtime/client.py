@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,17 @@ from perdure.errors import AnswerRefused, ConfigError, RunNotFound
 from perdure.fold import State, fold
 from perdure.inbox import refuse_closed
 from perdure.journal import decode
-from perdure.model import Question, RunKey, RunMeta, check_name
+from perdure.model import OWN, Question, RunKey, RunMeta, check_name
 from perdure.record import Step
 from perdure.runtime.config import default_store
 from perdure.runtime.forms import as_json, fitting
+from perdure.runtime.lease import clock_of
 from perdure.runtime.outputs import Outputs, outputs_folder, readable
 from perdure.runtime.settle import seen, send
+from perdure.runtime.why import announced, why_waiting
+from perdure.runtime.worker import WORKER
 from perdure.stores import open_store
-from perdure.stores.base import Store
+from perdure.stores.base import Capabilities, Store, Which
 
 
 class Client:
@@ -32,7 +36,7 @@ class Client:
 
     def __init__(self, store: str | Store | None = None, *, clock: Clock = SYSTEM) -> None:
         self._store = open_store(store if store is not None else default_store(), create=False)
-        self._clock = clock
+        self._clock = clock_of(self._store, clock)
 
     def __enter__(self) -> Self:
         return self
@@ -49,9 +53,27 @@ class Client:
     def url(self) -> str:
         return self._store.url
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store promises."""
+        return self._store.capabilities
+
+    def warnings(self) -> list[str]:
+        """What stands against that, and what was found damaged since the last call: one sentence each."""
+        return self._store.warnings()
+
     def runs(self, goal: str | None = None) -> list[RunMeta]:
         """A row for every run; one that nobody runs any more, and that did not end, has status "crashed" (B2)."""
-        return [self._seen(row) for row in self._store.runs(goal)]
+        rows = self._store.runs(Which(goal=goal))
+        return [self._seen(row) for row in rows if not row.goal.startswith(OWN)]
+
+    def waiting(self) -> dict[RunKey, str]:
+        """Why runs that can go on are not executed, as far as living workers tell: they lack the flow, or a version of
+        it, their queue is at its limits, or there is no worker."""
+        rows = self._store.runs()
+        workers, now = announced(rows), self._clock.now()
+        told = {row.key: why_waiting(self._seen(row), rows, workers, now) for row in rows if row.flow != WORKER}
+        return {key: why for key, why in told.items() if why}
 
     def interrupted(self) -> list[RunMeta]:
         """Runs that were in flight and did not finish cleanly, and that nobody is running now."""
@@ -174,8 +196,43 @@ class Client:
 
     def unpause(self, name: str, *, by: str) -> State:
         """Let a paused run go on; whoever executes runs may take it up. Raises AnswerRefused if it is not paused."""
+        return self._release(name, by, self._refuse_unpause)
+
+    def retry(self, name: str, *, by: str) -> State:
+        """Give another life to a run that failed, or that was paused because it could not go on: its program has been
+        mended, say. Steps that failed are executed again, crashes so far are forgiven, what finished is kept.
+
+        Raises AnswerRefused for a run that can go on by itself, that a person stopped, or that is over.
+        """
+        return self._release(name, by, self._refuse_retry)
+
+    def _release(self, name: str, by: str, refuse: Callable[[State], None]) -> State:
         _check_by(by)
-        return send(self._store, self._clock, self.find(name).key, lambda _: j.RunReleased(by=by))
+
+        def make(state: State) -> j.Posted:
+            refuse(state)
+            return j.RunReleased(by=by)
+
+        return send(self._store, self._clock, self.find(name).key, make)
+
+    def _refuse_unpause(self, state: State) -> None:
+        if state.status == states.FAILED:
+            raise AnswerRefused(
+                f"run {state.key} is not paused: it failed. Nothing was changed.",
+                hint=f"Try it again with: perdure retry {state.key}",
+            )
+
+    def _refuse_retry(self, state: State) -> None:
+        if state.status == states.PAUSED and state.stopped_by:
+            raise AnswerRefused(
+                f"run {state.key} was stopped by {state.stopped_by}: {state.reason}. Nothing was changed.",
+                hint=f"Let it go on with: perdure unpause {state.key}",
+            )
+        if state.status not in (states.PAUSED, states.FAILED, *states.RUN_OVER):
+            raise AnswerRefused(
+                f"run {state.key} has not failed: it is {state.status}. Nothing was changed.",
+                hint="A run that crashed or was interrupted goes on when it is run, or a worker takes it up.",
+            )
 
     def cancel(self, name: str, *, by: str, reason: str = "") -> State:
         """Give a run up, and the runs that it began. Steps that run are cancelled, clean-ups executed; a run that has
@@ -198,7 +255,7 @@ class Client:
 
     def due(self) -> list[RunMeta]:
         """Suspended runs that can go on now: what they waited for is there, or the date has come."""
-        rows = self._store.runs(due=self._clock.now())
+        rows = self._store.runs(Which(due=self._clock.now()))
         return [row for row in map(self._seen, rows) if row.holder is None and row.status == states.READY]
 
     def _state(self, key: RunKey) -> State:

@@ -28,14 +28,17 @@ class CheckpointConfig:
       warning).
     - ``nondeterminism``: "warn" and execute, or "raise", when a step is asked for with inputs that no record has.
     - ``on_question``: functions, sync or async, that tell people of a question (by mail, chat, a webhook). Each is
-      called at least once when the question is durable; repeats have the same ``Question.id``. One that fails is called
-      again some times, and never stops the run.
+      called at least once when the question is durable; repeats have the same ``Question.id``. One that fails is
+      called again some times, and never stops the run.
+    - ``crash_limit``: how often in a row one step, or a run that completes nothing in between, may take its process
+      down before the run is paused, with the step named, instead of being executed once more.
     - ``outputs``: a folder in which every completed step's output is kept as a file of its own, with any store.
     """
 
     durability: Durability = "strict"
     store_failure: StoreFailure = "stop"
     nondeterminism: Nondeterminism = "warn"
+    crash_limit: int = 5
     outputs: str | Path | None = None
     on_question: tuple[Callable[[Question], object], ...] = ()
 
@@ -48,6 +51,8 @@ class CheckpointConfig:
             value = getattr(self, field)
             if value not in allowed:
                 raise ConfigError(f"{field} must be one of {', '.join(map(repr, allowed))}, not {value!r}.")
+        if not isinstance(self.crash_limit, int) or isinstance(self.crash_limit, bool) or self.crash_limit < 1:
+            raise ConfigError(f"crash_limit must be a whole number from 1, not {self.crash_limit!r}.")
         if not isinstance(self.on_question, tuple) or not all(callable(hook) for hook in self.on_question):
             raise ConfigError(f"on_question must be a tuple of functions, not {self.on_question!r}.")
         if self.outputs is not None and not isinstance(self.outputs, str | Path):

@@ -37,6 +37,7 @@ class StepContext:
         self._over = False
         self._buffer: list[str] = []
         self._in_flight = False
+        self._connection: Any = None
 
     @property
     def idempotency_key(self) -> str:
@@ -50,8 +51,17 @@ class StepContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run is being cancelled: a long sync step may look, and end early. Async ones are cancelled."""
-        return self._run is not None and self._run.halt == "cancelled"
+        """Whether the run is being cancelled, or goes on elsewhere: a long sync step may look, and end early. Async
+        ones are cancelled."""
+        return self._run is not None and (self._run.halt == "cancelled" or self._run.broken is not None)
+
+    @property
+    def transaction(self) -> Any:
+        """The driver's connection (apsw or psycopg) to the store, inside the transaction in which this step's
+        completion is recorded. Raises ConfigError unless the step is declared ``transaction=True``."""
+        if self._connection is None:
+            raise ConfigError(f"step {self.name} is not declared transaction=True, and has no transaction.")
+        return self._connection
 
     @property
     def durability(self) -> Durability:
@@ -128,6 +138,10 @@ class StepContext:
     def _check(self) -> None:
         if self._over:
             raise StepTimeout(f"step {self.name}: attempt {self.attempt} has ended; what it saves now is not kept.")
+
+    def lend(self, connection: Any) -> None:
+        """The attempt runs in a transaction."""
+        self._connection = connection
 
     def end(self, keep_text: bool) -> None:
         """The attempt is over. Text not yet written is kept if the output does not replace it."""

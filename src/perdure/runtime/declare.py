@@ -34,6 +34,7 @@ def step(
     key: str | Callable[..., str] | None = None,
     ignore: tuple[str, ...] = (),
     metered: bool = False,
+    transaction: bool = False,
 ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 def step(
     fn: Callable[P, R] | None = None,
@@ -50,6 +51,7 @@ def step(
     key: str | Callable[..., str] | None = None,
     ignore: tuple[str, ...] = (),
     metered: bool = False,
+    transaction: bool = False,
 ) -> Step[P, R] | Callable[[Callable[P, R]], Step[P, R]]:
     """Make a function a step: a named unit of work whose result is kept.
 
@@ -64,6 +66,10 @@ def step(
     - ``key``: identity instead of the arguments, text or a function of them. ``ignore``: arguments outside of it.
     - ``metered``: each attempt is a call that is paid for; it counts in the run's usage and against its budget, also
       when it crashes. What a call has used, ``context().spent`` says.
+    - ``transaction``: the body is given a transaction of the store (``context().transaction``, the driver's
+      connection), in which its completion is recorded too: its effect on tables beside the store's is there exactly
+      once. For short sync functions on ``sqlite:`` and ``postgresql:``; meanwhile nothing else of the process is
+      committed.
 
     Raises ConfigError for a wrong declaration.
     """
@@ -75,11 +81,19 @@ def step(
         raise ConfigError("on_crash='verify' and verify=FUNCTION go together.")
     if timeout is not None and not timeout > 0:
         raise ConfigError(f"timeout must be a number of seconds above 0, not {timeout!r}.")
+    if transaction and (on_crash != "rerun" or on_refused != "fail" or timeout is not None):
+        raise ConfigError(
+            "transaction=True excludes timeout=, on_crash= and on_refused='flag'.",
+            hint="Such a step is never in doubt: what is not recorded was rolled back.",
+        )
     policy = retries if isinstance(retries, RetryPolicy) else RetryPolicy(retries=retries, backoff=backoff)
 
     def decorate(fn: Callable[P, R]) -> Step[P, R]:
         if not callable(fn) or inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
             raise ConfigError(f"A step must be a function or a coroutine function, not {fn!r}.")
+        named = name or str(getattr(fn, "__name__", "step"))
+        if transaction and inspect.iscoroutinefunction(fn):
+            raise ConfigError(f"{named} is async; a step that takes a transaction must be a sync function.")
         returns_nothing = getattr(fn, "__annotations__", {}).get("return", ...) in (None, "None")
         checked = check if check is not None else (None if returns_nothing else not_empty)
         declared = StepOptions(
@@ -89,8 +103,8 @@ def step(
             on_refused=on_refused,
             on_crash=on_crash,
             metered=metered,
+            transaction=transaction,
         )
-        named = name or str(getattr(fn, "__name__", "step"))
         finds_out = ask_people(fn, named) if on_crash == "ask" else verify
         return Step(fn, named, declared, finds_out, key, tuple(ignore))
 
@@ -101,20 +115,39 @@ def step(
 def flow(fn: Callable[P, R], /) -> Flow[P, R]: ...
 @overload
 def flow(
-    *, name: str | None = None, on_cancel: Callable[P, object] | None = None
+    *,
+    name: str | None = None,
+    on_cancel: Callable[P, object] | None = None,
+    version: str = "",
+    accepts: tuple[str, ...] = (),
 ) -> Callable[[Callable[P, R]], Flow[P, R]]: ...
 def flow(
-    fn: Callable[P, R] | None = None, /, *, name: str | None = None, on_cancel: Callable[P, object] | None = None
+    fn: Callable[P, R] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    on_cancel: Callable[P, object] | None = None,
+    version: str = "",
+    accepts: tuple[str, ...] = (),
 ) -> Flow[P, R] | Callable[[Callable[P, R]], Flow[P, R]]:
     """Make a function a flow: what ``perdure.run`` executes. Called inside another run it gets a scope of its own.
 
-    ``on_cancel``: a function that cleans up when the run is cancelled in the middle of this flow. It is given the
-    flow's arguments; its steps are durable. Raises ConfigError for a wrong declaration.
+    - ``on_cancel``: a function that cleans up when the run is cancelled in the middle of this flow. It is given the
+      flow's arguments; its steps are durable.
+    - ``version``: of this code, any text. A worker goes on only with runs of its own version, and with those that
+      ``accepts`` lists. Without one it goes on with runs that have none.
+
+    Raises ConfigError for a wrong declaration.
     """
+    versions: object = accepts
+    if not isinstance(versions, tuple | list) or not all(isinstance(told, str) for told in (version, *versions)):
+        raise ConfigError(f"version must be text and accepts a tuple of texts, not {version!r} and {accepts!r}.")
 
     def decorate(fn: Callable[P, R]) -> Flow[P, R]:
         if not callable(fn):
             raise ConfigError(f"A flow must be a function, not {fn!r}.")
-        return Flow(with_cleanup(fn, on_cancel), name or str(getattr(fn, "__name__", "flow")), None, ())
+        made = Flow(with_cleanup(fn, on_cancel), name or str(getattr(fn, "__name__", "flow")), None, ())
+        made.version, made.accepts = version, tuple(accepts)
+        return made
 
     return decorate(fn) if fn is not None else decorate

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from perdure import replay
 from perdure.clock import SYSTEM
-from perdure.errors import Halted, RunCancelled, RunStopped, StepTimeout
+from perdure.errors import ConfigError, Halted, RunCancelled, RunStopped, StepTimeout
 from perdure.journal import Posted
 from perdure.life import Cursor
 from perdure.replay import Call, Command, Machine, Outcome
@@ -20,6 +20,7 @@ from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
 from perdure.runtime.strands import deeper, lending
 from perdure.runtime.threads import in_thread
+from perdure.runtime.transact import transact
 from perdure.waits import Dropped
 
 
@@ -152,7 +153,19 @@ def _frame(call: Call, run: LiveRun | None, body: Body) -> tuple[StepContext, Fr
 
 
 def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:
+    if call.commit is None:
+        return _execute(call, run, body)
+    if run is None or not run.durability.durable:
+        raise ConfigError(
+            f"step {body.name} takes a transaction, and this is no run with a store that has one.",
+            hint="Run it with store='sqlite:...' or 'postgresql://...'.",
+        )
+    return transact(run, lambda connection: _execute(call, run, body, connection), call.commit)
+
+
+def _execute(call: Call, run: LiveRun | None, body: Body, connection: Any = None) -> Outcome:
     context, frame = _frame(call, run, body)
+    context.lend(connection)
     work = body.verify if call.what == "verify" and body.verify else body.run
     clock = run.clock if run else SYSTEM
     began = clock.monotonic()

@@ -70,6 +70,8 @@ def finalised(run: LiveRun) -> Iterator[None]:
             told = _record_end(run, error, outside)
             if told is not error:
                 raise told from None
+        elif run.broken is not None and not outside and isinstance(error, CancelledError | Halted):
+            raise run.broken from None  # why we unwound it
         raise
     finally:
         run.leave_task()

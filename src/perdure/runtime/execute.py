@@ -17,7 +17,7 @@ from perdure.runtime.context import Frame, entered
 from perdure.runtime.drive import post
 from perdure.runtime.endings import completed, finalised, unanswered
 from perdure.runtime.live import LiveRun
-from perdure.runtime.lives import Finished, Lives, Start
+from perdure.runtime.lives import Finished, Inputs, Lives, Start
 from perdure.runtime.steps import Function, Step
 from perdure.runtime.threads import in_thread
 
@@ -30,9 +30,7 @@ def prepare(
 ) -> tuple[Function[..., Any], Start]:
     """Split options of the run from keyword arguments of the flow, and check both before anything is opened."""
     RunKey.of(goal)
-    if isinstance(flow, Step):
-        raise ConfigError(f"{flow.name} is a step, not a flow.", hint="Run a flow that calls it.")
-    function = flow if isinstance(flow, Function) else plain(flow)
+    function = as_function(flow)
     chosen = {name: options[name] for name in _OF_THE_RUN if name in options}
     kwargs = {name: value for name, value in options.items() if name not in chosen}
     chosen["wait"] = patience(chosen.get("wait", False))
@@ -44,8 +42,16 @@ def prepare(
         raise ConfigError(f"flow {function.name}: {error}.", hint=f"It takes {function.signature}.") from None
     rerun = chosen.pop("rerun", ())
     rerun = (rerun,) if isinstance(rerun, str) else tuple(rerun)
-    inputs = (args, kwargs)
-    start = Start(goal, rerun=rerun, flow=function.name, digest=function.digest, args=infos, inputs=inputs, **chosen)
+    start = Start(
+        goal,
+        rerun=rerun,
+        flow=function.name,
+        digest=function.digest,
+        version=function.version,
+        args=infos,
+        inputs=(args, kwargs),
+        **chosen,
+    )
     return function, start
 
 
@@ -85,20 +91,26 @@ def execute(lives: Lives, function: Function[..., Any], start: Start, watched: W
         watched.begins(began)
     if isinstance(began, Finished):
         return began.value
-    args, kwargs = start.inputs
     if began is None:
+        args, kwargs = start.inputs
         return function.fn(*args, **kwargs)
+    return carry_out(lives, function, began, start.inputs)
+
+
+def carry_out(lives: Lives, function: Function[..., Any], run: LiveRun, inputs: Inputs) -> Any:
+    """Call the sync flow of a run that has begun, record how it ended, and give it up."""
+    args, kwargs = inputs
     try:
-        with finalised(began):
-            with entered(Frame(began, Cursor(began.life, ""))):
+        with finalised(run):
+            with entered(Frame(run, Cursor(run.life, ""))):
                 value = function.fn(*args, **kwargs)
-            for question in unanswered(began):
-                post(began, question).result()
-            entry, blobs = completed(began, value)
-            began.wait(began.emit((entry,), blobs, last=True))
+            for question in unanswered(run):
+                post(run, question).result()
+            entry, blobs = completed(run, value)
+            run.wait(run.emit((entry,), blobs, last=True))
             return value
     finally:
-        lives.end(began)
+        lives.end(run)
 
 
 async def execute_async(lives: Lives, function: Function[..., Any], start: Start) -> Any:
@@ -106,21 +118,27 @@ async def execute_async(lives: Lives, function: Function[..., Any], start: Start
     began = await _begin(lives, start)
     if isinstance(began, Finished):
         return began.value
-    args, kwargs = start.inputs
     if began is None:
+        args, kwargs = start.inputs
         return await function.fn(*args, **kwargs)
+    return await carry_out_async(lives, function, began, start.inputs)
+
+
+async def carry_out_async(lives: Lives, function: Function[..., Any], run: LiveRun, inputs: Inputs) -> Any:
+    """As ``carry_out``, for an async flow, in this task."""
+    args, kwargs = inputs
     try:
-        with finalised(began):
-            began.enter_task()
-            with entered(Frame(began, Cursor(began.life, ""), is_async=True)):
+        with finalised(run):
+            run.enter_task()
+            with entered(Frame(run, Cursor(run.life, ""), is_async=True)):
                 value = await function.fn(*args, **kwargs)
-            for question in unanswered(began):
-                await asyncio.wrap_future(post(began, question))
-            entry, blobs = completed(began, value)
-            await began.wait_async(began.emit((entry,), blobs, last=True))
+            for question in unanswered(run):
+                await asyncio.wrap_future(post(run, question))
+            entry, blobs = completed(run, value)
+            await run.wait_async(run.emit((entry,), blobs, last=True))
             return value
     finally:
-        lives.end(began, wait=False)
+        lives.end(run, wait=False)
 
 
 _BRIEF = 1.0
@@ -170,8 +188,12 @@ def _abandon(lives: Lives, beginning: Future[LiveRun | Finished | None]) -> None
             lives.end(run)
 
 
-def plain(flow: Callable[..., Any]) -> Function[..., Any]:
-    """An undecorated function as a flow."""
+def as_function(flow: Callable[..., Any]) -> Function[..., Any]:
+    """A flow, or an undecorated function as one. Raises ConfigError for a step."""
+    if isinstance(flow, Step):
+        raise ConfigError(f"{flow.name} is a step, not a flow.", hint="Run a flow that calls it.")
+    if isinstance(flow, Function):
+        return flow
     if not callable(flow):
         raise ConfigError(f"A flow must be a function, not {flow!r}.")
     return Function(flow, str(getattr(flow, "__name__", "flow")).replace("<lambda>", "flow"), None, ())

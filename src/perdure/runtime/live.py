@@ -134,6 +134,7 @@ class LiveRun:
         with self.lock:
             if self.broken is not None:
                 raise self.broken
+            self.writer.refuse_occupied()
             if self.halt and not cleaning.get():
                 self._refuse(entries)
             if self.life.orphans and any(isinstance(entry, _NEW) for entry in entries):
@@ -253,11 +254,14 @@ class LiveRun:
             self.strands.ring()
             task = self.task
         if task is not None and cancels:
-            with suppress(RuntimeError):  # the loop is closed, and nothing is left to cancel
-                task.get_loop().call_soon_threadsafe(self._cancel_task)
+            self._cancel_soon(task)
         if stop is not None:
             for other in [run for run in list(running) if run.state.attribution.parent == str(self.key)]:
                 other._halt(why, stop, with_parent=True)
+
+    def _cancel_soon(self, task: asyncio.Task[object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and nothing is left to cancel
+            task.get_loop().call_soon_threadsafe(self._cancel_task)
 
     def _cancel_task(self) -> None:
         if self.task is not None:  # else the flow has ended in the meantime
@@ -326,6 +330,18 @@ class LiveRun:
             self.broken = self.broken or error
         log.error("run %s stops: %s What was durable before is kept; run it again to go on.", self.key, error)
         raise error
+
+    def lose(self, error: LeaseLost) -> None:
+        """Its lease is gone, or cannot be trusted any more: stop what can be stopped. Any thread may call this."""
+        with self.lock:
+            if self.broken is not None:
+                return
+            self.broken = error
+            task = self.task
+        log.error("run %s is stopped here: %s", self.key, error)
+        self._halt("interrupted")
+        if task is not None:
+            self._cancel_soon(task)
 
     def close(self, reason: str) -> None:
         """Refuse further entries: branches that are still running find out at their next step."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from perdure import codec, states
 from perdure import journal as j
@@ -17,6 +17,8 @@ from perdure.errors import (
     ConfigError,
     CorruptStore,
     InputMismatch,
+    LeaseLost,
+    LimitReached,
     PerdureError,
     StoreError,
 )
@@ -27,12 +29,18 @@ from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.endings import cancelled, stopped
 from perdure.runtime.live import LiveRun
 from perdure.runtime.outputs import Outputs, outputs_folder
-from perdure.runtime.settle import move, send
+from perdure.runtime.poison import poison
+from perdure.runtime.queues import may_go_on
+from perdure.runtime.settle import move, send, write
+from perdure.runtime.steps import Function
 from perdure.runtime.writer import Writer
-from perdure.stores.base import Store
+from perdure.stores.base import Store, Which
 from perdure.stores.disk import run_folder_name
 
 log = logging.getLogger("perdure")
+
+
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Start(NamedTuple):
@@ -49,8 +57,9 @@ class Start(NamedTuple):
     budget: Budget | None = None
     flow: str = ""
     digest: str = ""
+    version: str = ""
     args: tuple[ArgInfo, ...] = ()
-    inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    inputs: Inputs = ((), {})
     wait: float = 0.0
     """seconds to stay in this process while nothing of the run can move"""
 
@@ -74,6 +83,8 @@ class Lives:
         self.clock = clock
         self.live: set[LiveRun] = set()
         """runs that are executed on this store by this process"""
+        self.losses = 0
+        """how often its leases were lost"""
 
     def begin(self, start: Start) -> Future[LiveRun | Finished | None]:
         """Find or create the run and become its appender. None when there is no store and the run may degrade.
@@ -91,7 +102,7 @@ class Lives:
         key, status = _which(store, start)
         if status == states.COMPLETED and not start.rerun:
             state = fold(key, store.read(key))
-            if not self._differs(state, start):
+            if not _differences(state, start):
                 return self._finished(store, state)
         lease = store.claim(key)
         try:
@@ -99,7 +110,7 @@ class Lives:
                 log.warning("%s", warning)
             state = fold(key, store.read(key))
             move(store, lease, state, self.clock)
-            if state.status == states.COMPLETED and not start.rerun and not self._differs(state, start):
+            if state.status == states.COMPLETED and not start.rerun and not _differences(state, start):
                 store.release(lease)  # somebody completed it a moment ago
                 return self._finished(store, state)
             return self._enter(lease, state, start)
@@ -107,21 +118,57 @@ class Lives:
             store.release(lease)
             raise
 
+    def take_up(self, lease: Lease, function: Function[..., Any]) -> Future[tuple[LiveRun, Inputs] | None]:
+        """Begin a life of a run that was claimed because it may go on, with its recorded inputs. None, and the run is
+        released, if there is nothing to execute. The future raises what prevents it; the run is released then too."""
+        assert self.writer is not None
+        return self.writer.call(partial(self._take_up, self.writer.store, lease, function))
+
+    def _take_up(self, store: Store, lease: Lease, function: Function[..., Any]) -> tuple[LiveRun, Inputs] | None:
+        key = lease.key
+        try:
+            state = fold(key, store.read(key))
+            move(store, lease, state, self.clock)
+            if not may_go_on(state.status, state.wake, self.clock.now()):
+                store.release(lease)
+                return None
+            _ = function.signature  # makes the types of its inputs known
+            inputs: Inputs = ((), {})
+            if state.inputs is not None:
+                inputs = codec.loads(state.inputs, {digest: store.blob(digest) for digest in state.inputs.refs})
+            start = Start(
+                key.goal,
+                key.episode,
+                flow=function.name,
+                digest=function.digest,
+                version=function.version,
+                args=state.args,
+                inputs=inputs,
+            )
+            return self._enter(lease, state, start), inputs
+        except BaseException:
+            store.release(lease)
+            raise
+
     def _enter(self, lease: Lease, state: State, start: Start) -> LiveRun:
         """Append the entry with which a life begins: the first of the run, or another."""
+        assert self.writer is not None
         pid, host = process_identity()
+        why = poison(state, self.config.crash_limit)
+        if why:
+            write(self.writer.store, lease, state, [j.RunPaused(reason=why, crashed=True)], self.clock)
+            raise LimitReached(
+                f"run {state.key} is paused: {why}. What finished is kept, and nothing was executed.",
+                hint=f"Find out why, then give it another life with: perdure retry {state.key}",
+            )
         if state.status == states.CANCELLED:
             raise cancelled(state)
         if state.status == states.PAUSED and state.stopped_by and not start.resume_stopped:
             raise stopped(state, "Nothing was executed.")
         fresh = state.status is None
-        differs = [] if fresh else self._differs(state, start)
-        if differs and not start.adopt_input:
-            raise InputMismatch(
-                f"run {state.key} was begun with other inputs: {'; '.join(differs)}. Nothing was executed or changed.",
-                hint="Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go "
-                "on with these and reuse every step whose own inputs are the same.",
-            )
+        differs = [] if fresh else _differences(state, start)
+        if not fresh and not start.adopt_input:
+            refuse_other_inputs(state, start)
         invalid = select(state, start.rerun)
         same_code = not differs and not invalid and state.digest == start.digest
         run = self._live(lease, state, same_code, start.wait)
@@ -133,6 +180,7 @@ class Lives:
                         run_id=self.clock.new_id(),
                         flow=start.flow,
                         digest=start.digest,
+                        version=start.version,
                         inputs=inputs,
                         args=start.args,
                         attribution=start.attribution,
@@ -159,6 +207,7 @@ class Lives:
             args=start.args if differs else (),
             budget=budget if budget != state.budget else None,
             outputs=self._outputs(state.key),
+            version=start.version if start.version != state.version else "",
         )
         _log_resume(state, invalid)
         entries: tuple[j.Entry, ...] = (resumed,)
@@ -168,6 +217,12 @@ class Lives:
         if state.stop is not None:  # it is being cancelled: its code is gone through for its clean-ups only
             run.halt = "cancelled"
         return run
+
+    def lose(self, why: LeaseLost) -> None:
+        """The leases of this process are gone, or cannot be trusted: everything that it executes is stopped."""
+        self.losses += 1
+        for run in list(self.live):
+            run.lose(why)
 
     def deliver(self, store: Store) -> None:
         """Give the runs of this process what has been posted to them. On the writer's thread."""
@@ -218,7 +273,7 @@ class Lives:
         store = self.writer.store
 
         def read() -> State | None:
-            rows = [row for row in store.runs(goal) if episode in (None, row.episode)]
+            rows = [row for row in store.runs(Which(goal=goal)) if episode in (None, row.episode)]
             return fold(rows[-1].key, store.read(rows[-1].key)) if rows else None
 
         return self.writer.call(read)
@@ -229,7 +284,10 @@ class Lives:
         store = self.writer.store
 
         def cancel() -> None:
-            if any(row.episode == key.episode and row.status not in states.RUN_OVER for row in store.runs(key.goal)):
+            if any(
+                row.episode == key.episode and row.status not in states.RUN_OVER
+                for row in store.runs(Which(goal=key.goal))
+            ):
                 stop = partial(j.StopRequested, by=by, reason=reason, cancel=True)
                 send(store, self.clock, key, lambda _: stop(), patience=0.0)
 
@@ -273,19 +331,31 @@ class Lives:
         log.info("run %s had completed; its recorded result is returned and nothing is executed", state.key)
         return Finished(codec.loads(state.output, {digest: store.blob(digest) for digest in state.output.refs}))
 
-    def _differs(self, state: State, start: Start) -> list[str]:
-        """Which inputs are not those the run was begun with."""
-        old = {a.name: a for a in state.args}
-        new = {a.name: a for a in start.args}
 
-        def told(args: dict[str, ArgInfo], name: str) -> str:
-            return args[name].head if name in args else "absent"
+def _differences(state: State, start: Start) -> list[str]:
+    """Which inputs are not those the run was begun with."""
+    old = {a.name: a for a in state.args}
+    new = {a.name: a for a in start.args}
 
-        return [
-            f"{name} was {told(old, name)}, now {told(new, name)}"
-            for name in sorted(old.keys() | new.keys())
-            if name not in old or name not in new or old[name].digest != new[name].digest
-        ]
+    def told(args: dict[str, ArgInfo], name: str) -> str:
+        return args[name].head if name in args else "absent"
+
+    return [
+        f"{name} was {told(old, name)}, now {told(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in old or name not in new or old[name].digest != new[name].digest
+    ]
+
+
+def refuse_other_inputs(state: State, start: Start) -> None:
+    """Raises InputMismatch if the run was begun with other inputs than are asked for."""
+    differs = _differences(state, start)
+    if differs:
+        raise InputMismatch(
+            f"run {state.key} was begun with other inputs: {'; '.join(differs)}. Nothing was executed or changed.",
+            hint="Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go "
+            "on with these and reuse every step whose own inputs are the same.",
+        )
 
 
 @contextmanager
@@ -300,7 +370,7 @@ def _deafening(run: LiveRun) -> Iterator[None]:
 
 def _which(store: Store, start: Start) -> tuple[RunKey, str]:
     """The run that is meant, and its status ("" when there is none)."""
-    rows = {row.episode: row for row in store.runs(start.goal)}
+    rows = {row.episode: row for row in store.runs(Which(goal=start.goal))}
     latest = max(rows, default=-1)
     episode = start.episode if start.episode is not None else latest + 1 if start.new else max(latest, 0)
     key = RunKey.of(start.goal, episode)
@@ -330,6 +400,9 @@ def select(state: State, wanted: Sequence[str]) -> tuple[int, ...]:
 
 
 def _log_resume(state: State, invalid: tuple[int, ...]) -> None:
+    if not state.lives:
+        log.info("run %s begins (it was queued)", state.key)
+        return
     recorded = [s for s in state.steps.values() if s.recorded and s.number not in invalid]
     log.info(
         "run %s goes on (it was %s): %d steps are recorded, %.1f s of work",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from types import MappingProxyType
 from typing import TypeAlias
 
 from perdure import inbox, states
@@ -11,7 +13,7 @@ from perdure.clock import Clock
 from perdure.errors import LeaseHeld
 from perdure.fold import State, fold
 from perdure.model import Lease, RunKey
-from perdure.stores.base import Append, Store
+from perdure.stores.base import Append, Store, Which
 from perdure.stores.handle import not_found
 
 Make: TypeAlias = Callable[[State], j.Posted]
@@ -24,19 +26,29 @@ def move(store: Store, lease: Lease, state: State, clock: Clock) -> None:
 
     Raises LeaseLost, StoreError; CorruptStore for a damaged post.
     """
-    seq, entries = state.seq, []
+    posts = store.posts({state.key: state.posts}).get(state.key, ())
+    write(store, lease, state, chain(inbox.moved(state, posts), inbox.consequences(state)), clock)
 
-    def add(entry: j.Entry) -> None:
+
+def write(
+    store: Store,
+    lease: Lease,
+    state: State,
+    entries: Iterable[j.Entry],
+    clock: Clock,
+    blobs: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """Append entries to a run that we hold and do not execute; each is applied before the next is asked for.
+
+    Raises LeaseLost, StoreError.
+    """
+    seq, records = state.seq, []
+    for entry in entries:
         entry.seq, entry.at = state.seq + 1, clock.now()
         state.apply(entry)
-        entries.append(j.encode(state.key, entry))
-
-    for entry in inbox.moved(state, store.posts({state.key: state.posts}).get(state.key, ())):
-        add(entry)
-    for entry in inbox.consequences(state):
-        add(entry)
-    if entries:
-        for error in store.append([Append(lease, seq, tuple(entries), state.meta())]):
+        records.append(j.encode(state.key, entry))
+    if records:
+        for error in store.append([Append(lease, seq, tuple(records), state.meta(), dict(blobs))]):
             if error is not None:
                 raise error
 
@@ -117,6 +129,6 @@ def _wake_parent(store: Store, clock: Clock, state: State, patience: float) -> N
     if not goal or not episode.isdecimal() or state.status not in (states.READY, states.CANCELLED):
         return
     parent = RunKey(goal, int(episode))
-    rows = [row for row in store.runs(goal) if row.key == parent]
+    rows = [row for row in store.runs(Which(goal=goal)) if row.key == parent]
     if rows and rows[0].status in (states.RUNNING, *states.RUN_SUSPENDED):
         send(store, clock, parent, lambda _: j.RunWoken(by=str(state.key), why=state.status or ""), patience)

@@ -46,6 +46,10 @@ class Function(Generic[P, R]):
             raise ConfigError(f"The name {name!r} contains '/', which separates scopes.", hint="Choose another name=.")
         self.key = key
         self.ignore = ignore
+        self.version = ""
+        """of the code, as declared; "" if it is not"""
+        self.accepts: tuple[str, ...] = ()
+        """versions whose runs it goes on with, besides its own"""
         self.is_async = inspect.iscoroutinefunction(fn)
         functools.update_wrapper(cast(Any, self), fn, updated=())
         codec.declare(fn)
@@ -269,7 +273,7 @@ pending: WeakKeyDictionary[Coroutine[Any, Any, Any], Invocation] = WeakKeyDictio
 def code_digest(fn: Callable[..., object]) -> str:
     """Digest of a function's syntax tree: comments, formatting and docstring do not count."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(fn))))
+        tree = _parsed(textwrap.dedent(inspect.getsource(inspect.unwrap(fn))))
     except (OSError, TypeError, SyntaxError):
         return ""
     top = tree.body[0]
@@ -278,3 +282,11 @@ def code_digest(fn: Callable[..., object]) -> str:
         if ast.get_docstring(top) is not None:
             top.body = top.body[1:]
     return sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _parsed(source: str) -> ast.Module:
+    """The syntax tree. CPython 3.11 gives up with SystemError if a garbage collection in the middle runs code."""
+    try:
+        return ast.parse(source)
+    except SystemError:
+        return ast.parse(source)

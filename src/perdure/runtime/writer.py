@@ -14,8 +14,9 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from math import inf, isinf
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -113,6 +114,8 @@ class Writer:
         self._bell.acquire()
         self._error: PerdureError | None = None
         self._pid = os.getpid()
+        self._occupied = False
+        """the thread executes a transactional step"""
         self._thread = threading.Thread(target=self._work, name="perdure-writer", daemon=True)
         self._thread.start()
         self._closed = False
@@ -130,6 +133,13 @@ class Writer:
         self._put((verb, future))
         return future
 
+    def look_soon(self) -> None:
+        """Somebody may have posted something: look now, and not only when it is time. Any thread may call this."""
+        self._next = 0.0
+        if self._bell.locked():
+            with suppress(RuntimeError):  # another thread has just rung
+                self._bell.release()
+
     def close(self) -> None:
         """Commit what is queued, close the store, end the thread."""
         if not self._closed and os.getpid() == self._pid:
@@ -142,12 +152,20 @@ class Writer:
         if urgent:
             self._urgent = True
         if (urgent or self._asleep) and self._bell.locked():
-            try:
+            with suppress(RuntimeError):  # another thread has just rung
                 self._bell.release()
-            except RuntimeError:  # another thread has just rung
-                pass
+
+    def refuse_occupied(self) -> None:
+        """Raises ConfigError in the code of a transactional step: what it asks for would wait for itself."""
+        if self._occupied and threading.current_thread() is self._thread:
+            raise ConfigError(
+                "A transactional step may do nothing durable but through its transaction: no steps, no questions, no "
+                "progress. It is rolled back.",
+                hint="Do that before or after it, in the flow.",
+            )
 
     def _check(self) -> None:
+        self.refuse_occupied()
         if self._closed:
             raise ConfigError("This CheckpointManager is closed.", hint="Make a new one.")
         if os.getpid() != self._pid:
@@ -158,12 +176,14 @@ class Writer:
 
     def _work(self) -> None:
         while True:
-            taken = self._take()
+            self._wait()
             if SYSTEM.monotonic() >= self._next:
                 self._next = SYSTEM.monotonic() + self._every
                 self._look_around()
+            self._urgent = False
             batch: list[Item] = []
-            for item in taken:
+            for _ in range(len(self._queue)):
+                item = self._queue.popleft()
                 if isinstance(item, Item):
                     batch.append(item)
                     continue
@@ -173,10 +193,11 @@ class Writer:
                     self.store.close()
                     return
                 self._answer(*item)
+                break  # it may have taken others out of the queue
             self._commit(batch)
 
-    def _take(self) -> list[_Work]:
-        """Everything that is queued; if nobody waits for any of it, everything that comes in the next moment too.
+    def _wait(self) -> None:
+        """Until something is queued (if nobody waits for any of it, for another moment too), or it is time to look.
 
         Records that nobody waits for do not wake this thread in the moment after a commit, since changing threads costs
         as much as a step: mostly somebody waits for the next.
@@ -186,17 +207,12 @@ class Writer:
             self._asleep = True
             if not self._queue:  # whoever put something before we slept has not rung
                 rung = self._bell.acquire(timeout=-1 if isinf(self._every) else self._every)
-                if not rung:
+                if not rung or SYSTEM.monotonic() >= self._next:
                     self._asleep = False
-                    return []
+                    return
             self._asleep = False
             if not self._urgent:
                 self._bell.acquire(timeout=_LINGER)
-        self._urgent = False
-        taken = []
-        while self._queue:
-            taken.append(self._queue.popleft())
-        return taken
 
     def _look_around(self) -> None:
         if self._error is None and not self._closed:
@@ -207,6 +223,36 @@ class Writer:
             except Exception:
                 log.exception("what others post to runs cannot be read any more; they go on without it")
                 self._next = inf
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """On the writer's thread: the block is somebody's code, which must not wait for this thread."""
+        self._occupied = True
+        try:
+            yield
+        finally:
+            self._occupied = False
+
+    def queued(self, lease: Lease) -> list[Item]:
+        """On the writer's thread: take what is queued of a run out of the queue, to append it in another way."""
+        all_ = [self._queue.popleft() for _ in range(len(self._queue))]
+        mine = [item for item in all_ if isinstance(item, Item) and item.lease is lease]
+        self._queue.extendleft(reversed([item for item in all_ if item not in mine]))
+        return mine
+
+    def append(self, items: list[Item]) -> None:
+        """On the writer's thread, in an open transaction of the store: append items of one run. Raises what prevents
+        it. Whoever waits for them is told by ``resolve``, when it is committed."""
+        for item in items:
+            for work in item.before:
+                work()
+        self.store.append([_merge(items)])
+
+    def resolve(self, items: list[Item], error: PerdureError | None) -> None:
+        """Tell whoever waits for items that they are durable, or are not going to be."""
+        if isinstance(error, StoreError):
+            self._error = self._error or error
+        _resolve([(item.ticket, error) for item in items])
 
     def _answer(self, verb: Callable[[], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():

@@ -8,8 +8,7 @@ from perdure.errors import ConfigError
 from perdure.stores.base import Store
 from perdure.stores.memory import MemoryStore
 
-_KINDS = "memory:, file:DIR, sqlite:PATH"
-_LATER = ("postgresql", "postgres", "redis", "rediss", "valkey", "valkeys")
+_KINDS = "memory:, file:DIR, sqlite:PATH, postgresql://..., redis://..."
 
 
 def open_store(url: str | Store, *, create: bool = True) -> Store:
@@ -18,7 +17,9 @@ def open_store(url: str | Store, *, create: bool = True) -> Store:
     - ``memory:`` keeps everything in this process; each call gives a store of its own;
     - ``file:DIR`` (or ``file:///DIR``, absolute) keeps plain files;
     - ``sqlite:PATH`` keeps one database file. ``sqlite:///PATH`` is the same, and as elsewhere relative with three
-      slashes, absolute with four.
+      slashes, absolute with four;
+    - ``postgresql://...`` keeps tables in a database, as libpq names it; ``schema=`` and ``lease=`` are ours;
+    - ``redis://...`` keeps keys in Redis or Valkey; ``prefix=``, ``lease=`` and ``waitaof=`` are ours.
 
     Folders that are missing are made; with ``create=False`` nothing is, and ConfigError says that there is no store.
     Raises ConfigError for a URL that names no store, or a place that cannot be used; CorruptStore; NewerFormat;
@@ -38,9 +39,11 @@ def open_store(url: str | Store, *, create: bool = True) -> Store:
         return _open_file(_path(url, rest[2:] if rest.startswith("///") else rest), create)
     if scheme == "sqlite":
         return _open_sqlite(_path(url, rest.removeprefix("///")), create)
+    if scheme in ("postgresql", "postgres"):
+        return _open_postgres(url, create)
+    if scheme in ("redis", "rediss", "valkey", "valkeys"):
+        return _open_redis(url, create)
     # the rest of the URL may hold a password and is not shown
-    if scheme in _LATER:
-        raise ConfigError(f"This version of Perdure has no store for {scheme}: yet.", hint=f"Use one of {_KINDS}.")
     raise ConfigError(f"There is no store of the kind {scheme[:40]!r}.", hint=f"Use one of {_KINDS}.")
 
 
@@ -64,3 +67,28 @@ def _open_sqlite(path: Path, create: bool) -> Store:
     from perdure.stores.sqlite import SqliteStore
 
     return SqliteStore(path, create=create)
+
+
+def _open_postgres(url: str, create: bool) -> Store:
+    try:
+        from perdure.stores.postgres import PostgresStore
+    except ModuleNotFoundError as error:
+        raise _missing("postgres", error) from None
+    return PostgresStore(url, create=create)
+
+
+def _open_redis(url: str, create: bool) -> Store:
+    try:
+        from perdure.stores.redis import RedisStore
+    except ModuleNotFoundError as error:
+        raise _missing("redis", error) from None
+    return RedisStore(url, create=create)
+
+
+def _missing(extra: str, error: ModuleNotFoundError) -> ConfigError:
+    if (error.name or "").startswith("perdure"):
+        raise error
+    return ConfigError(
+        f"This store needs the package {error.name!r}, which is not installed.",
+        hint=f"Install it with: pip install 'perdure[{extra}]'",
+    )

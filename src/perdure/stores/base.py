@@ -1,4 +1,4 @@
-"""What a store is: eleven synchronous verbs, used by one thread at a time.
+"""What a store is: twelve synchronous verbs, used by one thread at a time (``heartbeat`` by any).
 
 A store keeps opaque records and knows nothing of steps. It promises:
 
@@ -12,14 +12,29 @@ A store keeps opaque records and knows nothing of steps. It promises:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from math import inf
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
+
+Ring: TypeAlias = Callable[[bool], None]
+"""told that there is something to look at, and whether something may have been posted"""
+
+
+class Transaction(NamedTuple):
+    """An open transaction of a store."""
+
+    connection: Any
+    """the driver's connection: apsw.Connection, psycopg.Connection"""
+    check: Callable[[], None]
+    """raises the driver's error for a constraint that would only be checked at the end, ConfigError if somebody ended
+    the transaction"""
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -31,6 +46,60 @@ class Capabilities(msgspec.Struct, frozen=True):
     """other processes can open the same store"""
     outputs: Path | None = None
     """folder under which outputs of steps are kept as files by default"""
+    lease: float = inf
+    """seconds within which the runs of a dead handle are free; it is alive as long as ``heartbeat`` is called in time.
+    inf: the operating system tells who lives, and nothing needs to be called"""
+    trust: float = inf
+    """seconds for which a handle keeps its leases after a heartbeat was *sent*, less than ``lease``"""
+    listen: Callable[[Ring], Callable[[], None]] | None = None
+    """calls the function that it is given, on a thread of its own, after each ``post`` (with True), after the first
+    append under a lease and after the release of a run that has records (with False), of whatever handle; and with
+    True when it begins to listen, also anew. Several calls may become one. Returns what ends it. None: whoever wants to
+    know has to look"""
+    transaction: Callable[[], AbstractContextManager[Transaction]] | None = None
+    """a transaction of the store, for what is to be written together with the next ``append``: inside of the block that
+    is part of it, and raises the first problem instead of returning it. Committed at the end of the block, rolled back
+    if it raises. On the thread that uses the store. None: there is no such thing"""
+
+
+class Which(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs a listing shows. What is left out restricts nothing."""
+
+    goal: str | None = None
+    due: float | None = None
+    """only those that nobody holds, and whose ``wake`` is set and not later than this, or that have unread posts; those
+    of highest priority first, and then those that may go on for longest"""
+    later: float | None = None
+    """only those that nobody holds, and whose ``wake`` is later than this; the soonest first"""
+    queues: tuple[str, ...] = ()
+    flows: tuple[str, ...] = ()
+    active: float | None = None
+    """only those that somebody holds, or whose latest life began after this"""
+    limit: int = 0
+    """at most so many; 0: all"""
+
+    def includes(self, row: RunMeta) -> bool:
+        """Whether it shows this run, as far as it is not about their number."""
+        if self.due is not None and (row.holder is not None or not (0 < row.wake <= self.due or row.unread)):
+            return False
+        if self.later is not None and (row.holder is not None or not row.wake > self.later):
+            return False
+        if self.active is not None and row.holder is None and not row.begun > self.active:
+            return False
+        wanted = self.goal in (None, row.goal)
+        return wanted and (not self.queues or row.queue in self.queues) and (not self.flows or row.flow in self.flows)
+
+    def cut(self, rows: Iterable[RunMeta]) -> list[RunMeta]:
+        """Those of the rows that it shows, in their order."""
+        found = sorted(filter(self.includes, rows), key=lambda row: row.key)
+        if self.later is not None:
+            found.sort(key=lambda row: row.wake)
+        elif self.due is not None:
+            found.sort(key=lambda row: (-row.priority, row.wake))
+        return found[: self.limit] if self.limit else found
+
+
+EVERY = Which()
 
 
 class Append(msgspec.Struct, frozen=True):
@@ -51,14 +120,26 @@ class Store(Protocol):
     """A place for journals. Not thread-safe: one thread uses a handle at a time."""
 
     url: str
-    capabilities: Capabilities
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this store can do, and what others cannot."""
 
     def claim(self, key: RunKey) -> Lease:
         """Become the one appender of ``key``, creating an empty run if there is none.
 
         Atomic among all processes. The epoch of the returned lease is larger than any granted before for this run.
-        A holder whose process has died is replaced at once. Raises LeaseHeld while a live holder (this handle
-        included) has the run; StoreBusy when the store stays locked.
+        A holder that is dead (see ``heartbeat``) is replaced at once. Raises LeaseHeld while a live holder (this
+        handle included) has the run; StoreBusy when the store stays locked.
+        """
+
+    def heartbeat(self) -> float:
+        """Say that this handle is alive, and learn the store's time, seconds since 1970. Any thread may call it, also
+        while another uses the handle.
+
+        Where ``capabilities.lease`` is finite, its leases are good for that long after the store took this. Raises
+        LeaseLost if it came too late: then every lease of the handle is lost for good, and those that it claims from
+        now on are good. What dead handles held is free.
         """
 
     def release(self, lease: Lease) -> None:
@@ -76,12 +157,10 @@ class Store(Protocol):
         """Records with sequence > ``after``, in order, framed as appended. Empty for an unknown run. Never changes
         anything: a torn tail is left out, not cut (``claim`` cuts it)."""
 
-    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
-        """One row per run that has records (of ``goal`` only, when given), ordered by (goal, episode), with ``holder``
-        filled in when a live process holds the run, and ``unread`` with the number of its posts above ``posts``.
-
-        With ``due`` only those whose ``wake`` is set and not later than that, or that have unread posts: one query,
-        whatever the number of other runs."""
+    def runs(self, which: Which = EVERY) -> list[RunMeta]:
+        """One row for each of these runs that has records, ordered by (goal, episode) unless ``which`` says otherwise,
+        with ``holder`` filled in when a live process holds the run, and ``unread`` with the number of its posts above
+        ``posts``. What is due or active is found without looking at all others, where the store can."""
 
     def post(self, key: RunKey, number: int, record: bytes) -> bool:
         """Append ``record`` (framed, one line) to the run's inbox as its post ``number``, counted from 1. Anybody may,

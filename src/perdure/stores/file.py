@@ -28,13 +28,12 @@ from perdure.fold import summarise as fold_summary
 from perdure.framing import joined
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
-from perdure.stores.base import Append, Capabilities
+from perdure.stores.base import EVERY, Append, Capabilities, Which
 from perdure.stores.folder import Gone, Grant, RunFolder, epoch_floor
 from perdure.stores.handle import (
     Handle,
     checked_digest,
     held,
-    is_due,
     lost,
     not_found,
     nothing_there,
@@ -140,17 +139,17 @@ class FileStore(Handle):
         folder = RunFolder.at(self._path(key))
         return folder.scan()[0].lines[after:] if folder else []
 
-    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
+    def runs(self, which: Which = EVERY) -> list[RunMeta]:
         self._check()
-        prefix = None if goal is None else disk.run_folder_name(RunKey(goal)).rpartition(".")[0]
+        prefix = None if which.goal is None else disk.run_folder_name(RunKey(which.goal)).rpartition(".")[0]
         alive: dict[str, bool] = {"": False}
         found = []
         for name in disk.list_dir(self._runs):
             if name[0] != "." and prefix in (None, name.rpartition(".")[0]):  # .DS_Store is nobody's run
                 row = self._row(self._runs / name, alive)
-                if row is not None and is_due(row, due):
+                if row is not None:
                     found.append(row)
-        return sorted(found, key=lambda meta: meta.key)
+        return which.cut(found)
 
     def post(self, key: RunKey, number: int, record: bytes) -> bool:
         self._check()

@@ -9,7 +9,7 @@ import re
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, RunNotFound, StoreError
 from perdure.inbox import when
-from perdure.model import Lease, RunKey, RunMeta
+from perdure.model import Lease, RunKey
 from perdure.stores import disk
 from perdure.stores.base import Append
 
@@ -26,6 +26,11 @@ class Handle:
         self._closed = False
         self._broken: StoreError | None = None
         self._warnings: list[str] = []
+
+    def heartbeat(self) -> float:
+        """See Store.heartbeat. Here the operating system tells who lives."""
+        self._check()
+        return self._clock.now()
 
     def warnings(self) -> list[str]:
         """See Store.warnings."""
@@ -85,13 +90,23 @@ def lost(lease: Lease) -> LeaseLost:
     )
 
 
+def too_late(where: str) -> LeaseLost:
+    return LeaseLost(
+        f"{where}: this process could not say in time that it lives, and its leases have ended. Nothing that it does "
+        "under them is kept.",
+        hint="Its runs go on wherever they are taken up.",
+    )
+
+
+def ended_by_others() -> ConfigError:
+    return ConfigError(
+        "A transactional step ended its transaction itself: what it did is not committed together with its record.",
+        hint="Leave COMMIT and ROLLBACK to Perdure, and raise an error to have everything rolled back.",
+    )
+
+
 def not_found(key: RunKey, where: str) -> RunNotFound:
     return RunNotFound(f"There is no run {key} in {where}.", hint="List what there is: perdure ls")
-
-
-def is_due(row: RunMeta, due: float | None) -> bool:
-    """Whether a row is among those that ``Store.runs(due=...)`` asks for."""
-    return due is None or 0 < row.wake <= due or row.unread > 0
 
 
 def wrong_seq(item: Append, last: int) -> Bug:

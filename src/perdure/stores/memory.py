@@ -13,8 +13,8 @@ import msgspec
 from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.stores.base import Append, Capabilities
-from perdure.stores.handle import Handle, checked_digest, held, is_due, lost, not_found, sound_blob, wrong_seq
+from perdure.stores.base import EVERY, Append, Capabilities, Which
+from perdure.stores.handle import Handle, checked_digest, held, lost, not_found, sound_blob, wrong_seq
 
 
 class _Run(msgspec.Struct):
@@ -75,17 +75,17 @@ class MemoryStore(Handle):
             run = self._backend.runs.get(key)
             return run.records[after:] if run else []
 
-    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
+    def runs(self, which: Which = EVERY) -> list[RunMeta]:
         self._check()
         with self._backend.lock:
             found = [
                 msgspec.structs.replace(
                     run.meta, holder=self._holder(run), unread=max(len(run.posts) - run.meta.posts, 0)
                 )
-                for key, run in self._backend.runs.items()
-                if run.meta is not None and goal in (None, key.goal)
+                for run in self._backend.runs.values()
+                if run.meta is not None
             ]
-        return sorted((row for row in found if is_due(row, due)), key=lambda meta: meta.key)
+        return which.cut(found)
 
     def post(self, key: RunKey, number: int, record: bytes) -> bool:
         self._check()

@@ -22,10 +22,11 @@ from perdure.clock import SYSTEM, Clock
 from perdure.errors import CorruptStore, PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk, sqlite_setup
-from perdure.stores.base import Append, Capabilities
+from perdure.stores.base import EVERY, Append, Capabilities, Transaction, Which
 from perdure.stores.handle import (
     Handle,
     checked_digest,
+    ended_by_others,
     held,
     lost,
     missing_records,
@@ -34,6 +35,7 @@ from perdure.stores.handle import (
     unusable,
     wrong_seq,
 )
+from perdure.stores.listing import selection
 from perdure.stores.owners import Owner
 
 _T = TypeVar("_T")
@@ -76,10 +78,13 @@ class SqliteStore(Handle):
     ) -> None:
         self.path = Path(path).expanduser().resolve()
         super().__init__(f"sqlite:{self.path}", clock)
-        self.capabilities = Capabilities(durable=True, shared=True)
+        self._lent = False
+        """somebody writes in a transaction of ours"""
         self._wait = busy_timeout
         self._rows: dict[RunKey, int] = {}
         """rows of the runs that this handle claimed"""
+        self._begun: dict[RunKey, float] = {}
+        """what their rows say of the time at which they began"""
         self._wal = False
         try:
             self._db = sqlite_setup.connect(self.path, self.url, create, busy_timeout)
@@ -98,6 +103,10 @@ class SqliteStore(Handle):
                 self._owner.abandon()
             raise unusable(error, *_REFUSED) from error.__cause__
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(durable=True, shared=True, transaction=self._lend)
+
     # -- the verbs -------------------------------------------------------------------------------------------------
 
     def claim(self, key: RunKey) -> Lease:
@@ -113,6 +122,7 @@ class SqliteStore(Handle):
                 row, epoch = None, self._select("SELECT epoch FROM perdure_floor")[0][0]
             lease = Lease(key, epoch + 1, self._owner.id, self._owner.pid, self._owner.host, self._clock.now())
             self._rows[key] = self._grant(row, lease)
+            self._begun.pop(key, None)
         return lease
 
     def release(self, lease: Lease) -> None:
@@ -139,6 +149,8 @@ class SqliteStore(Handle):
                 for seq, record in enumerate(item.records, item.seq + 1)
             )
             for item in kept:
+                if item.meta.begun != self._begun.get(item.lease.key):
+                    self._note(item.meta)
                 if item.blobs:
                     self._db.executemany(
                         "INSERT OR IGNORE INTO perdure_blobs VALUES (?, ?)",
@@ -165,18 +177,16 @@ class SqliteStore(Handle):
             raise missing_records(str(self.path), key, after + len(lines), found[0][0])
         return lines
 
-    def runs(self, goal: str | None = None, due: float | None = None) -> list[RunMeta]:
+    def runs(self, which: Which = EVERY) -> list[RunMeta]:
         self._check()
-        which = "meta <> '' AND goal = coalesce(?, goal)"
-        if due is not None:  # each half has an index of its own
-            which += " AND run IN (SELECT run FROM perdure_runs WHERE wake > 0 AND wake <= ?"
-            which += " UNION SELECT run FROM perdure_runs WHERE posts > taken)"
-        values = (goal,) if due is None else (goal, due)
         with self._guard("read"):
-            found = self._select(f"SELECT {_Row.columns} WHERE {which} ORDER BY goal, episode", values)
+            owners = self._select("SELECT DISTINCT owner FROM perdure_runs WHERE owner <> ''")
+            alive = {owner for (owner,) in owners if isinstance(owner, str) and self._owner.alive(owner)}
+            free = f"owner NOT IN ({','.join(repr(owner) for owner in alive)})"  # hexadecimal digits all of them
+            where, values = selection(which, "perdure_runs", free, "?")
+            found = self._select(f"SELECT {_Row.columns} WHERE {where}", tuple(values))
         rows = [self._row(row) for row in found]
-        alive = {owner: self._owner.alive(owner) for owner in {row.owner for row in rows}}
-        return [self._meta(row, row.lease() if alive[row.owner] else None) for row in rows]
+        return [self._meta(row, row.lease() if row.owner in alive else None) for row in rows]
 
     def post(self, key: RunKey, number: int, record: bytes) -> bool:
         self._check()
@@ -266,6 +276,8 @@ class SqliteStore(Handle):
             moved += self._db.changes()
         if moved == len(batch):
             return [None] * len(batch)
+        if self._lent:
+            raise lost(batch[0].lease)
         self._db.execute("ROLLBACK")  # some item is fenced or wrong: one after the other, to tell which
         self._db.execute("BEGIN IMMEDIATE")
         return [self._advance(item) for item in batch]
@@ -286,6 +298,14 @@ class SqliteStore(Handle):
         meta = msgspec.json.encode(item.meta).decode() if last else ""
         columns = (last, item.meta.status, meta, item.meta.posts, item.meta.wake)
         return row, item.lease.epoch, self._owner.id, item.seq, *columns
+
+    def _note(self, meta: RunMeta) -> None:
+        """Write what is looked for, and hardly ever changes."""
+        self._db.execute(
+            "UPDATE perdure_runs SET begun = ?, flow = ?, queue = ?, priority = ? WHERE run = ?",
+            (meta.begun, meta.flow, meta.queue, meta.priority, self._rows[meta.key]),
+        )
+        self._begun[meta.key] = meta.begun
 
     def _insert(self, records: Iterable[tuple[int, int, bytes]]) -> None:
         for some in _chunks(list(records)):
@@ -315,6 +335,9 @@ class SqliteStore(Handle):
         """One transaction, on the device when it ends. With ``synced=False`` only other processes see it at once:
         enough for leases, since a power cut that loses one has ended its holder too.
         """
+        if self._lent:  # it is part of that
+            yield
+            return
         relaxed = self._wal and not synced  # without the write-ahead log this could damage the file
         with self._guard(doing):
             if relaxed:
@@ -345,6 +368,23 @@ class SqliteStore(Handle):
             self._broken = failure
             self._disconnect(checkpoint=False)
             raise failure from error
+
+    @contextmanager
+    def _lend(self) -> Iterator[Transaction]:
+        """See Capabilities.transaction."""
+        self._check()
+        with self._transaction("write to"):
+            self._lent = True
+            try:
+                yield Transaction(self._db, self._check_lent)
+            finally:
+                self._lent = False
+
+    def _check_lent(self) -> None:
+        if not self._db.in_transaction:
+            raise ended_by_others()
+        if self._db.status(apsw.SQLITE_DBSTATUS_DEFERRED_FKS)[0]:
+            raise apsw.ConstraintError("a foreign key has nothing that it refers to")
 
     def _damaged(self, what: str) -> CorruptStore:
         return CorruptStore(

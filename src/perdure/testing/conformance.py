@@ -20,14 +20,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
+from queue import SimpleQueue
 
 import msgspec
 import pytest
 
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, PerdureError, RunNotFound
 from perdure.model import RunKey
-from perdure.stores.base import Append, Store
+from perdure.stores.base import Append, Store, Which
 from perdure.testing.processes import Child
 from perdure.testing.random_store import check_random_histories
 from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records
@@ -46,7 +48,8 @@ class StoreConformance:
         raise NotImplementedError
 
     def abandon(self, store: Store) -> None:
-        """Leave a handle as the sudden death of its process would: nothing flushed, nothing released."""
+        """Leave a handle as the sudden death of its process would: nothing flushed, nothing released. Where leases
+        expire, see to it that these have."""
         raise NotImplementedError
 
     # -- journals --------------------------------------------------------------------------------------------------
@@ -195,8 +198,8 @@ class StoreConformance:
             for row in rows:
                 assert msgspec.structs.replace(row, holder=None) == meta(row.key, 2, "completed")
                 assert row.holder is None or row.holder.key == row.key
-            assert [row.episode for row in handle.runs("a")] == [2, 10]
-            assert handle.runs("nothing") == []
+            assert [row.episode for row in handle.runs(Which(goal="a"))] == [2, 10]
+            assert handle.runs(Which(goal="nothing")) == []
         self.abandon(store)
         assert all(row.holder is None for row in other.runs())
         other.close()
@@ -254,7 +257,7 @@ class StoreConformance:
         assert [row.goal for row in store.runs()] == sorted(HOSTILE_GOALS)
         for goal in HOSTILE_GOALS:
             assert store.read(RunKey(goal)) == list(records(RunKey(goal), 0, 1))
-            assert [row.goal for row in store.runs(goal)] == [goal]
+            assert [row.goal for row in store.runs(Which(goal=goal))] == [goal]
         assert store.warnings() == []
         store.close()
         outside = [path for path in tmp_path.rglob("*") if place not in (path, *path.parents) and path.is_file()]
@@ -320,15 +323,78 @@ class StoreConformance:
             assert store.append([suspended]) == [None]
             store.release(lease)
         for handle in (store, self.open(tmp_path)):
-            assert [(row.goal, row.wake, row.unread) for row in handle.runs(due=5.0)] == [
-                ("now", 5.0, 0),
+            assert [(row.goal, row.wake, row.unread) for row in handle.runs(Which(due=5.0))] == [
                 ("told", 0.0, 1),
+                ("now", 5.0, 0),
             ]
-            assert [row.goal for row in handle.runs(due=4.9)] == ["told"]
-            assert [row.goal for row in handle.runs(due=99)] == ["later", "now", "told"]
-            assert [row.goal for row in handle.runs("later", due=99)] == ["later"]
+            assert [row.goal for row in handle.runs(Which(due=4.9))] == ["told"]
+            assert [row.goal for row in handle.runs(Which(due=99))] == ["told", "now", "later"]
+            assert [row.goal for row in handle.runs(Which(goal="later", due=99))] == ["later"]
             assert [(row.goal, row.unread) for row in handle.runs()][1:] == [("never", 0), ("now", 0), ("told", 1)]
             handle.close()
+
+    # -- what workers ask for ----------------------------------------------------------------------------------------
+
+    def test_a_worker_is_offered_the_most_urgent_runs_that_nobody_holds(self, tmp_path: Path) -> None:
+        store, other = self.open(tmp_path), self.open(tmp_path)
+        # goal, queue, flow, priority, when it may be taken up, when it began, held
+        for goal, queue, flow, priority, wake, begun, kept in (
+            ("old", "mail", "send", 0, 1.0, 0.0, False),
+            ("new", "mail", "send", 0, 2.0, 0.0, False),
+            ("urgent", "mail", "send", 9, 3.0, 0.0, False),
+            ("low", "mail", "send", -1, 1.0, 0.0, False),
+            ("later", "mail", "send", 99, 70.0, 0.0, False),
+            ("held", "mail", "send", 99, 1.0, 50.0, True),
+            ("other queue", "", "send", 5, 1.0, 40.0, False),
+            ("other flow", "mail", "call", 5, 1.0, 30.0, False),
+            ("over", "mail", "send", 5, 0.0, 60.0, False),
+        ):
+            lease, key = store.claim(RunKey(goal)), RunKey(goal)
+            row = msgspec.structs.replace(
+                meta(key, 1), flow=flow, queue=queue, priority=priority, wake=wake, begun=begun
+            )
+            assert store.append([msgspec.structs.replace(item(lease, 0), meta=row)]) == [None]
+            if not kept:
+                store.release(lease)
+
+        def goals(handle: Store, which: Which) -> list[str]:
+            return [row.goal for row in handle.runs(which)]
+
+        mine = Which(due=9.0, queues=("mail", "none"), flows=("send", "fetch"))
+        for handle in (store, other):
+            assert goals(handle, mine) == ["urgent", "old", "new", "low"]
+            assert goals(handle, msgspec.structs.replace(mine, limit=2)) == ["urgent", "old"]
+            assert goals(handle, Which(due=9.0)) == ["urgent", "other flow", "other queue", "old", "new", "low"]
+            assert goals(handle, Which(due=99.0, limit=1)) == ["later"]
+            assert goals(handle, Which(later=2.5)) == ["urgent", "later"]
+            assert goals(handle, Which(later=1.0, flows=("send",), limit=1)) == ["new"]
+            assert goals(handle, Which(active=35.0)) == ["held", "other queue", "over"]
+            assert goals(handle, Which(active=55.0, queues=("mail",))) == ["held", "over"]
+            assert goals(handle, Which(active=inf)) == ["held"]
+            assert goals(handle, Which(limit=2)) == ["held", "later"]
+        self.abandon(store)
+        assert goals(other, mine)[0] == "held" and goals(other, Which(active=99.0)) == []
+        other.close()
+
+    def test_a_row_is_found_by_what_it_says_now(self, tmp_path: Path) -> None:
+        store, key = self.open(tmp_path), RunKey("paper")
+        for seq, (queue, wake, begun) in enumerate((("", 5.0, 0.0), ("mail", 7.0, 0.0), ("mail", 0.0, 9.0))):
+            lease = store.claim(key)
+            row = msgspec.structs.replace(meta(key, seq + 1), queue=queue, wake=wake, begun=begun)
+            assert store.append([msgspec.structs.replace(item(lease, seq), meta=row)]) == [None]
+            store.release(lease)
+            assert [row.wake for row in store.runs(Which(due=9.0))] == ([wake] if wake else [])
+            assert len(store.runs(Which(queues=("mail",)))) == bool(queue)
+            assert len(store.runs(Which(active=8.0))) == bool(begun)
+        store.close()
+
+    def test_a_heartbeat_tells_the_time(self, tmp_path: Path) -> None:
+        store, other = self.open(tmp_path), self.open(tmp_path)
+        told = [handle.heartbeat() for handle in (store, other, store, other)]
+        assert told == sorted(told) and told[0] < told[-1]
+        assert store.claim(RunKey("paper")).since >= told[-1]
+        store.close()
+        other.close()
 
     def test_any_history_agrees_with_the_model(self, tmp_path: Path) -> None:
         check_random_histories(self.open, self.abandon, tmp_path)
@@ -336,6 +402,9 @@ class StoreConformance:
 
 class SharedStoreConformance(StoreConformance):
     """What several processes must see in a store that they share. Processes are real, and killed."""
+
+    def bury(self, place: Path) -> None:
+        """Processes that used the store were killed: where leases expire, return when theirs have."""
 
     def test_a_killed_process_loses_nothing_acknowledged_and_frees_its_run(self, tmp_path: Path) -> None:  # rel:D1, R1
         key = RunKey("paper")
@@ -360,6 +429,7 @@ class SharedStoreConformance(StoreConformance):
             with pytest.raises(LeaseHeld):
                 self._claim_once(tmp_path, key)
             acknowledged = int([str(acknowledged), *child.kill()][-1])
+            self.bury(tmp_path)
             store = self.open(tmp_path)
             store.release(store.claim(key))
             found = store.read(key)
@@ -451,3 +521,83 @@ class SharedStoreConformance(StoreConformance):
             store.claim(key)
         finally:
             store.close()
+
+
+class ExpiringStoreConformance(SharedStoreConformance):
+    """What a store must keep whose leases end when nobody says in time that the holder lives."""
+
+    def outlive(self, store: Store) -> None:
+        """Let the time of the handle pass without a heartbeat, as far as the store knows."""
+        raise NotImplementedError
+
+    def test_whoever_is_late_has_lost_every_lease_for_good(self, tmp_path: Path) -> None:  # X3, rel:C2
+        store, other = self.open(tmp_path), self.open(tmp_path)
+        taken, idle = store.claim(RunKey("taken")), store.claim(RunKey("idle"))
+        assert store.append([item(taken, 0), item(idle, 0)]) == [None, None]
+        self.outlive(store)
+        assert [row.holder for row in other.runs()] == [None, None]
+        again = other.claim(RunKey("taken"))
+        assert again.epoch > taken.epoch
+        with pytest.raises(LeaseLost):
+            store.heartbeat()
+        for lease in (taken, idle):
+            assert isinstance(store.append([item(lease, 1, 3, secret=b"of a zombie")])[0], LeaseLost)
+            with pytest.raises(LeaseLost):
+                store.delete(lease)
+            store.release(lease)
+        with pytest.raises(CorruptStore):
+            other.blob(hashlib.sha256(b"of a zombie").hexdigest())
+        assert other.append([item(again, 1)]) == [None]
+        fresh = store.claim(RunKey("idle"))
+        assert fresh.epoch > idle.epoch and fresh.owner != idle.owner
+        store.heartbeat()
+        assert store.append([item(fresh, 1)]) == [None]
+        assert isinstance(store.append([item(idle, 2)])[0], LeaseLost)
+        store.close()
+        other.close()
+
+    def test_a_zombie_that_never_noticed_is_fenced(self, tmp_path: Path) -> None:  # X3, rel:C1
+        store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
+        stale = store.claim(key)
+        assert store.append([item(stale, 0)]) == [None]
+        self.outlive(store)
+        lease = other.claim(key)
+        assert isinstance(store.append([item(stale, 1)])[0], LeaseLost)
+        assert other.append([item(lease, 1, 2)]) == [None]
+        assert isinstance(store.append([item(stale, 3)])[0], LeaseLost)
+        assert other.read(key) == list(records(key, 0, 3))
+        store.close()
+        other.close()
+
+    def test_a_heartbeat_keeps_every_lease(self, tmp_path: Path) -> None:
+        store, other = self.open(tmp_path), self.open(tmp_path)
+        leases = [store.claim(RunKey(f"run-{n}")) for n in range(3)]
+        store.heartbeat()
+        for lease in leases:
+            with pytest.raises(LeaseHeld):
+                other.claim(lease.key)
+        assert store.append([item(lease, 0) for lease in leases]) == [None] * 3
+        assert store.capabilities.trust < store.capabilities.lease
+        store.close()
+        other.close()
+
+    def test_others_are_rung_when_there_is_something_to_look_at(self, tmp_path: Path) -> None:
+        store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
+        assert other.capabilities.listen is not None
+        heard: SimpleQueue[bool] = SimpleQueue()
+        stop = other.capabilities.listen(heard.put)
+        assert heard.get(timeout=30), "it says that it listens"
+        lease = store.claim(key)
+        news: Sequence[tuple[Callable[[], object], bool]] = (
+            (lambda: store.append([item(lease, 0)]), False),
+            (lambda: store.release(lease), False),
+            (lambda: store.post(key, 1, posts(key, 1)[0]), True),
+            (lambda: store.append([item(store.claim(key), 1, 1)]), False),
+            (lambda: store.close(), False),
+        )
+        for tell, posted in news:
+            tell()
+            assert heard.get(timeout=30) is posted
+        assert heard.empty()
+        stop()
+        other.close()

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from perdure.errors import Bug, LeaseHeld, LeaseLost, RunNotFound
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.stores.base import Append, Store
+from perdure.stores.base import Append, Store, Which
 from perdure.testing.samples import meta, posts, records
 
 _KEYS = [RunKey("paper"), RunKey("paper", 1), RunKey("Paper"), RunKey("../x y")]
@@ -162,7 +162,7 @@ class _History(RuleBasedStateMachine):
         assert handle.warnings() == [], "nothing was to be repaired"
 
     def _check_rows(self, handle: Store, goal: str | None) -> None:
-        assert handle.runs(goal) == [
+        assert handle.runs(Which(goal=goal)) == [
             msgspec.structs.replace(
                 run.row, holder=run.lease if run.holder is not None else None, unread=len(run.posts)
             )

@@ -1,0 +1,109 @@
+"""Submitting runs: written down for whichever worker takes them up."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from perdure import codec
+from perdure import journal as j
+from perdure.clock import Clock
+from perdure.errors import ConfigError, LeaseHeld
+from perdure.fold import State, fold
+from perdure.model import Lease, Limits, RunKey, check_name
+from perdure.runtime.lives import Start, refuse_other_inputs
+from perdure.runtime.settle import write
+from perdure.stores.base import Store, Which
+
+DEFAULT_QUEUE = "default"
+_PATIENCE = 5.0
+"""seconds to wait for somebody who is about to submit the same run"""
+
+
+class Terms(NamedTuple):
+    """On what terms a run is to be executed."""
+
+    queue: str = DEFAULT_QUEUE
+    priority: int = 0
+    delay: float = 0.0
+    limits: Limits = Limits()
+    idempotency_key: str = ""
+
+
+def check_terms(terms: Terms) -> Terms:
+    """The same terms. Raises ConfigError naming what is wrong."""
+    check_name("queue", terms.queue)
+    if terms.idempotency_key:
+        check_name("idempotency_key", terms.idempotency_key)
+    whole = isinstance(terms.priority, int) and not isinstance(terms.priority, bool)
+    if not whole or abs(terms.priority) >= 2**31:
+        raise ConfigError(f"priority must be a whole number, not {terms.priority!r}.")
+    if isinstance(terms.delay, bool) or not isinstance(terms.delay, int | float) or not 0 <= terms.delay < 1e10:
+        raise ConfigError(f"delay must be a number of seconds from 0, not {terms.delay!r}.")
+    return terms
+
+
+def limits_of(concurrency: int, rate: tuple[int, float]) -> Limits:
+    """The limits that ``concurrency=`` and ``rate=`` mean. Raises ConfigError."""
+    try:
+        runs, seconds = rate
+    except (TypeError, ValueError):
+        raise ConfigError(f"rate must be (runs, seconds), not {rate!r}.") from None
+    return Limits(concurrency=concurrency, rate=runs, per=seconds)
+
+
+def submit(store: Store, clock: Clock, start: Start, terms: Terms) -> RunKey:
+    """Write a run down as queued; if it is there already, with the same inputs, that is the one (rel:R8).
+
+    Raises InputMismatch for other inputs; CodecError, StoreError. On the writer's thread.
+    """
+    end = clock.monotonic() + _PATIENCE
+    while True:
+        key, there = _place(store, start, terms)
+        if there:
+            refuse_other_inputs(fold(key, store.read(key)), start)
+            return key
+        try:
+            lease = store.claim(key)
+        except LeaseHeld:  # whoever has it is about to write it down, or has just died
+            if clock.monotonic() > end:
+                raise
+            clock.sleep(0.02)
+            continue
+        try:
+            if not store.read(key):
+                _write_down(store, clock, State(key), start, terms, lease)
+                return key
+        finally:
+            store.release(lease)
+
+
+def _place(store: Store, start: Start, terms: Terms) -> tuple[RunKey, bool]:
+    """Which run is meant, and whether it is there."""
+    rows = store.runs(Which(goal=start.goal))
+    for row in rows if terms.idempotency_key else ():
+        if row.idempotency_key == terms.idempotency_key:
+            return row.key, True
+    latest = max((row.episode for row in rows), default=-1)
+    episode = start.episode if start.episode is not None else latest + 1 if start.new else max(latest, 0)
+    return RunKey.of(start.goal, episode), any(row.episode == episode for row in rows)
+
+
+def _write_down(store: Store, clock: Clock, state: State, start: Start, terms: Terms, lease: Lease) -> None:
+    inputs, blobs = codec.dumps(start.inputs, "inputs")
+    queued = j.RunQueued(
+        run_id=clock.new_id(),
+        flow=start.flow,
+        digest=start.digest,
+        version=start.version,
+        inputs=inputs,
+        args=start.args,
+        attribution=start.attribution,
+        target=start.target,
+        budget=start.budget,
+        queue=terms.queue,
+        priority=terms.priority,
+        wake=clock.now() + terms.delay,
+        limits=terms.limits,
+        idempotency_key=terms.idempotency_key,
+    )
+    write(store, lease, state, [queued], clock, blobs)

@@ -1,0 +1,442 @@
+"""The store for many processes on many machines: tables in PostgreSQL.
+
+Every verb is one statement, hence one round trip and one commit; a check and the write that depends on it are in the
+same statement (sql/postgres.sql). A batch of appends for any number of runs is one statement too.
+
+Leases hang on *owners*. An open handle is an owner, a row with a date until which it lives by the server's clock, and
+its heartbeat moves that date. A run whose owner is gone, or is late, is anybody's; an owner that was late once never
+comes back under its name, so that "dead" stays true once it has been seen. Every grant has a larger epoch, and an
+append states epoch and owner: whoever was taken for dead writes nothing any more.
+
+When a connection breaks while a statement is under way, nobody knows whether it was executed. It is sent again: an
+append that was executed is recognised by the place at which the run is now, because nobody else could have moved it
+under our epoch; a post by its bytes; a claim by our own name on a run that we do not know to be ours.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import inf
+from typing import Any, Final, TypeVar
+
+import msgspec
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from perdure.clock import SYSTEM, Clock, process_identity
+from perdure.errors import ConfigError, CorruptStore, PerdureError, StoreBusy, StoreError
+from perdure.model import Lease, RunKey, RunMeta
+from perdure.stores import sql
+from perdure.stores.base import EVERY, Append, Capabilities, Transaction, Which
+from perdure.stores.handle import (
+    Handle,
+    checked_digest,
+    ended_by_others,
+    held,
+    lost,
+    missing_records,
+    not_found,
+    sound_blob,
+    too_late,
+    wrong_seq,
+)
+from perdure.stores.listing import selection
+from perdure.stores.postgres_link import Connection, Link, failure, is_refusal, parse
+from perdure.stores.postgres_listen import listener
+from perdure.stores.postgres_setup import check_encoding, doubts, prepare
+
+T = TypeVar("T")
+_STATEMENTS: Final = sql.load("postgres")
+_TERM: Final = 0.75
+"""of the seconds of a lease: for so long an owner lives after its last heartbeat. The rest is for others to notice."""
+_TRUST: Final = 0.6
+"""of the seconds of a lease: for so long its holder goes on after it *sent* its last heartbeat"""
+
+
+class PostgresStore(Handle):
+    """A Store in a schema of a PostgreSQL database. See base.Store for what the verbs promise.
+
+    ``url``: as libpq takes it, and ``schema=`` (default "perdure") and ``lease=`` (seconds within which the runs of a
+    dead process go on elsewhere; default 15). ``patience``: seconds for which a lost connection is made anew before
+    StoreError. ``create=False`` raises ConfigError when the tables are not there, and makes nothing.
+    """
+
+    def __init__(self, url: str, *, create: bool = True, patience: float = 30.0, clock: Clock = SYSTEM) -> None:
+        self.place = place = parse(url)
+        super().__init__(place.shown, clock)
+        self._patience = patience
+        self._sql = {name: text.replace("{s}", f'"{place.schema}"') for name, text in _STATEMENTS.items()}
+        for name, part in (("append_blobs", self._sql["blobs"]), ("append", "")):
+            self._sql[name] = self._sql["append"].replace("{blobs}", part)
+        self._channel = f"perdure_{place.schema}"
+        self._rows: dict[RunKey, tuple[int, Lease]] = {}
+        """runs that this handle holds, and their rows"""
+        self._told: set[RunKey] = set()
+        """those of them of which others have been told that somebody holds them"""
+        self._owner, self._beaten = "", -inf
+        self._main, self._pulse = Link(place, clock), Link(place, clock)
+        self._lent = False
+        """somebody writes in a transaction of ours"""
+        self._lock = threading.Lock()
+        """of the connection of the heartbeat, and of the owner's name"""
+        try:
+            self._call("open", lambda db, again: prepare(db, place, create), patience=min(patience, 8.0))
+            greeting = self._main.greeting
+            assert greeting is not None
+            check_encoding(place, greeting)
+        except BaseException as error:
+            self._disconnect()
+            cause = error.__cause__
+            if isinstance(error, StoreError) and isinstance(cause, psycopg.Error) and is_refusal(cause):
+                raise ConfigError(error.args[0], hint="Check the URL, and what the user may do.") from None
+            raise
+        problems = doubts(place, greeting)
+        self._warnings += problems
+        self._durable = not problems
+        self._listen = None if greeting.pooled else listener(place, self._channel, clock)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        lease = self.place.lease
+        return Capabilities(
+            durable=self._durable,
+            shared=True,
+            lease=lease,
+            trust=lease * _TRUST,
+            listen=self._listen,
+            transaction=self._lend,
+        )
+
+    # -- the verbs -------------------------------------------------------------------------------------------------
+
+    def claim(self, key: RunKey) -> Lease:
+        self._check()
+        self._live()
+        pid, host = process_identity()
+        values: dict[str, object] = {"goal": key.goal, "episode": key.episode, "pid": pid, "host": host}
+        values |= {"owner": self._owner, "ours": "" if key in self._rows else self._owner}
+        while True:
+            granted = self._rows_of("claim a run in", "claim_free", values)
+            if not granted:
+                granted = self._claim_dead(key, values)
+            if granted:
+                row, epoch, since = granted[0]
+                lease = Lease(key, epoch, self._owner, pid, host, round(since, 6))
+                self._rows[key] = (row, lease)
+                self._told.discard(key)
+                return lease
+
+    def heartbeat(self) -> float:
+        self._check()
+        with self._lock:
+            owner = self._owner
+            link = self._pulse if owner else self._main
+            values = {"owner": owner, "term": self.place.lease * _TERM}
+            sent = self._clock.uptime()
+            try:  # whoever is to beat does not wait for long: the next time comes soon
+                found = link.call(lambda db, _: self._do(db, "heartbeat" if owner else "time", values), patience=1.0)
+            except psycopg.Error as error:
+                problem = failure("tell", self.place, error)
+                raise StoreBusy(problem.args[0], hint="It is tried again until the leases end.") from error
+            if not found:
+                self._owner = ""
+                raise too_late(self.url)
+            self._beaten = sent
+        return round(float(found[0][0]), 6)
+
+    def release(self, lease: Lease) -> None:
+        self._check()
+        row = self._held(lease)
+        if row is not None:
+            values = {"run": row, "epoch": lease.epoch, "owner": lease.owner, "channel": self._channel}
+            self._rows_of("release a run in", "release", values)
+            del self._rows[lease.key]
+
+    def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
+        self._check()
+        results: list[PerdureError | None] = []
+        for items in _rounds(batch):
+            results += self._call("append to", partial(self._append, items))
+        if self._lent and any(results):
+            raise next(filter(None, results))
+        return results
+
+    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
+        self._check()
+        found = self._rows_of("read", "read", {"after": after, "goal": key.goal, "episode": key.episode})
+        lines: list[bytes] = []
+        for _, seq, record in found:
+            if seq is None:
+                break
+            if seq != after + len(lines) + 1:
+                raise missing_records(self.url, key, seq, after + len(lines) + 1)
+            lines.append(bytes(record))
+        if found and found[0][0] > after + len(lines):
+            raise missing_records(self.url, key, after + len(lines), found[0][0])
+        return lines
+
+    def runs(self, which: Which = EVERY) -> list[RunMeta]:
+        self._check()
+        where, values = selection(which, f'"{self.place.schema}".runs', self._sql["free"], "%s")
+        text = self._sql["runs"].replace("{where}", where)
+        found = self._call("read", lambda db, _: db.execute(text, values).fetchall())
+        return [self._row(*row) for row in found]
+
+    def post(self, key: RunKey, number: int, record: bytes) -> bool:
+        self._check()
+        values = {"goal": key.goal, "episode": key.episode, "number": number, "record": record}
+        values["channel"] = self._channel
+
+        def post(db: Connection, again: bool) -> bool:
+            if self._do(db, "post", values):
+                return True
+            found = self._do(db, "posted", values)
+            if not found:
+                raise not_found(key, self.url)
+            return again and found[0][0] == record  # the reply of the time before was lost
+
+        return self._call("post to", post)
+
+    def posts(self, after: Mapping[RunKey, int]) -> dict[RunKey, list[bytes]]:
+        self._check()
+        found: dict[RunKey, list[bytes]] = {}
+        if not after:
+            return found
+        values = {
+            "goal": [key.goal for key in after],
+            "episode": [key.episode for key in after],
+            "after": list(after.values()),
+        }
+        for goal, episode, number, record in self._rows_of("read", "posts", values):
+            key = RunKey(goal, episode)
+            lines = found.setdefault(key, [])
+            if number != after[key] + len(lines) + 1:
+                raise CorruptStore(f"{self.url}: posts of run {key} are missing. Nothing was changed.")
+            lines.append(bytes(record))
+        return found
+
+    def delete(self, lease: Lease) -> None:
+        self._check()
+        row = self._held(lease)
+        if row is None:
+            raise lost(lease)
+        values = {"run": row, "epoch": lease.epoch, "owner": lease.owner}
+
+        def delete(db: Connection, again: bool) -> bool:
+            return bool(self._do(db, "delete", values)) or (again and not self._do(db, "place", values))
+
+        if not self._call("delete a run from", delete):
+            raise lost(lease)
+        del self._rows[lease.key]
+
+    def blob(self, digest: str) -> bytes:
+        self._check()
+        found = self._rows_of("read", "blob", {"digest": digest}) if "\0" not in digest else []
+        return sound_blob(digest, bytes(found[0][0]) if found else None, self.url)
+
+    def close(self) -> None:
+        if self._closed or self._foreign:
+            return
+        self._closed = True
+        if self._owner and self._broken is None:
+            values = {"owner": self._owner, "channel": self._channel}
+            try:
+                self._main.call(lambda db, _: self._do(db, "unregister", values), patience=1.0)
+            except psycopg.Error:  # its leases end by themselves
+                pass
+        self._disconnect()
+
+    def abandon(self) -> None:
+        """For tests: leave everything as the death of the process would, after its lease's time."""
+        self._closed = True
+        self._disconnect()
+        with psycopg.connect(self.place.conninfo, autocommit=True) as db:
+            db.execute(f'DELETE FROM "{self.place.schema}".owners WHERE id = %s', (self._owner,))
+
+    # -- owners and leases -----------------------------------------------------------------------------------------
+
+    def _live(self) -> None:
+        """Be an owner that lives, under a new name if the old one is dead."""
+        pid, host = process_identity()
+        with self._lock:
+            sent = self._clock.uptime()
+            if self._owner and sent - self._beaten < self.place.lease * _TRUST:
+                return
+            values = {"owner": self._owner, "pid": pid, "host": host, "term": self.place.lease * _TERM}
+            if not self._owner or not self._rows_of("claim a run in", "heartbeat", values):
+                self._rows.clear()
+                values["owner"] = self._owner = self._clock.new_id()
+                self._rows_of("claim a run in", "register", values)
+            self._beaten = sent
+
+    def _claim_dead(self, key: RunKey, values: dict[str, object]) -> list[Any]:
+        """Take the run over from an owner that is dead; nothing if it changed hands in this moment. Raises
+        LeaseHeld."""
+        found = self._rows_of("claim a run in", "holder", values)
+        if not found:
+            return []
+        row, epoch, owner, pid, host, since, alive = found[0]
+        if alive and not (owner == self._owner and key not in self._rows):
+            raise held(Lease(key, epoch, owner, pid, host, round(since, 6)))
+        if not owner:
+            return []
+        dead = {**values, "run": row, "epoch": epoch, "dead": owner}
+        self._rows_of("claim a run in", "bury", dead)
+        return self._rows_of("claim a run in", "claim_dead", dead)
+
+    def _held(self, lease: Lease) -> int | None:
+        """The row of a run if the lease is one of this handle that it knows to be good."""
+        row, known = self._rows.get(lease.key, (None, None))
+        return row if known == lease and lease.owner == self._owner else None
+
+    # -- statements ------------------------------------------------------------------------------------------------
+
+    def _append(self, items: Sequence[Append], db: Connection, again: bool) -> list[PerdureError | None]:
+        rows = [self._held(item.lease) for item in items]
+        sent = [(item, row) for item, row in zip(items, rows, strict=True) if row is not None]
+        moved: set[int] = set()
+        if sent:
+            text = self._sql["append_blobs" if any(item.blobs for item, _ in sent) else "append"]
+            moved = {row for row, _ in db.execute(text, self._columns(sent)).fetchall()}
+            self._told.update(item.lease.key for item, row in sent if row in moved)
+        return [
+            None if row in moved else self._refused(db, item, row, again) for item, row in zip(items, rows, strict=True)
+        ]
+
+    def _columns(self, sent: Sequence[tuple[Append, int]]) -> dict[str, object]:
+        """What the statement "append" takes."""
+        records = [(row, item.seq + n, record) for item, row in sent for n, record in enumerate(item.records, 1)]
+        blobs = [(row, checked_digest(digest), content) for item, row in sent for digest, content in item.blobs.items()]
+        return {
+            "rows": msgspec.json.encode([_moved(item, row) for item, row in sent]).decode(),
+            "owner": self._owner,
+            "of": [row for row, _, _ in records],
+            "number": [seq for _, seq, _ in records],
+            "record": [record for _, _, record in records],
+            "with": [row for row, _, _ in blobs],
+            "digest": [digest for _, digest, _ in blobs],
+            "content": [content for _, _, content in blobs],
+            "news": any(item.lease.key not in self._told for item, _ in sent),
+            "channel": self._channel,
+        }
+
+    def _refused(self, db: Connection, item: Append, row: int | None, again: bool) -> PerdureError | None:
+        """Why an item was not taken; None if it was, and the reply of the time before was lost."""
+        if row is None:
+            return lost(item.lease)
+        values = {"run": row, "epoch": item.lease.epoch, "owner": item.lease.owner}
+        found = self._do(db, "place", values)
+        if not found:
+            return lost(item.lease)
+        if again and found[0][0] == item.seq + len(item.records):
+            return None
+        return wrong_seq(item, found[0][0])
+
+    def _row(
+        self,
+        row: int,
+        goal: str,
+        episode: int,
+        meta: str,
+        epoch: int,
+        owner: str,
+        pid: int,
+        host: str,
+        since: float,
+        unread: int,
+        alive: bool,
+    ) -> RunMeta:
+        holder = Lease(RunKey(goal, episode), epoch, owner, pid, host, round(since, 6)) if alive else None
+        try:
+            found = msgspec.json.decode(meta, type=RunMeta)
+        except msgspec.DecodeError as error:
+            raise CorruptStore(
+                f"{self.url}: the row of run {goal}#{episode} is damaged ({error}). Nothing was changed.",
+                hint="Restore it from a copy.",
+            ) from None
+        return msgspec.structs.replace(found, holder=holder, unread=unread)
+
+    def _do(self, db: Connection, name: str, values: Mapping[str, object]) -> list[Any]:
+        cursor = db.execute(self._sql[name], values)
+        return cursor.fetchall() if cursor.description else []
+
+    def _rows_of(self, doing: str, name: str, values: Mapping[str, object]) -> list[Any]:
+        return self._call(doing, lambda db, _: self._do(db, name, values))
+
+    def _call(self, doing: str, work: Callable[[Connection, bool], T], patience: float | None = None) -> T:
+        """Do it, again if need be. A failure that stays makes this handle useless: nobody knows what it did."""
+        try:
+            if self._lent:
+                return work(self._main.connect(), False)
+            return self._main.call(work, self._patience if patience is None else patience)
+        except psycopg.Error as error:
+            self._broken = failure(doing, self.place, error)
+            self._disconnect()
+            raise self._broken from error
+
+    @contextmanager
+    def _lend(self) -> Iterator[Transaction]:
+        """See Capabilities.transaction. If the connection breaks while it is committed nobody knows what became of it,
+        and the handle is of no use: the journal tells whoever reads it next."""
+        self._check()
+        db = self._call("write to", lambda db, _: (db.execute("SELECT 1", prepare=False), db)[1])
+        try:
+            with db.transaction():
+                self._lent = True
+                try:
+                    yield Transaction(db, partial(_check_lent, db))
+                finally:
+                    self._lent = False
+        except psycopg.Error as error:
+            problem = failure("write to", self.place, error)
+            if db.closed:
+                self._broken = problem
+                self._disconnect()
+            raise problem from error
+
+    def _disconnect(self) -> None:
+        self._main.drop()
+        self._pulse.drop()
+
+
+def _check_lent(db: Connection) -> None:
+    if db.info.transaction_status != TransactionStatus.INTRANS:
+        raise ended_by_others()
+    db.execute("SET CONSTRAINTS ALL IMMEDIATE", prepare=False)
+
+
+def _moved(item: Append, row: int) -> dict[str, object]:
+    """What the row of a run says after an append."""
+    meta = item.meta
+    last = item.seq + len(item.records)
+    return {
+        "run": row,
+        "epoch": item.lease.epoch,
+        "seq": item.seq,
+        "last": last,
+        "status": meta.status,
+        "meta": msgspec.json.encode(meta).decode() if last else "",
+        "taken": meta.posts,
+        "wake": meta.wake,
+        "begun": meta.begun,
+        "flow": meta.flow,
+        "queue": meta.queue,
+        "priority": meta.priority,
+    }
+
+
+def _rounds(batch: Sequence[Append]) -> Iterator[list[Append]]:
+    """Parts of a batch in which no run comes twice: a statement moves a row once."""
+    part: list[Append] = []
+    seen: set[RunKey] = set()
+    for item in batch:
+        if item.lease.key in seen:
+            yield part
+            part, seen = [], set()
+        part.append(item)
+        seen.add(item.lease.key)
+    if part:
+        yield part

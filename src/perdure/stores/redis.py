@@ -1,0 +1,411 @@
+"""Runs in Redis or Valkey.
+
+**Leases.** A handle is an owner: a random name, and a key ``owner:<name>`` that expires unless a heartbeat renews it.
+The name is never used again once its key is gone, so "the key is absent" means dead for good. A claim may therefore
+look whether the holder lives and compare-and-set the run's (epoch, owner) afterwards, without both being one step. All
+times are the server's.
+
+**Writes.** A run is three keys in one slot: a hash (holder, last sequence, row for listings), the list of its records,
+its inbox. Each change of them is one script, which compares epoch, owner and sequence first: the fence. A batch is one
+round trip; one more when the index is to be narrowed, two more for items with blobs, which must be stored neither for a
+stale lease nor after the records that refer to them.
+
+**Lost replies.** See ``redis_link``. What is sent again finds its own work: an append compares what stands at its place
+with its records, a post likewise; a lease in our name that we do not know of is granted anew.
+
+**Listings.** The index lies in another slot, and what it finds is looked at in the runs' rows: see ``lua/index.lua``.
+A post is announced there before it is made, and the announcement is removed only when the journal has that post.
+
+Rejected: one key space per run found by SCAN (each listing reads everything); RedLock (a lease without a fence).
+Doubtful: when a replica takes over, what it lacks of acknowledged writes is lost, whatever is set.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from math import inf
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from perdure.clock import SYSTEM, Clock, process_identity
+from perdure.errors import LeaseLost, PerdureError, StoreError
+from perdure.model import Lease, RunKey, RunMeta
+from perdure.stores import redis_setup
+from perdure.stores.base import EVERY, Append, Capabilities, Ring, Which
+from perdure.stores.handle import Handle, held, lost, missing_records, not_found, sound_blob
+from perdure.stores.redis_batch import Batch, Results, blobs_to_store
+from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, key_of, member
+from perdure.stores.redis_link import FAILURES, Command, Link, unusable
+from perdure.stores.redis_news import Listener
+from perdure.stores.redis_url import target
+
+_T = TypeVar("_T")
+_TERM: Final = 0.75
+"""of a lease: what an owner's key lives for; the rest is for those who look now and then to notice"""
+_TRUST: Final = 0.6
+"""of a lease: less than its term, so that whoever keeps to it has stopped when others may begin"""
+_OPENING: Final = 5.0
+"""seconds that an opening waits for a server that is away"""
+_CHUNK: Final = 500
+"""rows that are asked for together"""
+_GONE: Final = 2**53 - 1
+"""sequence of a deleted run in the index: after all that any epoch could still say"""
+
+
+class RedisStore(Handle):
+    """A Store in Redis or Valkey. See base.Store for what the verbs promise.
+
+    ``patience``: seconds for which a verb tries to reach a server that is away, before the store has failed.
+    ``create=False`` raises ConfigError when there is no store under the URL's prefix, and makes nothing.
+    """
+
+    def __init__(self, url: str, *, create: bool = True, clock: Clock = SYSTEM, patience: float = 30.0) -> None:
+        self._target = target(url)
+        super().__init__(self._target.shown, clock)
+        self._patience = patience
+        self._keys = Keys(self._target.prefix)
+        self._lock = threading.Lock()
+        """for what a heartbeat changes: owner, leases, late"""
+        self._owner: str | None = None
+        self._leases: dict[RunKey, Lease] = {}
+        self._late = False
+        """leases were lost, and no heartbeat has said so yet"""
+        self._noted: dict[RunKey, tuple[float, int]] = {}
+        """what the index says of runs that this handle appended to: wake, number of posts taken"""
+        self._listeners: list[Listener] = []
+        pid, host = process_identity()
+        self._identity = msgspec.json.encode({"pid": pid, "host": host})
+        self._link = Link(self._target, self._keys, clock)
+        try:
+            durable = self._open(create, min(patience, _OPENING))
+        except BaseException as error:
+            self._link.close()
+            if isinstance(error, StoreError):
+                raise unusable(error) from error.__cause__
+            raise
+        lease = self._target.lease
+        self.capabilities = Capabilities(
+            durable=durable, shared=True, lease=lease, trust=lease * _TRUST, listen=self._listen
+        )
+
+    def _open(self, create: bool, patience: float) -> bool:
+        def attempt(_: bool) -> tuple[bool, list[str]]:
+            redis_setup.prepare(self._link, self._keys, create)
+            return redis_setup.durability(self._link, self._target.waitaof)
+
+        durable, self._warnings = self._link.until_answered("open", patience, attempt)
+        return durable
+
+    # -- leases ----------------------------------------------------------------------------------------------------
+
+    def claim(self, key: RunKey) -> Lease:
+        self._check()
+        while True:
+            owner, row = self._tried("claim a run in", lambda _: self._look(key))
+            if row.lease.owner and self._lives(row.lease, owner):
+                raise held(row.lease)
+            lease = self._grant(key, owner, row.lease)
+            if lease is not None:
+                return lease
+
+    def heartbeat(self) -> float:
+        self._check()
+        owner = self._owner
+        renewal = [self._renew(owner)] if owner is not None else []
+        try:
+            *renewed, (seconds, micros) = self._link.ask([*renewal, ("TIME",)], quick=True)
+        except FAILURES as error:
+            raise self._link.busy("say that this process lives to", error) from error
+        expired = owner if renewed and not renewed[0] else None
+        if self._late or expired is not None:
+            self._forget(expired)
+            raise LeaseLost(
+                f"This process could not say in time that it lives: all its leases in {self.url} have ended, and "
+                "nothing more of it is kept.",
+                hint="Its runs are free: they go on when somebody takes them up.",
+            )
+        return float(f"{seconds}.{micros:06}")
+
+    def release(self, lease: Lease) -> None:
+        self._check()
+        if self._leases.get(lease.key) != lease:
+            return
+        command = self._link.call("release", [self._keys.run(lease.key)], lease.epoch, lease.owner, self._keys.news)
+        found = self._ask("release a run in", [command])[0]
+        self._drop(lease)
+        if found:
+            seq, begun = found
+            rest = self._link.index("rest", member(lease.key), lease.epoch, seq, begun)
+            self._ask("release a run in", [rest])
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
+        self._check()
+        results: Results = [
+            None if self._leases.get(item.lease.key) == item.lease else lost(item.lease) for item in batch
+        ]
+        if any(item.blobs for item in batch):
+            self._store_blobs(batch, results)
+        places = [place for place, problem in enumerate(results) if problem is None]
+        if places:
+            sent = Batch(self._link, self._keys, [batch[place] for place in places], self._noted)
+            for place, result in zip(places, self._tried("append to", sent.send), strict=True):
+                results[place] = result
+            if sent.narrow:
+                self._ask("append to", sent.narrow)
+            self._noted |= sent.noted
+            for key in sent.refused:
+                self._noted.pop(key, None)
+        return results
+
+    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
+        self._check()
+        journal = self._keys.journal(key)
+        commands: list[Command] = [
+            ("HGET", self._keys.run(key), "seq"),
+            ("LLEN", journal),
+            ("LRANGE", journal, after, -1),
+        ]
+        seq, found, lines = self._ask("read", commands, atomic=True)
+        if found != int(seq or 0):
+            raise missing_records(self.url, key, found, int(seq or 0))
+        return list(lines)
+
+    def blob(self, digest: str) -> bytes:
+        self._check()
+        found = self._ask("read", [("GET", self._keys.blob(digest))])[0]
+        return sound_blob(digest, found, self.url)
+
+    def delete(self, lease: Lease) -> None:
+        self._check()
+        key = lease.key
+        if self._leases.get(key) != lease:
+            raise lost(lease)
+        run = [self._keys.run(key), self._keys.journal(key), self._keys.inbox(key)]
+
+        def attempt(again: bool) -> bool:
+            command = self._link.call("delete", run, lease.epoch, lease.owner, int(again))
+            return bool(self._link.ask([command], synced=True)[0])
+
+        gone = self._tried("delete a run from", attempt)
+        self._drop(lease)
+        if not gone:
+            raise lost(lease)
+        forget = self._link.index("forget", member(key), lease.epoch, _GONE)
+        self._ask("delete a run from", [forget])
+
+    # -- listings and inboxes ----------------------------------------------------------------------------------------
+
+    def runs(self, which: Which = EVERY) -> list[RunMeta]:
+        self._check()
+        members = sorted(set(self._candidates(which)))
+        alive: dict[str, bool] = {"": False}
+        found: list[RunMeta] = []
+        for start in range(0, len(members), _CHUNK):
+            found += filter(
+                which.includes, self._rows([key_of(name) for name in members[start : start + _CHUNK]], alive)
+            )
+            by_key = which.due is None and which.later is None
+            if by_key and 0 < which.limit <= len(found):  # they come in the order in which they are shown
+                break
+        return which.cut(found)
+
+    def post(self, key: RunKey, number: int, record: bytes) -> bool:
+        self._check()
+        run, inbox = self._keys.run(key), self._keys.inbox(key)
+        look: list[Command] = [("HGET", run, "seq"), ("LLEN", inbox)]
+        seq, count = self._ask("post to", look)
+        taken = 0
+        if not int(seq or 0):
+            raise not_found(key, self.url)
+        if count == number - 1:  # else it is not announced: nobody could take that back
+            announce = self._link.index("post", member(key), number)
+
+            def attempt(again: bool) -> int:
+                post = self._link.call("post", [run, inbox], number, record, int(again), self._keys.news)
+                return int(self._link.ask([announce, post], synced=True)[1])
+
+            taken = self._tried("post to", attempt)
+        if taken < 0:
+            raise not_found(key, self.url)
+        return taken == 1
+
+    def posts(self, after: Mapping[RunKey, int]) -> dict[RunKey, list[bytes]]:
+        self._check()
+        found: dict[RunKey, list[bytes]] = {}
+        for some in _chunks(list(after)):
+            commands = [
+                self._link.call("posts", [self._keys.run(key), self._keys.inbox(key)], after[key]) for key in some
+            ]
+            replies = self._ask("read", commands)
+            for key, (count, lines) in zip(some, replies, strict=True):
+                if len(lines) != max(int(count) - after[key], 0):
+                    raise damaged(self.url, f"posts of run {key} are missing")
+                if lines:
+                    found[key] = lines
+        return found
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        if self._closed or self._foreign:
+            return
+        self._closed = True
+        self._hush()
+        if self._owner is not None:
+            parting: list[Command] = [("DEL", self._keys.owner(self._owner))]
+            if self._leases:
+                parting.append(("PUBLISH", self._keys.news, ""))
+            with suppress(*FAILURES):  # it expires by itself
+                self._link.ask(parting, quick=True)
+        self._link.close()
+
+    def abandon(self) -> None:
+        """For tests: what the death of the process leaves, after its lease's time."""
+        self._closed = True
+        self._hush()
+        self._link.close()
+        if self._owner is not None:
+            with self._link.connect(self._target.answer, self._target.connect) as other:
+                other.delete(self._keys.owner(self._owner))
+                other.connection_pool.disconnect()
+
+    # -- owners and claims ---------------------------------------------------------------------------------------------
+
+    def _look(self, key: RunKey) -> tuple[str, Row]:
+        """This handle's owner, alive for a term from now on, and the run's row."""
+        row: Command = ("HMGET", self._keys.run(key), *FIELDS)
+        owner = self._owner
+        if owner is not None:
+            renewed, values = self._link.ask([self._renew(owner), row])
+            if renewed:
+                return owner, Row.of(key, values, self.url)
+            with self._lock:
+                if self._owner == owner:
+                    self._owner, self._late = None, self._late or bool(self._leases)
+                    self._leases = {}
+        owner = self._clock.new_id()  # another one each time: a name whose key is gone never comes back
+        values = self._link.ask([self._renew(owner, "NX"), row])[1]
+        with self._lock:
+            self._owner = owner
+        return owner, Row.of(key, values, self.url)
+
+    def _renew(self, owner: str, condition: str = "XX") -> Command:
+        term = int(self._target.lease * _TERM * 1000)
+        return ("SET", self._keys.owner(owner), self._identity, "PX", term, condition)
+
+    def _lives(self, lease: Lease, owner: str) -> bool:
+        """Whether somebody holds the run under this lease. One of ours that we do not know of was granted to us, and
+        the reply was lost."""
+        if lease.owner == owner:
+            known = self._leases.get(lease.key)
+            return known is not None and known.epoch == lease.epoch
+        return bool(self._ask("claim a run in", [("EXISTS", self._keys.owner(lease.owner))])[0])
+
+    def _grant(self, key: RunKey, owner: str, seen: Lease) -> Lease | None:
+        """Take the run as it was seen. None if it has changed since."""
+        pid, host = process_identity()
+        epoch = seen.epoch + 1
+        commands = [
+            self._link.index("enter", member(key), epoch, 0),
+            self._link.call("claim", [self._keys.run(key)], seen.epoch, seen.owner, owner, pid, host),
+        ]
+        since = self._ask("claim a run in", commands)[1]
+        if since is None:
+            return None
+        lease = Lease(key, epoch, owner, pid, host, float(since))
+        with self._lock:
+            if self._owner != owner:  # a heartbeat has found meanwhile that it was too late
+                return None
+            self._leases[key] = lease
+        self._noted.pop(key, None)
+        return lease
+
+    def _forget(self, expired: str | None) -> None:
+        """All leases are lost, those too that were granted after the loss and before anybody was told of it."""
+        with self._lock:
+            owner, self._owner, self._late, self._leases = self._owner, None, False, {}
+        if owner not in (None, expired):
+            with suppress(*FAILURES):  # it expires by itself
+                self._link.ask([("DEL", self._keys.owner(str(owner)))], quick=True)
+
+    def _drop(self, lease: Lease) -> None:
+        with self._lock:
+            if self._leases.get(lease.key) == lease:
+                del self._leases[lease.key]
+
+    # -- blobs ---------------------------------------------------------------------------------------------------------
+
+    def _store_blobs(self, batch: Sequence[Append], results: Results) -> None:
+        """Store what the records will refer to, before them, and nothing for a lease that is stale by now."""
+        runs = {item.lease.key for item, problem in zip(batch, results, strict=True) if item.blobs and problem is None}
+        rows = {row.lease.key: row for row in self._fetch("append to", sorted(runs))}
+        blobs = blobs_to_store(batch, results, rows)
+        if blobs:
+            self._ask("append to", [("SET", self._keys.blob(name), text, "NX") for name, text in blobs.items()])
+
+    # -- listing -------------------------------------------------------------------------------------------------------
+
+    def _candidates(self, which: Which) -> Iterable[bytes]:
+        """Runs among which are all that a listing shows."""
+        keys = self._keys
+        commands: list[Command] = [("ZRANGE", keys.runs, 0, -1)]
+        if which.goal is not None:
+            goal = which.goal.encode()
+            commands = [("ZRANGEBYLEX", keys.runs, b"[" + goal + b"\0", b"[" + goal + b"\0\xff")]
+        elif which.due is not None:
+            commands = [("ZRANGEBYSCORE", keys.due, "-inf", float(which.due)), ("ZRANGE", keys.posted, 0, -1)]
+        elif which.later is not None:  # an entry may say too early a time, and never one that is too late
+            commands = [("ZRANGE", keys.due, 0, -1)]
+        elif which.active is not None:  # infinite while held: one entry for both ways to be active
+            least = "+inf" if which.active == inf else f"({which.active!r}"
+            commands = [("ZRANGEBYSCORE", keys.begun, least, "+inf")]
+        return (name for names in self._ask("read", commands) for name in names)
+
+    def _rows(self, keys: Sequence[RunKey], alive: dict[str, bool]) -> Iterator[RunMeta]:
+        rows = [row for row in self._fetch("read", keys) if row.seq]
+        unknown = sorted({row.lease.owner for row in rows} - alive.keys())
+        if unknown:
+            asked: list[Command] = [("EXISTS", self._keys.owner(owner)) for owner in unknown]
+            alive |= zip(unknown, map(bool, self._ask("read", asked)), strict=True)
+        return (row.shown(alive[row.lease.owner], self.url) for row in rows)
+
+    def _fetch(self, doing: str, keys: Sequence[RunKey]) -> list[Row]:
+        commands: list[Command] = [("HMGET", self._keys.run(key), *FIELDS) for key in keys]
+        replies = self._ask(doing, commands) if commands else []
+        return [Row.of(key, values, self.url) for key, values in zip(keys, replies, strict=True)]
+
+    # -- news and failures ---------------------------------------------------------------------------------------------
+
+    def _listen(self, ring: Ring) -> Callable[[], None]:
+        self._check()
+        listener = Listener(
+            lambda: self._link.connect(self._target.answer, self._target.connect), self._keys.news, ring, self._clock
+        )
+        self._listeners.append(listener)
+        return listener.stop
+
+    def _hush(self) -> None:
+        for listener in self._listeners:
+            listener.stop()
+
+    def _ask(self, doing: str, commands: Sequence[Command], atomic: bool = False) -> list[Any]:
+        """The replies to commands that may be sent again as they are."""
+        return self._tried(doing, lambda _: self._link.ask(commands, atomic=atomic))
+
+    def _tried(self, doing: str, attempt: Callable[[bool], _T]) -> _T:
+        """What ``attempt`` returns once the server answers. When it does not, the handle is of no use (rel:D4)."""
+        try:
+            return self._link.until_answered(doing, self._patience, attempt)
+        except StoreError as failure:
+            self._broken = failure
+            self._link.close()
+            raise
+
+
+def _chunks(keys: Sequence[RunKey]) -> Iterator[Sequence[RunKey]]:
+    return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))

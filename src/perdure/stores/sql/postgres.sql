@@ -1,0 +1,146 @@
+-- The statements of the PostgreSQL store. {s} is its schema, quoted. Each is one round trip and commits by itself.
+--
+-- Who lives is told by the table "owners" and the server's clock, statement by statement: clock_timestamp() and not
+-- now(), which stands still in a transaction.
+
+-- name: claim_free
+-- The run is ours if nobody has it. Its own row alone decides, so that this is one thing. (ours): our own name where a
+-- lease in it can only be one that was granted to a reply that never reached us; else ''.
+INSERT INTO {s}.runs AS r (goal, episode, epoch, owner, pid, host, since)
+VALUES (%(goal)s, %(episode)s, nextval('{s}.epochs'), %(owner)s, %(pid)s, %(host)s,
+        extract(epoch FROM clock_timestamp()))
+ON CONFLICT (goal, episode) DO UPDATE
+SET epoch = nextval('{s}.epochs'), owner = excluded.owner, pid = excluded.pid, host = excluded.host,
+    since = extract(epoch FROM clock_timestamp())
+WHERE r.owner IN ('', %(ours)s)
+RETURNING run, epoch, since
+
+-- name: holder
+-- Who has the run, and whether the time of its owner has passed.
+SELECT r.run, r.epoch, r.owner, r.pid, r.host, r.since, coalesce(o.until > clock_timestamp(), false)
+FROM {s}.runs r LEFT JOIN {s}.owners o ON o.id = r.owner
+WHERE r.goal = %(goal)s AND r.episode = %(episode)s
+
+-- name: bury
+-- An owner whose time has passed is removed. A heartbeat of its own that is under way at this moment is waited for, and
+-- either saves it or finds it gone: nobody comes back.
+DELETE FROM {s}.owners WHERE id = %(dead)s AND until <= clock_timestamp()
+
+-- name: claim_dead
+-- Take over from an owner that is gone, unless somebody else has.
+UPDATE {s}.runs
+SET epoch = nextval('{s}.epochs'), owner = %(owner)s, pid = %(pid)s, host = %(host)s,
+    since = extract(epoch FROM clock_timestamp())
+WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(dead)s
+  AND NOT EXISTS (SELECT FROM {s}.owners WHERE id = %(dead)s)
+RETURNING run, epoch, since
+
+-- name: register
+-- A handle begins to live. Those who died long ago are swept away.
+WITH swept AS (DELETE FROM {s}.owners WHERE until < clock_timestamp() - interval '1 hour')
+INSERT INTO {s}.owners (id, pid, host, until)
+VALUES (%(owner)s, %(pid)s, %(host)s, clock_timestamp() + %(term)s * interval '1 second')
+ON CONFLICT (id) DO NOTHING
+
+-- name: heartbeat
+-- It goes on living, unless it is late. Every lease of it goes on with it.
+UPDATE {s}.owners SET until = clock_timestamp() + %(term)s * interval '1 second'
+WHERE id = %(owner)s AND until > clock_timestamp()
+RETURNING extract(epoch FROM clock_timestamp())::double precision
+
+-- name: time
+SELECT extract(epoch FROM clock_timestamp())::double precision
+
+-- name: unregister
+WITH gone AS (DELETE FROM {s}.owners WHERE id = %(owner)s RETURNING id)
+SELECT pg_notify(%(channel)s, '') FROM gone
+
+-- name: release
+WITH freed AS (
+    UPDATE {s}.runs SET owner = '' WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s
+    RETURNING meta <> '' AS there
+)
+SELECT pg_notify(%(channel)s, '') FROM freed WHERE there
+
+-- name: append
+-- Any number of runs in one commit: those whose lease is current and that are where they were move on, and only their
+-- records are kept. This is the check that fences every write. (rows): one JSON array, which is far cheaper for the
+-- driver to send than an array for each column.
+WITH moved AS (
+    UPDATE {s}.runs r
+    SET seq = n.last, status = n.status, meta = n.meta, taken = n.taken, wake = n.wake, begun = n.begun, flow = n.flow,
+        queue = n.queue, priority = n.priority
+    FROM json_to_recordset(%(rows)s::json)
+         AS n (run bigint, epoch bigint, seq bigint, last bigint, status text, meta text, taken bigint, wake float8,
+               begun float8, flow text, queue text, priority int)
+    WHERE r.run = n.run AND r.epoch = n.epoch AND r.owner = %(owner)s AND r.seq = n.seq
+    RETURNING r.run
+), kept AS (
+    INSERT INTO {s}.journal (run, seq, record)
+    SELECT l.run, l.seq, l.record
+    FROM unnest(%(of)s::bigint[], %(number)s::bigint[], %(record)b::bytea[]) AS l (run, seq, record)
+    JOIN moved USING (run)
+){blobs}
+SELECT run, CASE WHEN %(news)s THEN pg_notify(%(channel)s, '') END FROM moved
+
+-- name: blobs
+-- The part of "append" for items with large values.
+, stored AS (
+    INSERT INTO {s}.blobs (digest, content)
+    SELECT DISTINCT ON (b.digest) b.digest, b.content
+    FROM unnest(%(with)s::bigint[], %(digest)s::text[], %(content)b::bytea[]) AS b (run, digest, content)
+    JOIN moved USING (run)
+    ON CONFLICT (digest) DO NOTHING
+)
+
+-- name: place
+-- Where a run is whose lease is current.
+SELECT seq FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s
+
+-- name: read
+SELECT r.seq, j.seq, j.record FROM {s}.runs r LEFT JOIN {s}.journal j ON j.run = r.run AND j.seq > %(after)s
+WHERE r.goal = %(goal)s AND r.episode = %(episode)s ORDER BY j.seq
+
+-- name: runs
+SELECT run, goal, episode, meta, epoch, owner, pid, host, since, posts - taken,
+       EXISTS (SELECT FROM {s}.owners o WHERE o.id = owner AND o.until > clock_timestamp())
+FROM {s}.runs WHERE {where}
+
+-- name: free
+-- Condition: nobody has the run.
+NOT EXISTS (SELECT FROM {s}.owners o WHERE o.id = owner AND o.until > clock_timestamp())
+
+-- name: post
+WITH moved AS (
+    UPDATE {s}.runs SET posts = %(number)s
+    WHERE goal = %(goal)s AND episode = %(episode)s AND meta <> '' AND posts = %(number)s - 1
+    RETURNING run
+), kept AS (
+    INSERT INTO {s}.inbox (run, number, record) SELECT run, %(number)s, %(record)b FROM moved
+)
+SELECT pg_notify(%(channel)s, 'post') FROM moved
+
+-- name: posted
+-- Why a post was not taken: its run is not there, or its number is used; and by what.
+SELECT i.record FROM {s}.runs r LEFT JOIN {s}.inbox i ON i.run = r.run AND i.number = %(number)s
+WHERE r.goal = %(goal)s AND r.episode = %(episode)s AND r.meta <> ''
+
+-- name: posts
+SELECT w.goal, w.episode, i.number, i.record
+FROM unnest(%(goal)s::text[], %(episode)s::int[], %(after)s::bigint[]) AS w (goal, episode, after)
+JOIN {s}.runs r ON r.goal = w.goal AND r.episode = w.episode
+JOIN {s}.inbox i ON i.run = r.run AND i.number > w.after
+ORDER BY i.run, i.number
+
+-- name: delete
+WITH gone AS (
+    DELETE FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s RETURNING run
+), records AS (
+    DELETE FROM {s}.journal USING gone WHERE journal.run = gone.run
+), messages AS (
+    DELETE FROM {s}.inbox USING gone WHERE inbox.run = gone.run
+)
+SELECT run FROM gone
+
+-- name: blob
+SELECT content FROM {s}.blobs WHERE digest = %(digest)s
