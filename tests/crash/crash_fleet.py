@@ -49,6 +49,7 @@ class Fleet:
         self.ledger = folder / "ledger"
         self.ledger.touch()
         self._words = ["worker", "--app", str(HERE / "crash_workers.py"), "--concurrency", str(concurrency), *more]
+        self._words += ["--crash-limit", "1000"]  # it is us who kill, and not a step
         self._env = {**os.environ, "CRASH_LEDGER": str(self.ledger), "CRASH_PACE": str(pace), "PERDURE_STORE": url}
         self.workers: list[subprocess.Popen[bytes]] = []
         self.died: dict[int, float] = {}

@@ -109,6 +109,14 @@ def _rate(text: str | None) -> tuple[int, float]:
     help="How long steps may go on when the worker is told to stop.",
 )
 @click.option("--until-idle", is_flag=True, help="End when there is nothing left to do, instead of waiting for more.")
+@click.option(
+    "--crash-limit",
+    type=click.IntRange(min=1),
+    default=CheckpointConfig().crash_limit,
+    show_default=True,
+    metavar="N",
+    help="Crashes in a row of one step after which its run is paused.",
+)
 @click.option("--outputs", type=click.Path(file_okay=False), help="Keep every output as a file in DIR.")
 @click.option("--quiet", is_flag=True, help="Tell of trouble only.")
 @store_option
@@ -118,6 +126,7 @@ def worker(
     queues: tuple[str, ...],
     grace: float,
     until_idle: bool,
+    crash_limit: int,
     outputs: str | None,
     quiet: bool,
     store: str | None,
@@ -135,7 +144,7 @@ def worker(
       perdure worker --app reviews.flows --queue night --concurrency 4
     """
     flows = list(by_name([flow for app in apps for flow in load_app(app)]).values())
-    config = CheckpointConfig(outputs=outputs)
+    config = CheckpointConfig(outputs=outputs, crash_limit=crash_limit)
     _log_to_terminal(quiet)
     place = store or default_store()
     told = ", ".join(flow.name for flow in flows)

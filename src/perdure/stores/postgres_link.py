@@ -71,11 +71,7 @@ def parse(url: str) -> Place:
     """The place that ``url`` names. Raises ConfigError naming what is wrong, and never shows a password."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    schema = query.pop("schema", "perdure")
-    if not _NAME.fullmatch(schema) or schema.startswith("pg_"):
-        raise ConfigError(
-            f"schema={schema[:80]!r} cannot name a schema.", hint="Use letters, digits and underscores, 63 at most."
-        )
+    schema = checked_schema(query.pop("schema", "perdure"))
     lease = _seconds("lease", query.pop("lease", str(LEASE)))
     bare = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(query), ""))
     try:
@@ -86,6 +82,15 @@ def parse(url: str) -> Place:
     name, colon, _ = user.partition(":")
     shown = urlunsplit(("postgresql", f"{name}{colon and ':***'}{at}{host}", parts.path, "", ""))
     return Place(bare, shown if schema == "perdure" else f"{shown}?schema={schema}", schema, lease)
+
+
+def checked_schema(name: str) -> str:
+    """The same name. Raises ConfigError for what we would not want to quote."""
+    if not _NAME.fullmatch(name) or name.startswith("pg_"):
+        raise ConfigError(
+            f"schema={name[:80]!r} cannot name a schema.", hint="Use letters, digits and underscores, 63 at most."
+        )
+    return name
 
 
 def _seconds(name: str, text: str) -> float:

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from perdure.errors import ConfigError, NewerFormat
 from perdure.stores.handle import nothing_there
-from perdure.stores.postgres_link import Connection, Greeting, Place
+from perdure.stores.postgres_link import Connection, Greeting, Place, checked_schema
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations" / "postgres"
 
@@ -50,8 +50,9 @@ def prepare(db: Connection, place: Place, create: bool) -> None:
 
 
 def statements(schema: str, role: str = "", after: int = 0) -> str:
-    """The SQL that brings the tables to this program's version, for whoever may execute it."""
-    named = _quoted(schema)
+    """The SQL that brings the tables to this program's version, for whoever may execute it. Raises ConfigError for a
+    name that cannot be that of a schema."""
+    named = _quoted(checked_schema(schema))
     parts = ["BEGIN;", f"CREATE SCHEMA IF NOT EXISTS {named};", f"SET LOCAL search_path TO {named};", _VERSIONS]
     for version, step in enumerate(_steps(), 1):
         if version > after:
