@@ -66,12 +66,19 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL to it and everything that it started."""
-        if self._process is not None:
-            for pid in (self._process.pid, *_descendants(self._process.pid)):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGSTOP)  # it starts no more while we look
+        below = _descendants(self._process.pid)
+        for pid in (*below, self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        end = time.monotonic() + _PATIENCE
+        while any(_lives(pid) for pid in below) and time.monotonic() < end:  # they hold what they share
+            time.sleep(0.005)
 
     def throw_away(self) -> None:
         """Kill it and remove its folder."""
@@ -180,6 +187,20 @@ class Valkey(Server):
 
 def _as_nobody() -> dict[str, Any]:
     return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _descendants(pid: int) -> list[int]:
