@@ -66,7 +66,7 @@ def main() -> int:
     folder = chosen.dir or str(Path.cwd())
     rows = []
     if not chosen.json:
-        print(f"{'scenario':<44}{'ratio':>6}  {'min..max':<14}{'aim':<14}{'steps/s':>8}   (raw commits = 1)")
+        print(f"{'scenario':<44}{'ratio':>6}  {'min..max':<14}{'aim':<14}{'per s':>8}   (raw commits = 1)")
     for scenario in (*SCENARIOS, *SERVER_SCENARIOS):
         if chosen.only and chosen.only not in scenario.name:
             continue

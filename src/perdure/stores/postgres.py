@@ -69,8 +69,8 @@ class PostgresStore(Handle):
         super().__init__(place.shown, clock)
         self._patience = patience
         self._sql = {name: text.replace("{s}", f'"{place.schema}"') for name, text in _STATEMENTS.items()}
-        for name, part in (("append_blobs", self._sql["blobs"]), ("append", "")):
-            self._sql[name] = self._sql["append"].replace("{blobs}", part)
+        self._appends = {(few, blobs): self._append_sql(few, blobs) for few in (True, False) for blobs in (True, False)}
+        """statements by whether they are for one run, and whether they have blobs"""
         self._channel = f"perdure_{place.schema}"
         self._rows: dict[RunKey, tuple[int, Lease]] = {}
         """runs that this handle holds, and their rows"""
@@ -299,19 +299,27 @@ class PostgresStore(Handle):
         sent = [(item, row) for item, row in zip(items, rows, strict=True) if row is not None]
         moved: set[int] = set()
         if sent:
-            text = self._sql["append_blobs" if any(item.blobs for item, _ in sent) else "append"]
+            text = self._appends[len(sent) == 1, any(item.blobs for item, _ in sent)]
             moved = {row for row, _ in db.execute(text, self._columns(sent)).fetchall()}
             self._told.update(item.lease.key for item, row in sent if row in moved)
         return [
             None if row in moved else self._refused(db, item, row, again) for item, row in zip(items, rows, strict=True)
         ]
 
+    def _append_sql(self, one: bool, blobs: bool) -> str:
+        text, which = self._sql["append"], "one" if one else "many"
+        for part in ("rows", "records"):
+            text = text.replace(f"{{{part}}}", self._sql[f"{part}_of_{which}"])
+        return text.replace("{blobs}", self._sql["blobs"] if blobs else "")
+
     def _columns(self, sent: Sequence[tuple[Append, int]]) -> dict[str, object]:
         """What the statement "append" takes."""
         records = [(row, item.seq + n, record) for item, row in sent for n, record in enumerate(item.records, 1)]
         blobs = [(row, checked_digest(digest), content) for item, row in sent for digest, content in item.blobs.items()]
+        rows = [_moved(item, row) for item, row in sent]
+        moves: dict[str, object] = rows[0] if len(rows) == 1 else {"rows": msgspec.json.encode(rows).decode()}
         return {
-            "rows": msgspec.json.encode([_moved(item, row) for item, row in sent]).decode(),
+            **moves,
             "owner": self._owner,
             "of": [row for row, _, _ in records],
             "number": [seq for _, seq, _ in records],

@@ -50,6 +50,22 @@ _PULSE: Final = 2.0
 """seconds that a heartbeat may take to connect, and to be answered: late ones are of no use"""
 
 
+class _AtOnce:
+    """Commands that are sent together leave in one piece. The driver would cut them, and a server that syncs what it
+    has read before it answers would sync once for each piece."""
+
+    def pack_commands(self, commands: Any) -> list[bytes]:
+        return [b"".join(super().pack_commands(commands))]  # type: ignore[misc]
+
+
+class _Whole(_AtOnce, redis.Connection):
+    pass
+
+
+class _WholeSecure(_AtOnce, redis.SSLConnection):
+    pass
+
+
 class Link:
     """Connections to the server of a store. ``ask(quick=True)`` has some of its own, for any thread."""
 
@@ -65,8 +81,11 @@ class Link:
         """A client that never does anything twice on its own."""
         options: dict[str, Any] = {"socket_timeout": answer, "socket_connect_timeout": connect, "protocol": 2}
         options |= {"retry": Retry(NoBackoff(), 0), "retry_on_error": [], "decode_responses": False}
+        secure = self._target.url.startswith("rediss")
         try:
-            return redis.Redis.from_url(self._target.url, **options)
+            return redis.Redis.from_url(
+                self._target.url, connection_class=_WholeSecure if secure else _Whole, **options
+            )
         except (ValueError, TypeError):  # it may quote the password
             raise ConfigError(f"The driver does not take the parameters of {self.url}.") from None
 

@@ -64,24 +64,40 @@ SELECT pg_notify(%(channel)s, '') FROM freed WHERE there
 
 -- name: append
 -- Any number of runs in one commit: those whose lease is current and that are where they were move on, and only their
--- records are kept. This is the check that fences every write. (rows): one JSON array, which is far cheaper for the
--- driver to send than an array for each column.
+-- records are kept. This is the check that fences every write. {rows}, {records} and {blobs} are the blocks below.
 WITH moved AS (
     UPDATE {s}.runs r
     SET seq = n.last, status = n.status, meta = n.meta, taken = n.taken, wake = n.wake, begun = n.begun, flow = n.flow,
         queue = n.queue, priority = n.priority
-    FROM json_to_recordset(%(rows)s::json)
-         AS n (run bigint, epoch bigint, seq bigint, last bigint, status text, meta text, taken bigint, wake float8,
-               begun float8, flow text, queue text, priority int)
+    FROM {rows}
     WHERE r.run = n.run AND r.epoch = n.epoch AND r.owner = %(owner)s AND r.seq = n.seq
     RETURNING r.run
 ), kept AS (
     INSERT INTO {s}.journal (run, seq, record)
     SELECT l.run, l.seq, l.record
-    FROM unnest(%(of)s::bigint[], %(number)s::bigint[], %(record)b::bytea[]) AS l (run, seq, record)
+    FROM {records} AS l (run, seq, record)
     JOIN moved USING (run)
 ){blobs}
 SELECT run, CASE WHEN %(news)s THEN pg_notify(%(channel)s, '') END FROM moved
+
+-- name: rows_of_many
+-- One JSON array, which is far cheaper for the driver to send than an array for each column.
+json_to_recordset(%(rows)s::json)
+     AS n (run bigint, epoch bigint, seq bigint, last bigint, status text, meta text, taken bigint, wake float8,
+           begun float8, flow text, queue text, priority int)
+
+-- name: rows_of_one
+-- A lone run, executed step by step, is worth a statement without either.
+(VALUES (%(run)s::bigint, %(epoch)s::bigint, %(seq)s::bigint, %(last)s::bigint, %(status)s::text, %(meta)s::text,
+         %(taken)s::bigint, %(wake)s::float8, %(begun)s::float8, %(flow)s::text, %(queue)s::text, %(priority)s::int))
+     AS n (run, epoch, seq, last, status, meta, taken, wake, begun, flow, queue, priority)
+
+-- name: records_of_many
+unnest(%(of)s::bigint[], %(number)s::bigint[], %(record)b::bytea[])
+
+-- name: records_of_one
+(SELECT %(run)s::bigint, %(seq)s::bigint + u.number, u.record
+ FROM unnest(%(record)b::bytea[]) WITH ORDINALITY AS u (record, number))
 
 -- name: blobs
 -- The part of "append" for items with large values.
