@@ -7,6 +7,7 @@ record, waits until it is durable, and sends the next.
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -17,6 +18,10 @@ from pathlib import Path
 
 import perdure
 from bench.scenarios import BODY, Scenario, many_runs, sequence, sequence_async, steps
+from perdure.clock import SYSTEM
+from perdure.runtime.lease import clock_of
+from perdure.runtime.queues import Offer, Search
+from perdure.stores import open_store
 from perdure.testing.servers import Postgres, Valkey
 
 _RECORDS = 2
@@ -80,23 +85,43 @@ def _records(place: Callable[[Path], str], work: Callable[[str], Callable[[Path,
 
 
 def claims(place: Callable[[Path], str]) -> Callable[[Path, int], float]:
-    """Runs per second that 4 worker processes claim, begin and complete, from the first to the last; the runs have no
-    steps."""
+    """Runs per second that 4 processes claim, as a worker does that has room for ten: look what there is, and claim."""
 
     def measure(folder: Path, size: int) -> float:
         url = place(folder)
-        with perdure.CheckpointManager(url) as manager:
-            for n in range(size):
-                manager.submit(nothing, n, goal=f"run {n}")
-        code = f"import bench.servers as s; s.work({url!r})"
-        for worker in [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]:
-            worker.wait()
+        _submit(url, size)
+        said = [json.loads(worker.communicate()[0]) for worker in _four(f"s.claim({url!r})")]
+        assert sum(count for count, _, _ in said) == size
+        return size / (max(last for _, _, last in said) - min(first for _, first, _ in said))
+
+    return measure
+
+
+def whole_runs(place: Callable[[Path], str]) -> Callable[[Path, int], float]:
+    """Runs per second that 4 workers claim, begin and complete, from the first to the last; they have no steps."""
+
+    def measure(folder: Path, size: int) -> float:
+        url = place(folder)
+        _submit(url, size)
+        for worker in _four(f"s.work({url!r})"):
+            worker.communicate()
         with perdure.Client(url) as client:
             rows = client.runs()
         assert [row.status for row in rows] == ["completed"] * size
         return size / (max(row.updated for row in rows) - min(row.begun for row in rows))
 
     return measure
+
+
+def _submit(url: str, size: int) -> None:
+    with perdure.CheckpointManager(url) as manager:
+        for n in range(size):
+            manager.submit(nothing, n, goal=f"run {n}")
+
+
+def _four(code: str) -> list[subprocess.Popen[str]]:
+    words = [sys.executable, "-c", f"import bench.servers as s; {code}"]
+    return [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(4)]
 
 
 @perdure.flow
@@ -111,6 +136,16 @@ def work(url: str) -> None:
         asyncio.run(manager.work(nothing, until_idle=True))
 
 
+def claim(url: str) -> None:
+    """Claim until nothing is left; say how many there were, and when the first and the last."""
+    store, at = open_store(url), []
+    clock = clock_of(store, SYSTEM)
+    search = Search(clock, Offer({nothing.name: nothing}))
+    while taken := search.take(store, 10, busy=False).runs:
+        at += [time.monotonic()] * len(taken)
+    print(json.dumps([len(at), *((at[0], at[-1]) if at else (time.monotonic(),) * 2)]))
+
+
 def _of(kind: str, place: Callable[[Path], str], base: Callable[[Path, int], float]) -> tuple[Scenario, ...]:
     def one(flow: Callable[..., object], durability: str) -> Callable[..., float]:
         return _records(place, lambda url: steps(url, flow, durability))
@@ -122,7 +157,8 @@ def _of(kind: str, place: Callable[[Path], str], base: Callable[[Path, int], flo
         Scenario(
             f"{kind}, 100 runs at a time, async, strict", _records(place, lambda u: many_runs(u, 100)), 80, 3.0, base
         ),
-        Scenario(f"{kind}, 4 workers, runs claimed and done", claims(place), 1000, None, base),
+        Scenario(f"{kind}, 4 workers, claims", claims(place), 1000, None, base),
+        Scenario(f"{kind}, 4 workers, runs without steps", whole_runs(place), 1000, None, base),
     )
 
 

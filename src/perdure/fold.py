@@ -47,6 +47,7 @@ class State:
         """that it was submitted under"""
         self.priority = 0
         self.limits = Limits()
+        self._not_before = 0.0
         self.epoch = 0
         self.reused = 0
         self.saved = 0.0
@@ -157,6 +158,8 @@ class State:
         """From when on the run may be taken up if nobody holds it; 0: not by a date."""
         if self.status == states.RUNNING:
             return self._life_began
+        if self.stop is not None and self.stop.cancel and self.status not in states.RUN_OVER:
+            return self.stop.posted or self.updated  # its clean-ups are to be executed
         return self.updated if self.status == states.INTERRUPTED else self.wake
 
     # -- runs ----------------------------------------------------------------------------------------------------
@@ -185,7 +188,8 @@ class State:
     def _run_queued(self, entry: j.RunQueued) -> None:
         self._first(entry)
         self.queue, self.priority, self.limits = entry.queue, entry.priority, entry.limits
-        self.idempotency_key, self.wake = entry.idempotency_key, entry.wake
+        self.idempotency_key = entry.idempotency_key
+        self.wake = self._not_before = entry.wake
 
     def _run_resumed(self, entry: j.RunResumed) -> None:
         self.crashes = self.crashes + 1 if self.status == states.RUNNING else 0
@@ -454,8 +458,10 @@ class State:
         if self.stop is not None and not self.stop.cancel:
             self.stop = None
         if self.status in (states.PAUSED, states.FAILED):
-            self._move_run(entry)
-            self.reason, self.wake, self.stopped_by = f"let go on by {entry.by}", entry.at, ""
+            begun = self.lives > 0
+            self._move_run(entry, "" if begun else "run_requeued")
+            self.reason, self.stopped_by = f"let go on by {entry.by}", ""
+            self.wake = entry.at if begun else self._not_before
             self.crashes, self.forgiven = 0, entry.at
 
     def _run_woken(self, entry: j.RunWoken) -> None:

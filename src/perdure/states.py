@@ -51,6 +51,7 @@ RUN: Final[dict[tuple[str | None, str], str]] = {
     (WAITING, "run_woken"): READY,
     (PAUSED, "run_released"): READY,
     (FAILED, "run_released"): READY,
+    (PAUSED, "run_requeued"): QUEUED,
     (PENDING_INPUT, "run_resumed"): RUNNING,
     (WAITING, "run_resumed"): RUNNING,
     (READY, "run_resumed"): RUNNING,

@@ -185,3 +185,27 @@ def test_a_user_with_rights_on_the_tables_only_needs_a_database_administrator_on
         db.execute(f"CREATE TABLE {name}.more (x int)")
     shell.environment["PERDURE_STORE"] = f"{admin}?schema={name}_2"
     shell("ls", code=2)
+
+
+def test_the_readme_takes_a_reader_from_one_process_to_three_workers(
+    make_shell: Callable[[str], Shell], postgres: Callable[[int], str], tmp_path: Path
+) -> None:
+    root = Path(__file__).parents[2]
+    section = (root / "README.md").read_text().partition("## From one process to three workers")[2]
+    block = section.split("```")[1]
+    install, export, *commands = [line.partition("#")[0].split() for line in block.strip().splitlines()]
+    assert install[:2] == ["pip", "install"] and export[1].startswith("PERDURE_STORE=postgresql://")
+    assert [words[:2] for words in commands] == [["perdure", "submit"], ["perdure", "worker"], ["perdure", "ls"]]
+    name = "d" + sha256(str(tmp_path).encode()).hexdigest()[:16]
+    shell = make_shell(f"{postgres(18)}?schema={name}")
+    (shell.folder / "examples").symlink_to(root / "examples")
+    submit, work, ls = (words[1:] for words in commands)
+    shell(*submit)
+    workers = [shell.start(*work) for _ in range(3)]
+    while shell.json(*ls)[0]["status"] != "completed":
+        assert all(worker.poll() is None for worker in workers)
+    for worker in workers:
+        worker.send_signal(signal.SIGTERM)
+    said = [worker.communicate(timeout=60)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], said
+    assert sum("begins (it was queued)" in text for text in said) == 1, "one of them had it"

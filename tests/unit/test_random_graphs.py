@@ -75,6 +75,15 @@ def build(drawn: dict[str, Any], bodies: Bodies) -> Graph:
     return Graph(nodes, edges)
 
 
+def _steady(drawn: dict[str, Any]) -> set[str]:
+    """Nodes that run equally often however fast others are: not those of a region that nothing goes back from. Whether
+    they begin before the region is opened again depends on who ends first."""
+    names, forward, back = {*drawn["names"], "end"}, drawn["forward"], drawn["back"]
+    if back is None:
+        return names
+    return names - {name for name in _after(back[1], forward) if back[0] not in _after(name, forward)}
+
+
 def _after(name: str, forward: list[tuple[str, str, Any]]) -> set[str]:
     found, todo = set(), [name]
     while todo:
@@ -98,5 +107,9 @@ def test_random_graphs_end_alike_without_a_store_with_one_and_after_a_failure(dr
         found = runner.execute_sync(graph, "g")
     assert first.status == ("failed" if broken.count >= at and at <= plain.count else "completed")
     assert (found.status, found.output) == ("completed", expected.output)
-    assert Counter(found.path) == Counter(expected.path)
-    assert broken.calls == plain.calls, "what finished ran once"
+    steady = _steady(drawn)
+    assert {n: k for n, k in Counter(found.path).items() if n in steady} == {
+        n: k for n, k in Counter(expected.path).items() if n in steady
+    }
+    once = {said for said in plain.calls if said.partition(" ")[0] in steady}
+    assert {said: broken.calls[said] for said in once} == {said: plain.calls[said] for said in once}, "it ran once"

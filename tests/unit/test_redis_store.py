@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.stores import redis_link, redis_news
+from perdure.stores import redis_link, redis_look, redis_news
 from perdure.stores.base import Append, Which
 from perdure.stores.redis import RedisStore
 from perdure.stores.redis_url import target
@@ -870,6 +871,21 @@ def test_a_stale_holder_cannot_hide_a_run(place: Place) -> None:  # rel:C2
     assert [found.wake for found in store.runs(Which(due=3.0))] == [3.0]
 
 
+def test_what_a_stale_holder_left_in_doubt_is_settled_by_the_next_one(place: Place) -> None:  # rel:C2
+    stale, store = place.open(), place.open()
+    lease = stale.claim(KEY)
+    place.expire(stale)
+    taken = store.claim(KEY)
+    assert store.append([one(taken, 0, wake=3.0)]) == [None]
+    assert isinstance(stale.append([one(lease, 0, wake=7.0)])[0], LeaseLost)
+    assert place.raw.smembers(store._keys.unsure) == {b"paper\x000000000000"}
+    store.release(taken)
+    assert [found.wake for found in store.runs(Which(due=3.0, limit=1))] == [3.0]
+    assert store.runs(Which(later=3.0)) == []
+    assert store.append([one(store.claim(KEY), 1, wake=3.0)]) == [None]
+    assert not place.raw.exists(store._keys.unsure)
+
+
 def test_posts_are_found_though_the_poster_died_on_the_way(place: Place) -> None:  # rel:H1
     store, poster = place.open(), place.open()
     lease = store.claim(KEY)
@@ -929,6 +945,96 @@ def test_what_is_due_or_active_is_found_without_looking_at_all_others(place: Pla
         assert calls(place).get("hmget", 0) - before.get("hmget", 0) <= (500 if which.limit else 2)
 
 
+def rows_asked(place: Place, look: Callable[[], list[RunMeta]]) -> tuple[list[RunMeta], int]:
+    """What a listing shows, and how many rows it looked at."""
+    before = calls(place).get("hmget", 0)
+    found = look()
+    return found, calls(place).get("hmget", 0) - before
+
+
+def told(lease: Lease, seq: int, **what: Any) -> Append:
+    """An append after which the run's row says this."""
+    return msgspec.structs.replace(item(lease, seq), meta=msgspec.structs.replace(meta(lease.key, seq + 1), **what))
+
+
+def test_the_first_of_many_are_found_without_looking_at_the_others(place: Place) -> None:  # R9
+    store, chance = place.open(), random.Random(1)
+    priorities, now = (0, 1, -1, 2**31 - 1, 1 - 2**31), store.heartbeat()
+    leases = [store.claim(RunKey("run", n)) for n in range(2000)]
+    batch = [
+        told(
+            lease,
+            0,
+            status="queued",
+            queue=chance.choice(("mail", "night")),
+            flow=chance.choice(("send", "call")),
+            priority=chance.choice(priorities),
+            wake=now + chance.choice((-1000, -1, -1e-6, 0, 1e-6, 1, 1000)) * chance.choice((1, chance.random())),
+        )
+        for lease in leases
+    ]
+    assert store.append(batch) == [None] * len(batch)
+    executed = leases[:40]
+    for lease in leases[len(executed) :]:
+        store.release(lease)
+    assert store.append([told(lease, 1, wake=now, begun=now) for lease in executed[:20]]) == [None] * 20
+    every = store.runs()
+    for queues in ((), ("mail",), ("night", "none"), ("none",)):
+        for flows in ((), ("send",), ("send", "call")):
+            for which in (
+                Which(due=now),
+                Which(later=now),
+                Which(due=now - 500),
+                Which(due=now + 2000),
+                Which(later=1),
+            ):
+                for limit, most in ((1, 80), (20, 120), (0, 2050)):
+                    which = msgspec.structs.replace(which, queues=queues, flows=flows, limit=limit)
+                    found, asked = rows_asked(place, lambda which=which: store.runs(which))
+                    assert found == which.cut(every), which
+                    assert asked <= most, which
+    assert len(store.runs(Which(due=now, queues=("mail",), limit=20))) == 20
+    assert rows_asked(place, lambda: store.runs(Which(active=inf, limit=1)))[1] <= 20
+
+
+def test_many_of_one_moment_are_gone_through(place: Place) -> None:
+    """Others' entries, and entries of one time, are no end."""
+    store = place.open()
+    leases = [store.claim(RunKey("run", n)) for n in range(1400)]
+    batch = [
+        told(lease, 0, status="queued", queue="" if n < 1350 else "mail", wake=5.0) for n, lease in enumerate(leases)
+    ]
+    assert store.append(batch) == [None] * len(batch)
+    for lease in leases[200:]:  # the first ones are being taken up by others
+        store.release(lease)
+    for which in (Which(due=5.0), Which(later=4.0)):
+        for queues, first in (((), 200), (("",), 200), (("mail",), 1350)):
+            mine = msgspec.structs.replace(which, queues=queues, limit=30)
+            found, asked = rows_asked(place, lambda mine=mine: store.runs(mine))
+            assert [row.episode for row in found] == list(range(first, first + 30))
+            assert asked < (100 if queues == ("mail",) else 700)
+    assert store.runs(Which(due=4.9, limit=1)) == store.runs(Which(later=5.0, limit=1)) == []
+
+
+def test_a_run_that_is_over_leaves_nothing_to_look_at(place: Place) -> None:
+    store, worker, now = place.open(), place.open(), 100.0
+    for wake in (now, now + 50):
+        lease = store.claim(KEY)
+        seq = len(store.read(KEY))
+        assert store.append([told(lease, seq, status="queued", wake=wake)]) == [None]
+        store.release(lease)
+        taken = worker.claim(KEY)
+        for number, (status, wake_) in enumerate((("running", now), ("running", now), ("completed", 0.0)), seq + 1):
+            assert worker.append([told(taken, number, status=status, wake=wake_)]) == [None]
+            assert not place.raw.scard(store._keys.unsure)
+        worker.release(taken)
+    assert [name for name in sorted(place.names()) if "{index}" in name] == [
+        ":{index}:begun",
+        ":{index}:epochs",
+        ":{index}:runs",
+    ]
+
+
 def test_the_steady_state_is_one_round_trip(place: Place) -> None:
     store, trips = place.open(), 0
     leases = [store.claim(RunKey("run", n)) for n in range(5)]
@@ -947,6 +1053,10 @@ def test_the_steady_state_is_one_round_trip(place: Place) -> None:
     trips = 0
     store.append([item(leases[0], 3, blob=b"large")])
     assert trips == 3, "whether the lease is good, the blob, the record"
+    for seq, (wake, expected, scripts) in enumerate(((5.0, 1, 2), (5.0, 1, 1), (6.0, 2, 3), (6.0, 1, 1), (0.0, 2, 3))):
+        trips, before = 0, calls(place)["evalsha"]
+        assert store.append([one(leases[1], 3 + seq, wake=wake)]) == [None]
+        assert (trips, calls(place)["evalsha"] - before) == (expected, scripts)
 
 
 class Killed(BaseException):
@@ -1010,9 +1120,9 @@ class Worker(threading.Thread):
         for _ in range(chance.randrange(4)):
             if chance.random() < 0.5:
                 read = len(store.posts({key: 0}).get(key, []))
-            batch = [one(lease, seq, float(chance.randrange(5)), float(chance.randrange(5)), read)]
+            batch = [self.anything(lease, seq, read)]
             if chance.random() < 0.3:
-                batch.append(one(lease, seq + 1, float(chance.randrange(5)), read=read))
+                batch.append(self.anything(lease, seq + 1, read))
             if isinstance(store.append(batch)[0], LeaseLost):
                 return
             seq += len(batch)
@@ -1024,17 +1134,34 @@ class Worker(threading.Thread):
         elif chance.random() < 0.9:
             store.release(lease)
 
+    def anything(self, lease: Lease, seq: int, read: int) -> Append:
+        chance = self.chance
+        return told(
+            lease,
+            seq,
+            status=chance.choice(("running", "queued", "waiting")),
+            queue=chance.choice(("", "mail")),
+            flow=chance.choice(("send", "call")),
+            priority=chance.choice((0, 0, 1, -(2**31) + 1)),
+            wake=float(chance.randrange(5)),
+            begun=float(chance.randrange(5)),
+            posts=read,
+        )
+
 
 @pytest.mark.parametrize("seed", range(4))
-def test_at_every_moment_the_index_finds_what_a_look_at_all_runs_finds(place: Place, seed: int) -> None:  # rel:X1
+def test_at_every_moment_the_index_finds_what_a_look_at_all_runs_finds(
+    place: Place, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # rel:X1
+    monkeypatch.setattr(redis_look, "_MORE", 0)
     chance, ready, seen = random.Random(seed), threading.Semaphore(0), place.open()
     workers = [Worker(place, random.Random(f"{seed} {n}"), ready) for n in range(3)]
     for _ in workers:
         ready.acquire()
-    shown = {"due": 0, "active": 0}
+    shown = {"due": 0, "later": 0, "active": 0}
     for step in range(700):
-        at = chance.randrange(len(workers))
-        worker, fate = workers[at], chance.random()
+        turn = chance.randrange(len(workers))
+        worker, fate = workers[turn], chance.random()
         if fate < 0.02 and worker.store._owner is not None:  # it is late, and does not know
             place.raw.delete(worker.store._keys.owner(worker.store._owner))
         worker.killed = 0.02 < fate < 0.04
@@ -1043,13 +1170,17 @@ def test_at_every_moment_the_index_finds_what_a_look_at_all_runs_finds(place: Pl
         assert worker.problem is None, f"seed {seed}, step {step}: {worker.problem!r}"
         if worker.killed:
             worker.store.abandon()
-            workers[at] = Worker(place, random.Random(f"{seed} {step}"), ready)
+            workers[turn] = Worker(place, random.Random(f"{seed} {step}"), ready)
             ready.acquire()
         rows = seen.runs()
-        limit = float(chance.randrange(5))
-        for name, which in (("due", Which(due=limit)), ("active", Which(active=limit))):
+        at = float(chance.randrange(5))
+        mine = Which(
+            limit=chance.randrange(3), queues=chance.choice(((), ("mail",))), flows=chance.choice(((), ("send",)))
+        )
+        for name in shown:
+            which = msgspec.structs.replace(mine, **{name: at})
             found = seen.runs(which)
-            assert found == which.cut(rows), f"seed {seed}, step {step}"
+            assert found == which.cut(rows), f"seed {seed}, step {step}, {which}"
             shown[name] += len(found)
     assert min(shown.values()) > 100, "a test that sees nothing finds nothing"
     for worker in workers:

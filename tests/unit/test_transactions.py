@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import apsw
 import psycopg
+import psycopg.rows
 import pytest
 
 import perdure
 from perdure.errors import ConfigError, LeaseLost, OutputRefused
 from perdure.runtime.manager import CheckpointManager
+from perdure.testing.servers import Postgres
 
 Query = Callable[[str], list[Any]]
 
@@ -123,12 +126,13 @@ def test_a_step_without_an_attempt_left_fails_and_leaves_nothing(place: tuple[st
     assert query("SELECT count(*) FROM accounts") == [(0,)]
 
 
-def test_a_fenced_process_leaves_no_effect(place: tuple[str, Query]) -> None:  # X3
-    url, query = place
+def test_a_fenced_process_executes_nothing_and_a_holder_is_not_overtaken_meanwhile(place: tuple[str, Query]) -> None:
+    url, query = place  # X3
+    executed: list[int] = []
 
     @perdure.step(transaction=True)
     def overtaken() -> int:
-        steal()
+        executed.append(1)
         sql("INSERT INTO accounts VALUES (1, 1)")
         return 1
 
@@ -136,18 +140,94 @@ def test_a_fenced_process_leaves_no_effect(place: tuple[str, Query]) -> None:  #
         assert manager._writer is not None
         store: Any = manager._writer.store
 
+        @perdure.flow
+        def flow() -> int:
+            pause_sync(1)
+            steal()
+            return overtaken()
+
+        @perdure.step
+        def pause_sync(n: int) -> int:
+            return n
+
         def steal() -> None:
-            """While the body runs, somebody else has got the run."""
+            """Somebody else has got the run."""
             if url.startswith("sqlite"):
-                store._db.execute("UPDATE perdure_runs SET epoch = epoch + 1")
+                manager._writer.call(lambda: store._db.execute("UPDATE perdure_runs SET epoch = epoch + 1")).result()  # type: ignore[union-attr]
             else:
-                table = f'"{store.place.schema}".runs'
                 with psycopg.connect(store.place.conninfo, autocommit=True) as db:
-                    db.execute(f"UPDATE {table} SET epoch = epoch + 1")
+                    db.execute(f'UPDATE "{store.place.schema}".runs SET epoch = epoch + 1')
 
         with pytest.raises(LeaseLost):
-            manager.run_sync(perdure.flow(lambda: overtaken()), goal="g")
-    assert query("SELECT count(*) FROM accounts") == [(0,)]
+            manager.run_sync(flow, goal="g")
+    assert executed == [] and query("SELECT count(*) FROM accounts") == [(0,)]
+
+
+def test_what_the_body_sets_of_the_connection_is_taken_back(place: tuple[str, Query]) -> None:
+    url, query = place
+
+    @perdure.step(transaction=True)
+    def meddles(n: int) -> int:
+        connection = perdure.context().transaction
+        if url.startswith("sqlite"):
+            connection.row_trace = lambda cursor, row: {"row": row}
+        else:
+            connection.row_factory = psycopg.rows.dict_row
+        sql(f"INSERT INTO accounts VALUES ({n}, 1)")
+        return n
+
+    with CheckpointManager(url) as manager:
+        for n in range(3):
+            assert manager.run_sync(perdure.flow(lambda n: meddles(n)), n, goal=f"g{n}") == n
+    assert query("SELECT count(*) FROM accounts") == [(3,)]
+
+
+def test_an_error_that_the_body_caught_is_told_for_what_it_is(place: tuple[str, Query]) -> None:
+    url, query = place
+
+    @perdure.step(transaction=True)
+    def catches() -> int:
+        sql("INSERT INTO accounts VALUES (1, 1)")
+        try:
+            sql("INSERT INTO accounts VALUES (1, 1)")
+        except (apsw.Error, psycopg.Error):
+            pass
+        return 1
+
+    with CheckpointManager(url) as manager:
+        if url.startswith("sqlite"):  # a statement that fails leaves the transaction as it was
+            assert manager.run_sync(perdure.flow(lambda: catches()), goal="g") == 1
+        else:
+            with pytest.raises(ConfigError, match="caught the error of a statement"):
+                manager.run_sync(perdure.flow(lambda: catches()), goal="g")
+    assert query("SELECT count(*) FROM accounts") == [(1 if url.startswith("sqlite") else 0,)]
+
+
+def test_a_server_that_restarts_in_the_middle_is_no_failure_of_the_step() -> None:  # rel:R7
+    server = Postgres(18)
+    bodies: list[int] = []
+
+    @perdure.step(transaction=True)
+    def interrupted() -> int:
+        bodies.append(1)
+        if len(bodies) == 1:
+            server.kill()
+            threading.Thread(target=server.start).start()
+        sql("INSERT INTO accounts VALUES (1, 1)")
+        return 1
+
+    try:
+        with psycopg.connect(server.url, autocommit=True) as db:
+            db.execute("CREATE TABLE accounts (id integer PRIMARY KEY, amount integer)")
+        with CheckpointManager(f"{server.url}?lease=60") as manager:
+            assert manager.run_sync(perdure.flow(lambda: interrupted()), goal="g") == 1
+            state = manager.look("g").result()
+        assert state is not None and [attempt.outcome for attempt in state.steps[1].attempts] == ["completed"]
+        assert len(bodies) == 2
+        with psycopg.connect(server.url) as db:
+            assert db.execute("SELECT count(*) FROM accounts").fetchone() == (1,)
+    finally:
+        server.throw_away()
 
 
 @pytest.mark.parametrize("ends", ["COMMIT", "ROLLBACK"])

@@ -16,9 +16,11 @@ import perdure
 from perdure import journal as j
 from perdure.clock import Clock
 from perdure.errors import AnswerRefused, ConfigError, InputMismatch, LimitReached, RunSuspended
+from perdure.fold import State
 from perdure.model import Lease, Limits, RunKey, RunMeta
 from perdure.runtime.manager import CheckpointManager
 from perdure.runtime.queues import room
+from perdure.runtime.settle import write
 from perdure.stores.memory import MemoryBackend, MemoryStore
 
 Open = Callable[[], CheckpointManager]
@@ -261,10 +263,15 @@ def test_runs_that_crashed_were_interrupted_or_answered_go_on(open_: Open) -> No
         first.run_sync(waiter, 1, goal="answered")
     with pytest.raises(RunSuspended):
         first.run_sync(waiter, 1, goal="asking")
-    manual = first.begin(goal="crashed")
-    manual.__enter__()
     assert first._writer is not None
     store = first._writer.store
+
+    def begin() -> None:
+        key = RunKey("crashed")
+        began = j.RunBegan(run_id="r", flow="nobody's", epoch=1, pid=1, host="h")
+        write(store, store.claim(key), State(key), [began], Clock())
+
+    first._writer.call(begin).result()
     first._writer.call(lambda: perdure.Client(store).answer("answered", None, 4, by="ann")).result()
     first._writer.call(store.abandon).result()  # type: ignore[attr-defined]
     stop.append(False)

@@ -11,6 +11,7 @@ from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, STORE, write
 from perdure.errors import PerdureError
 from perdure.runtime.client import Client
+from perdure.stores import missing
 
 
 @click.command()
@@ -71,7 +72,9 @@ def schema(name: str, role: str, after: int) -> int:
     \b
       perdure schema --role app | psql -d mydb
     """
-    from perdure.stores.postgres_setup import statements
-
+    try:
+        from perdure.stores.postgres_setup import statements
+    except ModuleNotFoundError as error:
+        raise missing("postgres", error) from None
     click.echo(statements(name, role, after))
     return OK

@@ -15,7 +15,7 @@ from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, command, write
 from perdure.cli.target import load_app, load_target, parse_inputs
 from perdure.clock import SYSTEM
-from perdure.errors import ConfigError, RetryError, StoreError
+from perdure.errors import ConfigError, CorruptStore, RetryError, StoreError
 from perdure.runtime.config import CheckpointConfig, default_store
 from perdure.runtime.manager import CheckpointManager
 from perdure.runtime.submit import DEFAULT_QUEUE
@@ -29,7 +29,7 @@ log = logging.getLogger("perdure")
 @click.command()
 @click.argument("target")
 @click.option("--input", "-i", "inputs", multiple=True, metavar="NAME=VALUE", help="An input; NAME=@FILE reads a file.")
-@click.option("--goal", default="", help="Name of the task. Default: made of the target and its inputs.")
+@click.option("--goal", default="", help="Name of the task. Default: made of the target and its inputs or --key.")
 @click.option("--new", is_flag=True, help="The next episode of the task, instead of the run that is there.")
 @click.option("--queue", default=DEFAULT_QUEUE, show_default=True, help="Which workers execute it.")
 @click.option("--priority", default=0, show_default=True, help="Larger ones first.")
@@ -61,10 +61,12 @@ def submit(
     """
     flow = load_target(target)
     values = parse_inputs(flow, inputs)
-    named = goal or " ".join([target.rpartition(":")[2] if ":" in target else flow.name, *inputs])
+    named = goal or ("" if key else " ".join([target.rpartition(":")[2] if ":" in target else flow.name, *inputs]))
     if len(named) > 200 and not goal:
         raise ConfigError("The inputs are too long to name the task.", hint="Name it with --goal.")
     with CheckpointManager(store) as manager:
+        if not manager.shared:
+            raise ConfigError("Nobody could execute it: this store ends with the command.", hint="Use another store.")
         run = manager.submit(
             flow,
             goal=named,
@@ -157,7 +159,7 @@ def worker(
             log.info("worker stopped; what it executed can go on elsewhere")
             return OK
         except (StoreError, RetryError) as failure:
-            if until_idle:
+            if until_idle or isinstance(failure, CorruptStore):
                 raise
             log.error("%s The store is opened again in %.1f s.", failure, pause)
         SYSTEM.sleep(pause)

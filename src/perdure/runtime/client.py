@@ -230,7 +230,7 @@ class Client:
             )
         if state.status not in (states.PAUSED, states.FAILED, *states.RUN_OVER):
             raise AnswerRefused(
-                f"run {state.key} has not failed: it is {state.status}. Nothing was changed.",
+                f"run {state.key} has not failed: it is {self.find(str(state.key)).status}. Nothing was changed.",
                 hint="A run that crashed or was interrupted goes on when it is run, or a worker takes it up.",
             )
 

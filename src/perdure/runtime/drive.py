@@ -176,7 +176,7 @@ def _execute(call: Call, run: LiveRun | None, body: Body, connection: Any = None
     except Exception as raised:
         error = _own(raised, run)
     finally:
-        context.end(keep_text=error is not None)
+        context.end(keep_text=error is not None and connection is None)
     return Outcome(value, error, round(clock.monotonic() - began, 6), *context.kept)
 
 

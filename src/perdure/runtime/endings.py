@@ -66,6 +66,7 @@ def finalised(run: LiveRun) -> Iterator[None]:
         run.leave_task()
         outside = isinstance(error, KeyboardInterrupt | SystemExit)
         outside = outside or (isinstance(error, CancelledError) and not run.cancelled_task)
+        outside = outside and not run.supervised()
         if run.broken is None and not isinstance(error, StoreError):
             told = _record_end(run, error, outside)
             if told is not error:
@@ -108,7 +109,7 @@ def _ending(run: LiveRun, error: BaseException, outside: bool) -> tuple[j.Entry,
         error = run.cleanup_error or error
     if isinstance(error, RunPaused):
         return j.RunPaused(reason=str(error)), error
-    if isinstance(error, Exception):
+    if isinstance(error, Exception) or (run.supervised() and not run.halt):
         return j.RunFailed(error=codec.describe_error(error)), error
     return j.RunInterrupted(reason=_signal(error)), error
 

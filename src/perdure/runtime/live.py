@@ -91,6 +91,8 @@ class LiveRun:
         """the order to stop"""
         self.with_parent = False
         """that was to the run that began it"""
+        self.supervised: Callable[[], bool] = lambda: False
+        """whether a worker executes it, and goes on: nothing outside of its flow can be the reason for its end then"""
         self.cleanup_error: BaseException | None = None
         """how the first clean-up that failed did"""
         self.task: asyncio.Task[object] | None = None
@@ -330,6 +332,11 @@ class LiveRun:
             self.broken = self.broken or error
         log.error("run %s stops: %s What was durable before is kept; run it again to go on.", self.key, error)
         raise error
+
+    def break_off(self, error: PerdureError) -> None:
+        """Its state is not what the journal tells: nothing can be appended any more."""
+        with self.lock:
+            self.broken = self.broken or error
 
     def lose(self, error: LeaseLost) -> None:
         """Its lease is gone, or cannot be trusted any more: stop what can be stopped. Any thread may call this."""

@@ -106,8 +106,7 @@ class Lives:
                 return self._finished(store, state)
         lease = store.claim(key)
         try:
-            for warning in store.warnings():
-                log.warning("%s", warning)
+            tell_warnings(store)
             state = fold(key, store.read(key))
             move(store, lease, state, self.clock)
             if state.status == states.COMPLETED and not start.rerun and not _differences(state, start):
@@ -127,9 +126,10 @@ class Lives:
     def _take_up(self, store: Store, lease: Lease, function: Function[..., Any]) -> tuple[LiveRun, Inputs] | None:
         key = lease.key
         try:
+            tell_warnings(store)
             state = fold(key, store.read(key))
             move(store, lease, state, self.clock)
-            if not may_go_on(state.status, state.wake, self.clock.now()):
+            if not may_go_on(state, self.clock.now()):
                 store.release(lease)
                 return None
             _ = function.signature  # makes the types of its inputs known
@@ -163,7 +163,8 @@ class Lives:
             )
         if state.status == states.CANCELLED:
             raise cancelled(state)
-        if state.status == states.PAUSED and state.stopped_by and not start.resume_stopped:
+        cancelling = state.stop is not None and state.stop.cancel
+        if state.status == states.PAUSED and state.stopped_by and not (start.resume_stopped or cancelling):
             raise stopped(state, "Nothing was executed.")
         fresh = state.status is None
         differs = [] if fresh else _differences(state, start)
@@ -356,6 +357,12 @@ def refuse_other_inputs(state: State, start: Start) -> None:
             hint="Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go "
             "on with these and reuse every step whose own inputs are the same.",
         )
+
+
+def tell_warnings(store: Store) -> None:
+    """Log what the store has found, or would lose."""
+    for warning in store.warnings():
+        log.warning("%s", warning)
 
 
 @contextmanager

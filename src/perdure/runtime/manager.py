@@ -16,7 +16,7 @@ from perdure.model import Attribution, Budget, RunKey
 from perdure.runtime.config import CheckpointConfig, default_store
 from perdure.runtime.execute import Watched, execute, execute_async, prepare
 from perdure.runtime.lease import Keeper, StoreClock, clock_of
-from perdure.runtime.lives import Lives, Start
+from perdure.runtime.lives import Lives, Start, tell_warnings
 from perdure.runtime.manual import ManualRun
 from perdure.runtime.steps import Function
 from perdure.runtime.submit import DEFAULT_QUEUE, Terms, check_terms, limits_of, submit
@@ -72,11 +72,17 @@ class CheckpointManager:
 
     def _attend(self, writer: Writer, clock: Clock) -> None:
         """Keep the leases of a store of many machines, and hear what others post to it."""
+        tell_warnings(writer.store)
         can = writer.store.capabilities
         if isinstance(clock, StoreClock):
             self._ends.append(Keeper(clock, can.trust, self._lives.lose).close)
         if can.listen is not None:
             self._ends.append(can.listen(lambda posted: writer.look_soon() if posted else None))
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see the runs of its store."""
+        return self._writer is not None and self._writer.store.capabilities.shared
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import inf
 from typing import Any, NamedTuple
 
@@ -25,7 +25,8 @@ from msgspec.structs import replace
 
 from perdure import states
 from perdure.clock import Clock
-from perdure.errors import LeaseHeld
+from perdure.errors import CorruptStore, LeaseHeld, PerdureError
+from perdure.fold import State
 from perdure.model import OWN, Lease, Limits, RunKey, RunMeta
 from perdure.runtime.steps import Function
 from perdure.stores.base import Store, Which
@@ -40,9 +41,11 @@ _LOCKED = 0.05
 _SUSPECT = 2
 """crashes in a row after which a run is executed alone"""
 _SPARED = 60.0
-"""seconds after which it is executed beside others all the same, because no worker has been idle"""
+"""seconds after which it is executed beside others all the same, because this worker has not been idle"""
 _SOON = 0.5
 """seconds until a worker looks again that has left a suspect alone"""
+_LONGEST = 60.0
+"""seconds after which it looks although it was told of nothing: news can get lost"""
 
 
 class Offer(NamedTuple):
@@ -69,62 +72,97 @@ class Taken(NamedTuple):
     """seconds for which there is nothing to look for, unless something happens"""
     alone: bool = False
     """the one that was claimed is to be executed alone"""
+    held: bool = False
+    """somebody holds runs that this worker could execute, and may be dead"""
 
 
-def take(
-    store: Store, clock: Clock, offer: Offer, limit: int, passed_over: Mapping[RunKey, int], busy: bool = False
-) -> Taken:
-    """Claim up to ``limit`` runs. ``passed_over``: sequences of runs that could not be taken up as they are; ``busy``:
-    the worker executes others."""
-    now = clock.now()
-    rows = _fitting(store, offer, limit, passed_over, now)
-    suspects = [row for row in rows if _is_suspect(row, now)]
-    alone = bool(suspects) and not busy
-    wanted = suspects[:1] if alone else [row for row in rows if row not in suspects]
-    runs: list[tuple[Lease, RunMeta]] = []
-    pause = _SOON if suspects else inf
-    full: set[str] = set()
-    for row in wanted:
+class Search:
+    """One worker looking for runs, time and again."""
+
+    def __init__(self, clock: Clock, offer: Offer) -> None:
+        self._clock, self._offer = clock, offer
+        self._wanted = Which(queues=offer.queues, flows=tuple(offer.flows))
+        self._left: dict[RunKey, int] = {}
+        """runs that could not be taken up, and their sequence then: left alone until something about them changes"""
+        self._spared: dict[RunKey, float] = {}
+        """since when suspects have been left alone"""
+
+    def leave(self, key: RunKey, seq: int, why: Exception) -> None:
+        """Do not take up a run again as it is."""
+        self._left[key] = seq
+        log.error("run %s is left alone: %s", key, why)
+
+    def take(self, store: Store, limit: int, busy: bool) -> Taken:
+        """Claim up to ``limit`` runs. ``busy``: the worker executes others. What was claimed is given back if anything
+        fails. Raises StoreError, RetryError."""
+        runs: list[tuple[Lease, RunMeta]] = []
+        try:
+            return self._take(store, limit, busy, runs)
+        except BaseException:
+            for lease, _ in runs:
+                with suppress(PerdureError):
+                    store.release(lease)
+            raise
+
+    def _take(self, store: Store, limit: int, busy: bool, runs: list[tuple[Lease, RunMeta]]) -> Taken:
+        now = self._clock.now()
+        rows = self._fitting(store, limit, now)
+        suspects = {row.key for row in rows if self._is_suspect(row, now)}
+        pause = _SOON if suspects else inf
+        full: set[str] = set()
+        for row in sorted(rows, key=lambda row: row.key not in suspects) if not busy else rows:
+            if len(runs) == limit or (row.key in suspects and (busy or runs)):
+                continue
+            until = self._claim(store, row, runs) if row.queue not in full else inf
+            if until and row.limits:
+                full.add(row.queue)
+            if until:
+                pause = min(pause, until - now)
+            elif row.key in suspects:
+                return Taken(runs, 0.0, alone=True)
         if len(runs) == limit:
             return Taken(runs, 0.0)
-        if row.limits and row.queue in full:
-            continue
-        with _allowed(store, clock, row) as until:
+        return self._rest(store, runs, pause, now)
+
+    def _claim(self, store: Store, row: RunMeta, runs: list[tuple[Lease, RunMeta]]) -> float:
+        """Claim a run; if that cannot be now, when to look again."""
+        with _allowed(store, self._clock, row) as until:
+            if until == inf and store.capabilities.lease < inf:
+                return self._clock.now() + store.capabilities.lease / 4  # who dies in that queue tells nobody
             if until:
-                full.add(row.queue)
-                pause = min(pause, until - now)
-                continue
+                return until
             try:
                 runs.append((store.claim(row.key), row))
             except LeaseHeld:
-                pause = min(pause, _LOCKED)
-    pause = min(pause, _next(store, offer, now))
-    return Taken(runs, max(0.0, pause), alone and bool(runs))
+                return self._clock.now() + _LOCKED
+            except CorruptStore as damage:
+                self.leave(row.key, row.seq, damage)
+        return 0.0
 
+    def _rest(self, store: Store, runs: list[tuple[Lease, RunMeta]], pause: float, now: float) -> Taken:
+        """There is room for more: how long until a run may be due by a date, or its holder found dead."""
+        lease = store.capabilities.lease
+        soon = store.runs(replace(self._wanted, later=now, limit=1))
+        pause = min(pause, *(row.wake - now for row in soon), _LONGEST)
+        held = lease < inf and bool(store.runs(replace(self._wanted, active=inf, limit=1)))
+        return Taken(runs, max(0.0, min(pause, lease / 4 if held else inf)), held=held)
 
-def _fitting(store: Store, offer: Offer, limit: int, passed_over: Mapping[RunKey, int], now: float) -> list[RunMeta]:
-    """Runs that the worker may execute, the most urgent first: more than ``limit``, or all there are."""
-    most = limit + _MORE
-    while True:
-        rows = store.runs(Which(due=now, queues=offer.queues, flows=tuple(offer.flows), limit=most))
-        found = [row for row in rows if offer.fits(row) and passed_over.get(row.key) != row.seq]
-        if len(found) > limit or len(rows) < most:
-            return found
-        most *= 4
+    def _fitting(self, store: Store, limit: int, now: float) -> list[RunMeta]:
+        """Runs that the worker may execute, the most urgent first: more than ``limit``, or all there are."""
+        most = limit + _MORE
+        while True:
+            rows = store.runs(replace(self._wanted, due=now, limit=most))
+            found = [row for row in rows if self._offer.fits(row) and self._left.get(row.key) != row.seq]
+            if len(found) > limit or len(rows) < most:
+                return found
+            most *= 4
 
-
-def _is_suspect(row: RunMeta, now: float) -> bool:
-    return row.status == states.RUNNING and row.crashes + 1 >= _SUSPECT and now - row.updated < _SPARED
-
-
-def _next(store: Store, offer: Offer, now: float) -> float:
-    """Seconds until a run may be due by a date, or its holder found dead."""
-    can = store.capabilities
-    mine = Which(queues=offer.queues, flows=tuple(offer.flows), limit=1)
-    pause = min((row.wake - now for row in store.runs(replace(mine, later=now))), default=inf)
-    if can.lease < inf and store.runs(replace(mine, active=inf)):
-        pause = min(pause, can.lease / 4)  # who dies tells nobody
-    return pause
+    def _is_suspect(self, row: RunMeta, now: float) -> bool:
+        """Whether a run has crashed so often that it is to be executed alone, and has not waited for that too long."""
+        if row.status != states.RUNNING or row.crashes + 1 < _SUSPECT:
+            self._spared.pop(row.key, None)
+            return False
+        return now - self._spared.setdefault(row.key, now) < _SPARED
 
 
 @contextmanager
@@ -159,8 +197,11 @@ def room(active: Sequence[RunMeta], limits: Limits, now: float) -> float:
     return 0.0
 
 
-def may_go_on(status: str | None, wake: float, now: float) -> bool:
-    """Whether a run in that state, which nobody executes, is to be executed by whoever comes."""
-    if status in states.RUN_SUSPENDED:
-        return 0 < wake <= now
-    return status in states.RUN_WAITS_FOR_WORKER or status == states.RUNNING
+def may_go_on(state: State, now: float) -> bool:
+    """Whether a run that nobody executes is to be executed by whoever comes: it can go on, or is to be cleaned up after
+    because somebody cancelled it."""
+    if state.stop is not None and state.stop.cancel and state.status not in states.RUN_OVER:
+        return True
+    if state.status in states.RUN_SUSPENDED or state.status == states.QUEUED:
+        return 0 < state.wake <= now
+    return state.status in states.RUN_WAITS_FOR_WORKER or state.status == states.RUNNING

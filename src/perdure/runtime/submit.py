@@ -7,7 +7,7 @@ from typing import NamedTuple
 from perdure import codec
 from perdure import journal as j
 from perdure.clock import Clock
-from perdure.errors import ConfigError, LeaseHeld
+from perdure.errors import ConfigError, InputMismatch, LeaseHeld
 from perdure.fold import State, fold
 from perdure.model import Lease, Limits, RunKey, check_name
 from perdure.runtime.lives import Start, refuse_other_inputs
@@ -60,7 +60,7 @@ def submit(store: Store, clock: Clock, start: Start, terms: Terms) -> RunKey:
     while True:
         key, there = _place(store, start, terms)
         if there:
-            refuse_other_inputs(fold(key, store.read(key)), start)
+            _refuse_other(fold(key, store.read(key)), start)
             return key
         try:
             lease = store.claim(key)
@@ -75,6 +75,16 @@ def submit(store: Store, clock: Clock, start: Start, terms: Terms) -> RunKey:
                 return key
         finally:
             store.release(lease)
+
+
+def _refuse_other(state: State, start: Start) -> None:
+    """Raises InputMismatch if the run that is there is another one than was to be submitted."""
+    if state.flow != start.flow:
+        raise InputMismatch(
+            f"run {state.key} is one of the flow {state.flow!r}, not of {start.flow!r}. Nothing was written.",
+            hint="Name the task differently, or pass new=True for another episode.",
+        )
+    refuse_other_inputs(state, start)
 
 
 def _place(store: Store, start: Start, terms: Terms) -> tuple[RunKey, bool]:

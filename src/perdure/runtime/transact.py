@@ -11,11 +11,12 @@ transaction, and should be short.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from perdure.errors import ConfigError, LeaseLost, PerdureError, StoreError
+from perdure.errors import ConfigError, LeaseLost, RetryError, StoreError
 from perdure.replay import Commit, Outcome
 from perdure.runtime.live import LiveRun
 from perdure.runtime.writer import Item
@@ -24,24 +25,37 @@ from perdure.stores.base import Transaction
 Body = Callable[[Any], Outcome]
 
 
+_TRIES = 10
+"""how often a transaction is tried that the store rolls back"""
+log = logging.getLogger("perdure")
+
+
 class _RolledBack(Exception):
     """There is nothing to commit."""
 
 
 def transact(run: LiveRun, body: Body, commit: Commit) -> Outcome:
     """Execute ``body(connection)`` and commit it with the entry that ``commit`` makes of its outcome, or roll it back
-    if that makes none. Blocks. Raises LeaseLost, StoreError; ConfigError where the store has no transactions."""
+    if that makes none. Done again when the store failed and rolled it back. Blocks. Raises LeaseLost, StoreError;
+    ConfigError where the store has no transactions."""
     begin = run.writer.store.capabilities.transaction
     if begin is None:
         raise ConfigError(
             f"run {run.key}: a step takes a transaction, and {run.writer.store.url} has none to give.",
             hint="Keep the run in sqlite: or postgresql:, where the tables are that it changes.",
         )
-    try:
-        return run.writer.call(lambda: _on_writer(run, begin(), body, commit)).result()
-    except (StoreError, LeaseLost) as error:
-        run.lost(error)
-        raise
+    tries = _TRIES
+    while True:
+        tries -= 1
+        try:
+            return run.writer.call(lambda: _on_writer(run, begin(run.lease), body, commit)).result()
+        except RetryError as rolled_back:
+            if run.broken is not None or not tries:
+                raise StoreError(rolled_back.args[0], hint="All of it was rolled back; run it again.") from rolled_back
+            log.warning("run %s: a transactional step is executed again: %s", run.key, rolled_back)
+        except (StoreError, LeaseLost) as error:
+            run.lost(error)
+            raise
 
 
 def _on_writer(run: LiveRun, transaction: AbstractContextManager[Transaction], body: Body, commit: Commit) -> Outcome:
@@ -51,14 +65,15 @@ def _on_writer(run: LiveRun, transaction: AbstractContextManager[Transaction], b
         with transaction as opened:
             with run.writer.occupied():
                 outcome = body(opened.connection)
+            try:
+                opened.check(outcome.error)
+            except Exception as refused:
+                if outcome.error is not None:
+                    raise  # not the body has failed, but the store
+                outcome = Outcome(None, refused, outcome.seconds)
             made = commit(outcome)
             if made is None:
                 raise _RolledBack
-            try:
-                opened.check()
-            except Exception as refused:  # a constraint of the user's tables that is only checked at the end
-                outcome = Outcome(None, refused, outcome.seconds)
-                raise _RolledBack from None
             with run.lock:  # nothing of the run gets in between
                 run.emit((made[0],), made[1], last=True)
                 items = run.writer.queued(run.lease)
@@ -66,8 +81,11 @@ def _on_writer(run: LiveRun, transaction: AbstractContextManager[Transaction], b
     except _RolledBack:
         assert outcome is not None
         return outcome
-    except PerdureError as error:  # perhaps it is committed, perhaps not: the journal tells the next life
-        run.writer.resolve(items, error)
+    except Exception as error:
+        if items:  # our state is ahead of the journal, or perhaps not: the journal tells the next life
+            problem = error if isinstance(error, StoreError | LeaseLost) else StoreError(str(error))
+            run.break_off(problem)
+            run.writer.resolve(items, problem)
         raise
     run.writer.resolve(items, None)
     return Outcome(outcome.value, None, outcome.seconds, committed=True)

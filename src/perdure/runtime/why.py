@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from math import inf
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,28 +13,28 @@ from perdure import states
 from perdure.inbox import when
 from perdure.model import RunMeta
 from perdure.runtime.queues import room
-from perdure.runtime.worker import WORKER
+from perdure.runtime.worker import WORKER, Announcement
 
 
-class Announced(msgspec.Struct, frozen=True):
-    """What a living worker can execute."""
+class Announced(NamedTuple):
+    """A living worker, as others see it."""
 
-    flows: dict[str, list[str]]
-    """name -> versions of runs that it goes on with"""
-    queues: list[str]
-    """[]: all"""
+    can: Announcement
+    executes: int
+    """how many runs"""
+
+    def goes_on_with(self, row: RunMeta) -> bool:
+        return row.version in self.can.flows.get(row.flow, ())
 
     def serves(self, row: RunMeta) -> bool:
-        return not self.queues or row.queue in self.queues
+        return not self.can.queues or row.queue in self.can.queues
 
 
-def announced(rows: Iterable[RunMeta]) -> list[Announced]:
+def announced(rows: Sequence[RunMeta]) -> list[Announced]:
     """The workers that live, among all rows of a store."""
+    executing = Counter(row.holder.owner for row in rows if row.holder is not None and row.flow != WORKER)
     return [
-        Announced(
-            msgspec.json.decode(row.tags["flows"], type=dict[str, list[str]]),
-            msgspec.json.decode(row.tags["queues"], type=list[str]),
-        )
+        Announced(msgspec.json.decode(row.tags["worker"], type=Announcement), executing[row.holder.owner])
         for row in rows
         if row.flow == WORKER and row.holder is not None
     ]
@@ -46,15 +48,18 @@ def why_waiting(row: RunMeta, rows: Sequence[RunMeta], workers: Sequence[Announc
         return f"not before {when(row.wake)}"
     if not workers:
         return "no worker runs" if row.queue else ""
-    able = [worker for worker in workers if row.flow in worker.flows]
+    able = [worker for worker in workers if row.flow in worker.can.flows]
     if not able:
         return f"no worker has the flow {row.flow!r}"
-    fitting = [worker for worker in able if row.version in worker.flows[row.flow]]
+    fitting = [worker for worker in able if worker.goes_on_with(row)]
     if not fitting:
-        known = sorted({version or "(none)" for worker in able for version in worker.flows[row.flow]})
+        known = sorted({version or "(none)" for worker in able for version in worker.can.flows[row.flow]})
         return f"it is of version {row.version or '(none)'} of its flow, and workers go on with {', '.join(known)}"
-    if not any(worker.serves(row) for worker in fitting):
+    serving = [worker for worker in fitting if worker.serves(row)]
+    if not serving:
         return f"no worker serves the queue {row.queue!r}" if row.queue else "every worker serves certain queues only"
+    if all(worker.executes >= worker.can.concurrency for worker in serving):
+        return "every worker that could execute it is busy"
     limits = row.limits
     if limits:
         mine = [r for r in rows if r.queue == row.queue and (r.holder is not None or r.begun > now - limits.per)]

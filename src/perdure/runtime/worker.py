@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from math import inf
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -30,6 +31,8 @@ from perdure.errors import (
     ConfigError,
     CorruptStore,
     FencedError,
+    Halted,
+    LeaseHeld,
     PerdureError,
     RetryError,
     RunCancelled,
@@ -43,13 +46,12 @@ from perdure.model import OWN, Attribution, Lease, RunKey, RunMeta
 from perdure.runtime.execute import as_function, carry_out, carry_out_async
 from perdure.runtime.live import LiveRun
 from perdure.runtime.lives import Inputs, Lives
-from perdure.runtime.queues import Offer, take
+from perdure.runtime.queues import Offer, Search, Taken
 from perdure.runtime.settle import write
 from perdure.runtime.steps import Function
 from perdure.runtime.threads import in_thread
-from perdure.stores.base import Store, Which
+from perdure.stores.base import Store
 
-T = TypeVar("T")
 log = logging.getLogger("perdure")
 WORKER = f"{OWN}worker"
 """flow of the run that a worker is itself"""
@@ -57,6 +59,16 @@ _ASK = 0.5
 """seconds between two looks into a store that cannot tell when there is something"""
 _EXPECTED = (RunSuspended, RunStopped, RunCancelled, RunPaused)
 """ways for a run to leave a worker that are no failure of it"""
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """What a living worker can execute."""
+
+    flows: dict[str, list[str]]
+    """name -> versions of runs that it goes on with"""
+    queues: list[str]
+    """[]: all"""
+    concurrency: int
 
 
 class Worker:
@@ -74,83 +86,105 @@ class Worker:
         until_idle: bool = False,
     ) -> None:
         assert lives.writer is not None
+        if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+            raise ConfigError(f"concurrency must be a whole number from 1, not {concurrency!r}.")
+        if isinstance(queues, str):
+            raise ConfigError(f"queues must be a list of names, not {queues!r}.", hint=f"Write [{queues!r}].")
         self._lives, self._writer = lives, lives.writer
         self._offer = Offer(flows, tuple(queues))
+        self._search = Search(lives.clock, self._offer)
         self._concurrency, self._grace, self._until_idle = concurrency, grace, until_idle
         self._works: dict[asyncio.Task[None], _Work] = {}
-        self._passed_over: dict[RunKey, int] = {}
-        """runs that could not be taken up, and their sequence then"""
         self._news = asyncio.Event()
         self._alone = False
         """what it executes is to be executed alone"""
         self._announced: Lease | None = None
         self._losses = 0
-        self._stopping = False
+        self._stopping = self._told = False
+        """it takes up nothing more; because somebody told it to"""
         self._failure: StoreError | None = None
         self.ended: dict[RunKey, str] = {}
-        """the runs that it executed, and their status then"""
+        """``until_idle``: the runs that it executed, and their status then"""
 
     async def work(self) -> None:
-        """Until it is told to stop, or (``until_idle``) until there is nothing left to do. Raises StoreError."""
+        """Until it is told to stop, or (``until_idle``) until there is nothing left to do. Raises StoreError, if it was
+        not told to stop."""
         loop = asyncio.get_running_loop()
-        listen = self._writer.store.capabilities.listen
-        deaf = listen(partial(_ring, loop, self._news)) if listen is not None else None
+        can = self._writer.store.capabilities
+        deaf = can.listen(partial(_ring, loop, self._news)) if can.listen is not None else None
+        clock, began = self._lives.clock, self._lives.clock.monotonic()
         try:
             while not self._stopping:
-                await self._announce()
                 self._news.clear()
                 idle = not self._works
-                pause = await self._take()
-                if self._until_idle and idle and not self._works and pause > _ASK:
+                taken = await self._take()
+                dead = (
+                    taken.held and clock.monotonic() - began < can.lease
+                )  # perhaps: what a dead one held is free then
+                if self._until_idle and idle and not self._works and taken.pause > _ASK and not dead:
                     break
-                await self._sleep(pause if deaf is not None else min(pause, _ASK))
+                await self._sleep(taken.pause if deaf is not None else min(taken.pause, _ASK))
         finally:
             await self._drain()
             if deaf is not None:
                 deaf()
-            await self._retire()
-        if self._failure is not None:
+        if self._failure is not None and not self._told:
             raise self._failure
 
     def stop(self) -> None:
         """Take up nothing more, let steps that run come to their end, and give everything up. Called a second time: do
         not wait for them. On the loop's thread."""
-        if self._stopping:
+        if self._told:
             self._grace = 0.0
-        self._stopping = True
+        self._stopping = self._told = True
         self._news.set()
+
+    async def _take(self) -> Taken:
+        """Take up what there is, as far as there is room."""
+        free = self._concurrency - len(self._works)
+        if free <= 0 or (self._alone and self._works):
+            return Taken([], inf)
+        try:
+            await self._announce()
+            taken = await self._claim(free)
+        except (RetryError, CorruptStore) as problem:
+            log.warning("looking for runs is tried again: %s", problem)
+            return Taken([], _ASK)
+        except FencedError:  # its leases have just been lost
+            return Taken([], _ASK)
+        except StoreError as failure:
+            self._fail(failure)
+            return Taken([], inf)
+        self._alone = taken.alone
+        for lease, row in taken.runs:
+            work = _Work(self._lives, lease, self._offer.flows[row.flow])
+            task = asyncio.create_task(self._execute(work, row))
+            self._works[task] = work
+            task.add_done_callback(self._done)
+        return taken
+
+    async def _claim(self, free: int) -> Taken:
+        """Look on the writer's thread; what is claimed while nobody waits for it any more is given back."""
+        store, busy = self._writer.store, bool(self._works)
+        taking = self._writer.call(lambda: self._search.take(store, free, busy))
+        try:
+            return await asyncio.shield(asyncio.wrap_future(taking))
+        except asyncio.CancelledError:
+            taking.add_done_callback(partial(_give_back, store))
+            raise
 
     async def _announce(self) -> None:
         """Write down what this worker can execute; once more if the lease of that was lost."""
         if self._announced is None or self._losses != self._lives.losses:
             self._losses = self._lives.losses
-            self._announced = await self._call(partial(_announce, clock=self._lives.clock, offer=self._offer))
+            store, clock, offer, most = self._writer.store, self._lives.clock, self._offer, self._concurrency
+            announcing = self._writer.call(lambda: announce(store, clock, offer, most))
+            self._announced = await asyncio.shield(asyncio.wrap_future(announcing))
 
-    async def _retire(self) -> None:
-        announced = self._announced
-        if announced is not None and self._failure is None:
-            with suppress(FencedError):
-                await self._call(lambda store: store.delete(announced))
-
-    async def _take(self) -> float:
-        """Take up what there is, as far as there is room; returns for how long there is nothing more to take."""
-        free = self._concurrency - len(self._works)
-        if free <= 0 or (self._alone and self._works):
-            return inf
-        clock, offer, passed_over = self._lives.clock, self._offer, dict(self._passed_over)
-        try:
-            busy = bool(self._works)
-            taken = await self._call(lambda store: take(store, clock, offer, free, passed_over, busy))
-        except RetryError as busy:
-            log.warning("looking for runs is tried again: %s", busy)
-            return _ASK
-        self._alone = taken.alone
-        for lease, row in taken.runs:
-            work = _Work(self._lives, lease, offer.flows[row.flow])
-            task = asyncio.create_task(self._execute(work, row))
-            self._works[task] = work
-            task.add_done_callback(self._done)
-        return taken.pause
+    def _fail(self, failure: StoreError) -> None:
+        self._failure = self._failure or failure
+        self._stopping = True
+        self._news.set()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._works.pop(task, None)
@@ -158,28 +192,32 @@ class Worker:
 
     async def _execute(self, work: _Work, row: RunMeta) -> None:
         try:
-            self.ended[row.key] = await work.execute()
+            await work.execute()
+        except Halted:  # it was given up at its next step
+            pass
         except _EXPECTED as left:
-            self.ended[row.key] = work.status
             log.info("%s", left)
         except FencedError as lost:
             log.warning("%s", lost)
         except CorruptStore as damage:
-            self._pass_over(work, row, damage)
+            self._leave(work, row, damage)
         except StoreError as failure:
-            self._failure = self._failure or failure
-            self.stop()
-        except Exception as error:
-            self.ended[row.key] = work.status
-            if work.run is None:
-                self._pass_over(work, row, error)
+            self._fail(failure)
+        except asyncio.CancelledError:
+            if work.cut:  # by us; else the flow has cancelled itself
+                raise
+            log.error("run %s failed: it was cancelled from within", row.key)
+        except BaseException as error:  # SystemExit too: a flow does not end the worker
+            if work.run is None and isinstance(error, Exception):
+                self._leave(work, row, error)
             else:
                 log.error("run %s failed: %s: %s", row.key, type(error).__name__, error)
+        if self._until_idle and work.run is not None:
+            self.ended[row.key] = work.run.state.status or ""
 
-    def _pass_over(self, work: _Work, row: RunMeta, why: Exception) -> None:
+    def _leave(self, work: _Work, row: RunMeta, why: Exception) -> None:
         """Leave a run alone that cannot be executed here, until something about it has changed."""
-        self._passed_over[row.key] = row.seq if work.run is None else work.run.state.seq
-        log.error("run %s is left alone: %s", row.key, why)
+        self._search.leave(row.key, row.seq if work.run is None else work.run.state.seq, why)
 
     async def _sleep(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -197,12 +235,9 @@ class Worker:
             await self._sleep(left)
         tasks = list(self._works)
         for task in tasks:
+            self._works[task].cut = True
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _call(self, verb: Callable[[Store], T]) -> T:
-        store = self._writer.store
-        return await asyncio.wrap_future(self._writer.call(lambda: verb(store)))
 
 
 class _Work:
@@ -211,14 +246,12 @@ class _Work:
     def __init__(self, lives: Lives, lease: Lease, function: Function[..., Any]) -> None:
         self._lives, self._lease, self._function = lives, lease, function
         self.run: LiveRun | None = None
+        self.cut = False
+        """its steps are not waited for"""
         self._stopped = False
 
-    @property
-    def status(self) -> str:
-        return (self.run.state.status if self.run is not None else "") or ""
-
-    async def execute(self) -> str:
-        """Take the run up and carry it out. Returns its status; raises how it left."""
+    async def execute(self) -> None:
+        """Take the run up and carry it out. Raises how it left, if it did not complete."""
         taking = self._lives.take_up(self._lease, self._function)
         try:
             taken = await asyncio.shield(asyncio.wrap_future(taking))
@@ -226,15 +259,15 @@ class _Work:
             in_thread(lambda: self._give_up(taking), "give-up")
             raise
         if taken is None:  # its posts were moved, and there is nothing to execute
-            return ""
+            return
         self.run, inputs = taken
+        self.run.supervised = lambda: not self.cut
         if self._stopped:
             self.run.interrupt()
         if self._function.is_async:
             await carry_out_async(self._lives, self._function, self.run, inputs)
         else:
             await self._in_thread(self.run, inputs)
-        return self.status
 
     def interrupt(self) -> None:
         """Have the run unwound where it waits or begins something new."""
@@ -269,22 +302,40 @@ def _ring(loop: asyncio.AbstractEventLoop, news: asyncio.Event, posted: bool) ->
         loop.call_soon_threadsafe(news.set)
 
 
-def _announce(store: Store, *, clock: Clock, offer: Offer) -> Lease:
-    """Write down what a worker can execute, under a lease that lives as long as it does. Workers that died are
-    forgotten."""
-    for row in store.runs(Which(due=clock.now(), flows=(WORKER,))):
-        with suppress(FencedError):
-            store.delete(store.claim(row.key))
+def _give_back(store: Store, taking: Future[Taken]) -> None:
+    """On the writer's thread: release what was claimed for a worker that is gone."""
+    if taking.exception() is None:
+        for lease, _ in taking.result().runs:
+            store.release(lease)
+
+
+def announce(store: Store, clock: Clock, offer: Offer, concurrency: int) -> Lease:
+    """Write down what a worker can execute, under a lease that lives as long as it does: in the first place that no
+    living worker has."""
     pid, host = process_identity()
     versions = {name: sorted({flow.version, *flow.accepts}) for name, flow in offer.flows.items()}
-    tags = {"flows": msgspec.json.encode(versions).decode(), "queues": msgspec.json.encode(offer.queues).decode()}
-    key = RunKey(f"{WORKER}/{clock.new_id()}")
-    lease = store.claim(key)
-    began = j.RunBegan(
-        run_id=clock.new_id(), flow=WORKER, epoch=lease.epoch, pid=pid, host=host, attribution=Attribution(tags=tags)
-    )
-    write(store, lease, State(key), [began], clock)
-    return lease
+    told = Announcement(versions, list(offer.queues), concurrency)
+    for place in count():
+        key = RunKey(WORKER, place)
+        try:
+            lease = store.claim(key)
+        except LeaseHeld:
+            continue
+        if store.read(key):  # of one that has died
+            store.delete(lease)
+            lease = store.claim(key)
+        tags = {"worker": msgspec.json.encode(told).decode()}
+        began = j.RunBegan(
+            run_id=clock.new_id(),
+            flow=WORKER,
+            epoch=lease.epoch,
+            pid=pid,
+            host=host,
+            attribution=Attribution(tags=tags),
+        )
+        write(store, lease, State(key), [began], clock)
+        return lease
+    raise AssertionError
 
 
 def by_name(flows: Sequence[Callable[..., Any]]) -> dict[str, Function[..., Any]]:
@@ -304,13 +355,14 @@ def by_name(flows: Sequence[Callable[..., Any]]) -> dict[str, Function[..., Any]
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """In the main thread, SIGTERM and SIGINT call ``stop`` on the running loop while the block runs."""
-    loop, told = asyncio.get_running_loop(), []
+    loop, before = asyncio.get_running_loop(), {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.getsignal(number)
             loop.add_signal_handler(number, stop)
-            told.append(number)
     try:
         yield
     finally:
-        for number in told:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)

@@ -175,8 +175,11 @@ class Writer:
             )
 
     def _work(self) -> None:
+        more = False
         while True:
-            self._wait()
+            if not more:
+                self._wait()
+            more = False
             if SYSTEM.monotonic() >= self._next:
                 self._next = SYSTEM.monotonic() + self._every
                 self._look_around()
@@ -193,6 +196,7 @@ class Writer:
                     self.store.close()
                     return
                 self._answer(*item)
+                more = bool(self._queue)
                 break  # it may have taken others out of the queue
             self._commit(batch)
 

@@ -73,7 +73,7 @@ def _open_postgres(url: str, create: bool) -> Store:
     try:
         from perdure.stores.postgres import PostgresStore
     except ModuleNotFoundError as error:
-        raise _missing("postgres", error) from None
+        raise missing("postgres", error) from None
     return PostgresStore(url, create=create)
 
 
@@ -81,11 +81,11 @@ def _open_redis(url: str, create: bool) -> Store:
     try:
         from perdure.stores.redis import RedisStore
     except ModuleNotFoundError as error:
-        raise _missing("redis", error) from None
+        raise missing("redis", error) from None
     return RedisStore(url, create=create)
 
 
-def _missing(extra: str, error: ModuleNotFoundError) -> ConfigError:
+def missing(extra: str, error: ModuleNotFoundError) -> ConfigError:
     if (error.name or "").startswith("perdure"):
         raise error
     return ConfigError(

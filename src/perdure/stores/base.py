@@ -28,13 +28,14 @@ Ring: TypeAlias = Callable[[bool], None]
 
 
 class Transaction(NamedTuple):
-    """An open transaction of a store."""
+    """An open transaction of a store, in which a run is held fast."""
 
     connection: Any
     """the driver's connection: apsw.Connection, psycopg.Connection"""
-    check: Callable[[], None]
-    """raises the driver's error for a constraint that would only be checked at the end, ConfigError if somebody ended
-    the transaction"""
+    check: Callable[[Exception | None], None]
+    """to be called with what somebody's code on the connection raised, or None. Takes back what that code has set of
+    the connection. Raises the store's error if it was the store that failed; and if nothing was raised, the driver's
+    error for a constraint that would only be checked at the end, or ConfigError if the transaction has been ended"""
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -56,10 +57,11 @@ class Capabilities(msgspec.Struct, frozen=True):
     append under a lease and after the release of a run that has records (with False), of whatever handle; and with
     True when it begins to listen, also anew. Several calls may become one. Returns what ends it. None: whoever wants to
     know has to look"""
-    transaction: Callable[[], AbstractContextManager[Transaction]] | None = None
-    """a transaction of the store, for what is to be written together with the next ``append``: inside of the block that
-    is part of it, and raises the first problem instead of returning it. Committed at the end of the block, rolled back
-    if it raises. On the thread that uses the store. None: there is no such thing"""
+    transaction: Callable[[Lease], AbstractContextManager[Transaction]] | None = None
+    """a transaction of the store, for what is written together with the next ``append`` to the run of a lease: inside
+    of the block that is part of it, and raises what is wrong instead of returning it. Committed at the end of the
+    block, rolled back if it raises. Raises LeaseLost; RetryError if all of it was rolled back and may be done again;
+    StoreError. On the thread that uses the store. None: there is no such thing"""
 
 
 class Which(msgspec.Struct, frozen=True, kw_only=True):

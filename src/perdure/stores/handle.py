@@ -9,7 +9,8 @@ import re
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, RunNotFound, StoreError
 from perdure.inbox import when
-from perdure.model import Lease, RunKey
+from perdure.model import Lease, RunKey, RunMeta
+from perdure.states import FAILED
 from perdure.stores import disk
 from perdure.stores.base import Append
 
@@ -111,6 +112,12 @@ def not_found(key: RunKey, where: str) -> RunNotFound:
 
 def wrong_seq(item: Append, last: int) -> Bug:
     return Bug(f"Run {item.lease.key} has {last} records and was to be continued after record {item.seq}.")
+
+
+def damaged_row(key: RunKey, where: str, problem: Exception) -> RunMeta:
+    """What a listing shows instead of a row that cannot be read, so that the others show. Its journal may be sound."""
+    reason = f"{where}: the row of run {key} is damaged ({problem}). Restore it from a copy."
+    return RunMeta(goal=key.goal, episode=key.episode, status=FAILED, reason=reason)
 
 
 def missing_records(where: str, key: RunKey, found: int, expected: int) -> CorruptStore:

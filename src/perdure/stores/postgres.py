@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
 
 from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import ConfigError, CorruptStore, PerdureError, StoreBusy, StoreError
@@ -34,6 +35,7 @@ from perdure.stores.base import EVERY, Append, Capabilities, Transaction, Which
 from perdure.stores.handle import (
     Handle,
     checked_digest,
+    damaged_row,
     ended_by_others,
     held,
     lost,
@@ -44,7 +46,7 @@ from perdure.stores.handle import (
     wrong_seq,
 )
 from perdure.stores.listing import selection
-from perdure.stores.postgres_link import Connection, Link, failure, is_refusal, parse
+from perdure.stores.postgres_link import Connection, Link, failure, is_refusal, is_transient, parse
 from perdure.stores.postgres_listen import listener
 from perdure.stores.postgres_setup import check_encoding, doubts, prepare
 
@@ -77,6 +79,8 @@ class PostgresStore(Handle):
         self._told: set[RunKey] = set()
         """those of them of which others have been told that somebody holds them"""
         self._owner, self._beaten = "", -inf
+        self._late = False
+        """its time had passed when it claimed something, and the next heartbeat is to say so"""
         self._main, self._pulse = Link(place, clock), Link(place, clock)
         self._lent = False
         """somebody writes in a transaction of ours"""
@@ -141,8 +145,9 @@ class PostgresStore(Handle):
             except psycopg.Error as error:
                 problem = failure("tell", self.place, error)
                 raise StoreBusy(problem.args[0], hint="It is tried again until the leases end.") from error
-            if not found:
-                self._owner = ""
+            if not found or self._late:
+                self._owner, self._late = "", False
+                self._rows.clear()
                 raise too_late(self.url)
             self._beaten = sent
         return round(float(found[0][0]), 6)
@@ -153,7 +158,8 @@ class PostgresStore(Handle):
         if row is not None:
             values = {"run": row, "epoch": lease.epoch, "owner": lease.owner, "channel": self._channel}
             self._rows_of("release a run in", "release", values)
-            del self._rows[lease.key]
+            self._rows.pop(lease.key, None)
+            self._told.discard(lease.key)
 
     def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         self._check()
@@ -267,6 +273,7 @@ class PostgresStore(Handle):
                 return
             values = {"owner": self._owner, "pid": pid, "host": host, "term": self.place.lease * _TERM}
             if not self._owner or not self._rows_of("claim a run in", "heartbeat", values):
+                self._late = bool(self._owner)
                 self._rows.clear()
                 values["owner"] = self._owner = self._clock.new_id()
                 self._rows_of("claim a run in", "register", values)
@@ -361,10 +368,8 @@ class PostgresStore(Handle):
         try:
             found = msgspec.json.decode(meta, type=RunMeta)
         except msgspec.DecodeError as error:
-            raise CorruptStore(
-                f"{self.url}: the row of run {goal}#{episode} is damaged ({error}). Nothing was changed.",
-                hint="Restore it from a copy.",
-            ) from None
+            found = damaged_row(RunKey(goal, episode), self.url, error)
+            self._warnings.append(found.reason)
         return msgspec.structs.replace(found, holder=holder, unread=unread)
 
     def _do(self, db: Connection, name: str, values: Mapping[str, object]) -> list[Any]:
@@ -381,28 +386,37 @@ class PostgresStore(Handle):
                 return work(self._main.connect(), False)
             return self._main.call(work, self._patience if patience is None else patience)
         except psycopg.Error as error:
+            if self._lent:  # it is rolled back, and nothing is doubtful
+                raise
             self._broken = failure(doing, self.place, error)
             self._disconnect()
             raise self._broken from error
 
     @contextmanager
-    def _lend(self) -> Iterator[Transaction]:
+    def _lend(self, lease: Lease) -> Iterator[Transaction]:
         """See Capabilities.transaction. If the connection breaks while it is committed nobody knows what became of it,
         and the handle is of no use: the journal tells whoever reads it next."""
         self._check()
+        row = self._held(lease)
+        values = {"run": row, "epoch": lease.epoch, "owner": lease.owner}
+        committing = False
         db = self._call("write to", lambda db, _: (db.execute("SELECT 1", prepare=False), db)[1])
         try:
             with db.transaction():
-                self._lent = True
+                if row is None or not self._do(db, "hold", values):
+                    raise lost(lease)
+                self._lent = db.patient = True
                 try:
                     yield Transaction(db, partial(_check_lent, db))
                 finally:
-                    self._lent = False
+                    self._lent = db.patient = False
+                committing = True
         except psycopg.Error as error:
             problem = failure("write to", self.place, error)
-            if db.closed:
-                self._broken = problem
-                self._disconnect()
+            if not committing or not db.closed:
+                raise StoreBusy(problem.args[0], hint="All of it was rolled back; it is tried again.") from error
+            self._broken = problem
+            self._disconnect()
             raise problem from error
 
     def _disconnect(self) -> None:
@@ -410,7 +424,18 @@ class PostgresStore(Handle):
         self._pulse.drop()
 
 
-def _check_lent(db: Connection) -> None:
+def _check_lent(db: Connection, raised: Exception | None) -> None:
+    db.row_factory, db.cursor_factory = tuple_row, psycopg.Cursor
+    if isinstance(raised, psycopg.Error) and (db.closed or is_transient(raised)):
+        raise raised  # it is the store that fails, or others that were in the way
+    if raised is not None:
+        return
+    if db.info.transaction_status == TransactionStatus.INERROR:
+        raise ConfigError(
+            "A transactional step caught the error of a statement, after which its transaction can only be rolled "
+            "back.",
+            hint="Execute what may fail inside of: with connection.transaction().",
+        )
     if db.info.transaction_status != TransactionStatus.INTRANS:
         raise ended_by_others()
     db.execute("SET CONSTRAINTS ALL IMMEDIATE", prepare=False)

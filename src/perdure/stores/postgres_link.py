@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import psycopg
 from psycopg import errors as pg
 from psycopg.abc import PQGen
+from psycopg.pq import Conninfo
 from psycopg.rows import TupleRow
 
 from perdure.clock import SYSTEM, Clock
@@ -69,15 +70,32 @@ class Place(NamedTuple):
 
 def parse(url: str) -> Place:
     """The place that ``url`` names. Raises ConfigError naming what is wrong, and never shows a password."""
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    try:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        odd = "@" in parts.path + parts.query or parts.fragment
+    except ValueError:
+        odd = True
+    if odd:  # a part of the password may have been taken for something else
+        raise ConfigError(
+            "The URL of the PostgreSQL store cannot be read.",
+            hint="Write postgresql://user:password@host/database, special characters of the password percent-encoded.",
+        )
     schema = checked_schema(query.pop("schema", "perdure"))
     lease = _seconds("lease", query.pop("lease", str(LEASE)))
     bare = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(query), ""))
+    unknown = sorted(query.keys() - {option.keyword.decode() for option in Conninfo.get_defaults()})
+    if unknown:
+        raise ConfigError(
+            f"The URL of the PostgreSQL store has parameters that are none: {', '.join(unknown)}.",
+            hint="Those of libpq are taken, and schema= and lease=.",
+        )
     try:
         psycopg.conninfo.conninfo_to_dict(bare)
-    except psycopg.ProgrammingError as error:
-        raise ConfigError(f"The URL of the PostgreSQL store is wrong: {error}.") from None
+    except psycopg.ProgrammingError:  # it may quote the password
+        raise ConfigError(
+            "libpq cannot read the URL of the PostgreSQL store.", hint="Are special characters percent-encoded?"
+        ) from None
     user, at, host = parts.netloc.rpartition("@")
     name, colon, _ = user.partition(":")
     shown = urlunsplit(("postgresql", f"{name}{colon and ':***'}{at}{host}", parts.path, "", ""))
@@ -104,10 +122,20 @@ def _seconds(name: str, text: str) -> float:
 
 
 class Connection(psycopg.Connection[TupleRow]):
-    """A connection that gives up waiting for a server that says nothing."""
+    """A connection that gives up waiting for a server that says nothing, unless that is what is waited for."""
+
+    patient = False
+    """silence says nothing: somebody else's statements, or news"""
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
-        return super().wait(_limited(gen), *args, **kwargs)
+        return super().wait(gen if self.patient else _limited(gen), *args, **kwargs)
+
+
+def connected(place: Place) -> Connection:
+    """A new connection. Raises psycopg's errors."""
+    known = psycopg.conninfo.conninfo_to_dict(place.conninfo)
+    settings = {name: value for name, value in _SETTINGS.items() if name not in known}
+    return Connection.connect(place.conninfo, autocommit=True, client_encoding="utf8", **settings)
 
 
 def _limited(gen: PQGen[RV]) -> PQGen[RV]:
@@ -164,9 +192,7 @@ class Link:
         """The connection. Raises psycopg's errors."""
         if self._db is not None and not self._db.closed:
             return self._db
-        known = psycopg.conninfo.conninfo_to_dict(self.place.conninfo)
-        settings = {name: value for name, value in _SETTINGS.items() if name not in known}
-        db = Connection.connect(self.place.conninfo, autocommit=True, client_encoding="utf8", **settings)
+        db = connected(self.place)
         try:
             self.greeting = greet(db)
         except BaseException:

@@ -16,7 +16,7 @@ import psycopg
 
 from perdure.clock import Clock
 from perdure.stores.base import Ring
-from perdure.stores.postgres_link import Place
+from perdure.stores.postgres_link import Connection, Place, connected
 
 _IDLE = 60.0
 """seconds without a notification after which the server is asked whether it is still there"""
@@ -37,7 +37,7 @@ class _Ear:
     def __init__(self, place: Place, channel: str, clock: Clock, ring: Ring) -> None:
         self._place, self._channel, self._clock, self._ring = place, channel, clock, ring
         self._stopped = threading.Event()
-        self._db: psycopg.Connection[object] | None = None
+        self._db: Connection | None = None
 
     def listen(self) -> None:
         """Until it is stopped; a server that is away is waited for."""
@@ -47,12 +47,14 @@ class _Ear:
             self._clock.wait(self._stopped, 1.0)
 
     def _hear(self) -> None:
-        with psycopg.connect(self._place.conninfo, autocommit=True, connect_timeout=5) as db:
+        with connected(self._place) as db:
             self._db = db
             db.execute(f'LISTEN "{self._channel}"')
             self._ring(True)
             while not self._stopped.is_set():
+                db.patient = True
                 heard = list(db.notifies(timeout=_IDLE, stop_after=1))
+                db.patient = False
                 if heard:
                     self._ring(any(news.payload for news in heard))
                 else:

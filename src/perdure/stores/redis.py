@@ -13,8 +13,9 @@ stale lease nor after the records that refer to them.
 **Lost replies.** See ``redis_link``. What is sent again finds its own work: an append compares what stands at its place
 with its records, a post likewise; a lease in our name that we do not know of is granted anew.
 
-**Listings.** The index lies in another slot, and what it finds is looked at in the runs' rows: see ``lua/index.lua``.
-A post is announced there before it is made, and the announcement is removed only when the journal has that post.
+**Listings.** The index lies in another slot, and what it finds is looked at in the runs' rows: see ``lua/index.lua``
+and ``redis_look``. A post is announced there before it is made, and the announcement is removed only when the journal
+has that post.
 
 Rejected: one key space per run found by SCAN (each listing reads everything); RedLock (a lease without a fence).
 Doubtful: when a replica takes over, what it lacks of acknowledged writes is lost, whatever is set.
@@ -23,9 +24,8 @@ Doubtful: when a replica takes over, what it lacks of acknowledged writes is los
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from math import inf
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -36,9 +36,10 @@ from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import redis_setup
 from perdure.stores.base import EVERY, Append, Capabilities, Ring, Which
 from perdure.stores.handle import Handle, held, lost, missing_records, not_found, sound_blob
-from perdure.stores.redis_batch import Batch, Results, blobs_to_store
-from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, key_of, member
+from perdure.stores.redis_batch import Batch, Note, Results, blobs_to_store
+from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, member
 from perdure.stores.redis_link import FAILURES, Command, Link, unusable
+from perdure.stores.redis_look import Look
 from perdure.stores.redis_news import Listener
 from perdure.stores.redis_url import target
 
@@ -73,8 +74,8 @@ class RedisStore(Handle):
         self._leases: dict[RunKey, Lease] = {}
         self._late = False
         """leases were lost, and no heartbeat has said so yet"""
-        self._noted: dict[RunKey, tuple[float, int]] = {}
-        """what the index says of runs that this handle appended to: wake, number of posts taken"""
+        self._noted: dict[RunKey, Note] = {}
+        """what the index says of runs that this handle appended to"""
         self._listeners: list[Listener] = []
         pid, host = process_identity()
         self._identity = msgspec.json.encode({"pid": pid, "host": host})
@@ -202,17 +203,14 @@ class RedisStore(Handle):
 
     def runs(self, which: Which = EVERY) -> list[RunMeta]:
         self._check()
-        members = sorted(set(self._candidates(which)))
         alive: dict[str, bool] = {"": False}
-        found: list[RunMeta] = []
-        for start in range(0, len(members), _CHUNK):
-            found += filter(
-                which.includes, self._rows([key_of(name) for name in members[start : start + _CHUNK]], alive)
-            )
-            by_key = which.due is None and which.later is None
-            if by_key and 0 < which.limit <= len(found):  # they come in the order in which they are shown
-                break
-        return which.cut(found)
+        return Look(
+            self._link,
+            self._keys,
+            which,
+            lambda commands: self._ask("read", commands),
+            lambda keys: self._rows(keys, alive),
+        ).found()
 
     def post(self, key: RunKey, number: int, record: bytes) -> bool:
         self._check()
@@ -349,22 +347,6 @@ class RedisStore(Handle):
             self._ask("append to", [("SET", self._keys.blob(name), text, "NX") for name, text in blobs.items()])
 
     # -- listing -------------------------------------------------------------------------------------------------------
-
-    def _candidates(self, which: Which) -> Iterable[bytes]:
-        """Runs among which are all that a listing shows."""
-        keys = self._keys
-        commands: list[Command] = [("ZRANGE", keys.runs, 0, -1)]
-        if which.goal is not None:
-            goal = which.goal.encode()
-            commands = [("ZRANGEBYLEX", keys.runs, b"[" + goal + b"\0", b"[" + goal + b"\0\xff")]
-        elif which.due is not None:
-            commands = [("ZRANGEBYSCORE", keys.due, "-inf", float(which.due)), ("ZRANGE", keys.posted, 0, -1)]
-        elif which.later is not None:  # an entry may say too early a time, and never one that is too late
-            commands = [("ZRANGE", keys.due, 0, -1)]
-        elif which.active is not None:  # infinite while held: one entry for both ways to be active
-            least = "+inf" if which.active == inf else f"({which.active!r}"
-            commands = [("ZRANGEBYSCORE", keys.begun, least, "+inf")]
-        return (name for names in self._ask("read", commands) for name in names)
 
     def _rows(self, keys: Sequence[RunKey], alive: dict[str, bool]) -> Iterator[RunMeta]:
         rows = [row for row in self._fetch("read", keys) if row.seq]

@@ -11,25 +11,24 @@ from perdure.errors import PerdureError
 from perdure.model import RunKey
 from perdure.stores.base import Append
 from perdure.stores.handle import checked_digest, lost, missing_records, wrong_seq
-from perdure.stores.redis_keys import Keys, Row, member
+from perdure.stores.redis_keys import Keys, Row, member, place_of
 from perdure.stores.redis_link import Command, Link
 
 Results = list[PerdureError | None]
+Note = tuple[str, int]
 
 
 class Batch:
-    """Items that are sent together. ``noted``: what the index says of their runs, as (wake, posts taken)."""
+    """Items that are sent together. ``noted``: what the index says of their runs, as (place, posts taken)."""
 
-    def __init__(
-        self, link: Link, keys: Keys, items: Sequence[Append], noted: Mapping[RunKey, tuple[float, int]]
-    ) -> None:
+    def __init__(self, link: Link, keys: Keys, items: Sequence[Append], noted: Mapping[RunKey, Note]) -> None:
         self._link = link
         self._keys = keys
         self._items = items
         self._new = {item.lease.key for item in items} - noted.keys()
         """runs that nothing was appended to under their leases: the first time is news"""
         self._changing = [item for item in items if noted.get(item.lease.key) != note(item)]
-        self.noted: dict[RunKey, tuple[float, int]] = {}
+        self.noted: dict[RunKey, Note] = {}
         """what the index is to say of runs that were appended to"""
         self.refused: list[RunKey] = []
         """runs of whose entries nothing is known now: they may have been widened for nothing"""
@@ -38,7 +37,7 @@ class Batch:
 
     def send(self, again: bool) -> Results:
         """Append the items: one round trip. Entries of the index that change are widened before, in the same trip."""
-        widen = [self._index("lower", item) for item in self._changing]
+        widen = [self._index("expect", item) for item in self._changing]
         replies = self._link.ask([*widen, *(self._write(item, again) for item in self._items)], synced=True)
         results = [self._result(item, reply) for item, reply in zip(self._items, replies[len(widen) :], strict=True)]
         last = {item.lease.key: item for item, problem in zip(self._items, results, strict=True) if problem is None}
@@ -74,9 +73,9 @@ class Batch:
         return None
 
 
-def note(item: Append) -> tuple[float, int]:
+def note(item: Append) -> Note:
     """What the index is to say of an item's run."""
-    return float(item.meta.wake), item.meta.posts
+    return place_of(item.meta), item.meta.posts
 
 
 def blobs_to_store(batch: Sequence[Append], results: Results, rows: Mapping[RunKey, Row]) -> dict[str, bytes]:

@@ -6,17 +6,26 @@ index. Everything begins with the store's prefix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 
+from perdure import states
 from perdure.errors import CorruptStore
 from perdure.model import Lease, RunKey, RunMeta
 
 FIELDS: Final = ("epoch", "owner", "pid", "host", "since", "seq", "posts", "meta")
 """of a run's hash; ``Row`` reads them in this order"""
+LANE: Final = 16
+"""characters at the end of an entry of the index that say queue and flow"""
+_URGENT: Final = 2**31
+"""more than any priority"""
 _TAG = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
+
+_INDEX = ("runs", "places", "ready", "running", "dates", "unsure", "posted", "begun", "epochs")
 
 
 class Keys:
@@ -27,9 +36,9 @@ class Keys:
         self.format = f"{prefix}:format"
         self.news = f"{prefix}:news"
         """the channel on which handles tell each other that there may be something to do"""
-        self.runs, self.due, self.posted, self.begun, self.guards = self.index = tuple(
-            f"{prefix}:{{index}}:{name}" for name in ("runs", "due", "posted", "begun", "epochs")
-        )
+        self.index = tuple(f"{prefix}:{{index}}:{name}" for name in _INDEX)
+        """as ``lua/index.lua`` takes them"""
+        self.runs, _, self.ready, self.running, self.dates, self.unsure, self.posted, self.begun, _ = self.index
 
     def run(self, key: RunKey) -> str:
         return self._of(key, "run")
@@ -58,6 +67,29 @@ def member(key: RunKey) -> bytes:
 def key_of(member: bytes) -> RunKey:
     goal, _, episode = member.decode().rpartition("\0")
     return RunKey(goal, int(episode))
+
+
+def place_of(row: RunMeta) -> str:
+    """Where the index has a run: see ``lua/index.lua``."""
+    if not row.wake > 0:
+        return ""
+    kind = "r" if row.status == states.RUNNING else "q"
+    rank = min(max(_URGENT - row.priority, 0), 2**32 - 1)
+    return f"{kind}{rank:08x}{date(row.wake)}{brief(row.queue)}{brief(row.flow)}"
+
+
+def date(seconds: float) -> str:
+    """A time, not before 1970, as 16 characters that sort."""
+    return struct.pack(">d", seconds if seconds > 0 else 0.0).hex()
+
+
+def brief(name: str) -> str:
+    """A queue or flow as 8 characters. Two may have the same: whoever finds a run looks at its row."""
+    return f"{crc32(name.encode()):08x}"
+
+
+def briefs(names: Iterable[str]) -> set[str]:
+    return set(map(brief, names))
 
 
 class Row(msgspec.Struct, frozen=True):

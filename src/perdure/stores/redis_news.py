@@ -56,7 +56,7 @@ class Listener:
                 self._hear(pubsub)
             except (redis.RedisError, OSError):
                 self._clock.wait(self._stopping, _PAUSE)
-            except (AttributeError, TypeError, ValueError):  # what the driver says of a connection taken from under it
+            except Exception:  # what the driver says of a connection taken from under it
                 if not self._stopping.is_set():
                     raise
             finally:

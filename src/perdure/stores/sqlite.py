@@ -26,6 +26,7 @@ from perdure.stores.base import EVERY, Append, Capabilities, Transaction, Which
 from perdure.stores.handle import (
     Handle,
     checked_digest,
+    damaged_row,
     ended_by_others,
     held,
     lost,
@@ -137,6 +138,7 @@ class SqliteStore(Handle):
             )
             if self._db.changes():
                 del self._rows[lease.key]
+                self._begun.pop(lease.key, None)
 
     def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         self._check()
@@ -322,7 +324,8 @@ class SqliteStore(Handle):
         try:
             meta = msgspec.json.decode(row.meta, type=RunMeta)
         except msgspec.DecodeError as error:
-            raise self._damaged(f"the row of run {row.goal}#{row.episode}: {error}") from None
+            meta = damaged_row(RunKey(row.goal, row.episode), self.url, error)
+            self._warnings.append(meta.reason)
         return msgspec.structs.replace(meta, holder=holder, unread=row.unread)
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -370,17 +373,27 @@ class SqliteStore(Handle):
             raise failure from error
 
     @contextmanager
-    def _lend(self) -> Iterator[Transaction]:
+    def _lend(self, lease: Lease) -> Iterator[Transaction]:
         """See Capabilities.transaction."""
         self._check()
         with self._transaction("write to"):
+            if not self._select(
+                "SELECT 1 FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?",
+                (self._rows.get(lease.key, -1), lease.epoch, self._owner.id),
+            ):
+                raise lost(lease)
             self._lent = True
             try:
                 yield Transaction(self._db, self._check_lent)
             finally:
                 self._lent = False
 
-    def _check_lent(self) -> None:
+    def _check_lent(self, raised: Exception | None) -> None:
+        self._db.row_trace = self._db.exec_trace = None
+        if isinstance(raised, apsw.IOError | apsw.FullError | apsw.CorruptError):
+            raise raised  # it is the store that fails
+        if raised is not None:
+            return
         if not self._db.in_transaction:
             raise ended_by_others()
         if self._db.status(apsw.SQLITE_DBSTATUS_DEFERRED_FKS)[0]:

@@ -113,6 +113,10 @@ unnest(%(of)s::bigint[], %(number)s::bigint[], %(record)b::bytea[])
 -- Where a run is whose lease is current.
 SELECT seq FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s
 
+-- name: hold
+-- Nobody else gets a run whose lease is current, until this transaction ends.
+SELECT seq FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s FOR UPDATE
+
 -- name: read
 SELECT r.seq, j.seq, j.record FROM {s}.runs r LEFT JOIN {s}.journal j ON j.run = r.run AND j.seq > %(after)s
 WHERE r.goal = %(goal)s AND r.episode = %(episode)s ORDER BY j.seq
