@@ -85,6 +85,14 @@ def _until_it_takes_it_up(shell: Shell, code: int = 0) -> None:
     shell(*WORK, "--crash-limit", "2", code=code)
 
 
+def test_what_was_submitted_under_a_key_is_not_submitted_again(make_shell: Callable[[str], Shell]) -> None:  # rel:R8
+    shell = make_shell("sqlite:runs.db")
+    words = ("submit", "review.py:review", "--key", "mail 17", "-i")
+    assert shell(*words, "path=a").stdout == shell(*words, "path=a").stdout == "review mail 17#0\n"
+    assert "was begun with other inputs" in shell(*words, "path=b", code=2).stderr
+    assert len(shell.json("ls")) == 1
+
+
 def test_a_failed_run_has_another_life_at_once(make_shell: Callable[[str], Shell]) -> None:
     shell = make_shell("sqlite:runs.db")
     (shell.folder / "break-bob").touch()
@@ -115,6 +123,7 @@ def test_a_failed_run_has_another_life_at_once(make_shell: Callable[[str], Shell
         (("worker", "--app", "review.py", "--concurrency", "0"), "0 is not in the range"),
         (("worker", "--app", "review.py", "--grace", "-1"), "-1"),
         (("retry", "nothing"), "There is no run 'nothing'"),
+        (("submit", "review.py:review", "-i", "path=a", "--store", "memory:"), "this store ends with the command"),
         (("schema", "--schema", "a b"), "cannot name a schema"),
         (("schema", "--role", ""), ""),
     ],
@@ -134,8 +143,10 @@ def test_check_tells_what_a_server_would_lose(make_shell: Callable[[str], Shell]
         done = shell("check", code=2)
         assert "There is no store at postgresql://postgres@127.0.0.1" in done.stderr
         ran = shell("run", "review.py:review", "-i", "path=a", "--quiet")
+        shell("submit", "review.py:review", "-i", "path=b")
+        worked = shell(*WORK)
         for said in ("synchronous_commit=off", "fsync=off"):
-            assert ran.stderr.count(said) == 1, "once in the log"
+            assert ran.stderr.count(said) == worked.stderr.count(said) == 1, "once in the log"
             assert said in shell("check").stdout
         told = shell.json("check")
         assert told["durable"] is False and len(told["warnings"]) == 2 and told["lease"] == 15.0

@@ -63,9 +63,9 @@ class Fleet:
 
     def kill(self, worker: subprocess.Popen[bytes]) -> None:
         """SIGKILL one."""
+        self.died[worker.pid] = time.monotonic()  # before: nobody else can have begun anything of its by then
         worker.kill()
         worker.wait()
-        self.died[worker.pid] = time.monotonic()
         self.workers.remove(worker)
 
     def stop(self) -> list[int]:
@@ -164,12 +164,14 @@ def verify(fleet: Fleet, expected: dict[RunKey, object]) -> dict[str, int]:
     for line in lines:
         if line.what == "begin":
             begun[line.key].append(line)
+    steps = _steps_of_clean_runs(expected)
     counted = {"runs": 0, "steps": 0, "bodies": 0, "lives": 0}
     with perdure.Client(fleet.url) as client:
         for key, value in expected.items():
             state = client.state(str(key))
             assert state.status == "completed" and state.output is not None
             assert client.value(state.output) == value, key
+            assert len(state.steps) == steps[state.flow, str(state.args[0].head)], "as many as without any crash"
             counted["runs"] += 1
             counted["lives"] += state.lives
             counted["steps"] += len(state.steps)
@@ -177,15 +179,32 @@ def verify(fleet: Fleet, expected: dict[RunKey, object]) -> dict[str, int]:
     return counted
 
 
+def _steps_of_clean_runs(expected: dict[RunKey, object]) -> dict[tuple[str, str], int]:
+    """How many steps each flow has for each input, when nothing goes wrong."""
+    os.environ["CRASH_LEDGER"] = os.devnull
+    found: dict[tuple[str, str], int] = {}
+    with perdure.CheckpointManager("memory:") as manager:
+        for flow in crash_workers.SHAPES:
+            name = next(iter(flow.signature.parameters))
+            for size in range(1, 6):
+                given: Any = {name: f"task {size}" if flow is crash_workers.agent else size}
+                manager.run_sync(flow, goal=f"{flow.name} {size}", **given)
+                state = manager.look(f"{flow.name} {size}").result()
+                assert state is not None
+                found[flow.name, str(state.args[0].head)] = len(state.steps)
+    return found
+
+
 def assert_each_step_ran_as_recorded(state: State, begun: dict[str, list[Line]], lines: Sequence[Line]) -> int:
     """Every body that ran has an attempt of its own in the journal, and the last of them is the one that completed."""
     mine = {line.key for line in lines if line.run == str(state.key)}
     ran = 0
-    attempts = defaultdict(int)
+    identities = Counter((step.identity.scope, step.name, step.identity.fingerprint) for step in state.steps.values())
+    assert all(step.identity.n < identities[step.identity[:3]] for step in state.steps.values())
+    assert len(mine) <= len(state.steps), "no body ran under another identity than its step's"
     for step in state.steps.values():
         outcomes = [attempt.outcome for attempt in step.attempts]
         assert outcomes[-1] == "completed" and "completed" not in outcomes[:-1], (state.key, step.path, outcomes)
-        attempts[step.name] += len(outcomes)
     for key in mine:
         told = [line.attempt for line in begun[key]]
         assert len(told) == len(set(told)), f"{state.key}: an attempt ran twice: {begun[key]}"

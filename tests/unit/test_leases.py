@@ -21,6 +21,7 @@ from perdure.runtime.lease import Keeper, StoreClock
 from perdure.stores import open_store
 from perdure.stores.base import Store
 from perdure.stores.memory import MemoryStore
+from perdure.testing.processes import Child
 from perdure.testing.samples import item
 
 DAY = 86400.0
@@ -335,3 +336,78 @@ def test_posts_reach_a_run_that_waits_in_its_process(url: str) -> None:  # W1
             assert await running == 5
 
     asyncio.run(main())
+
+
+def test_recovering_after_a_crash_waits_for_the_lease_of_the_dead(url: str) -> None:  # B2
+    def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+        @perdure.step
+        def hangs(n: int) -> int:
+            say("hanging\n")
+            hear()
+            return n
+
+        perdure.run(perdure.flow(name="boots")(lambda n: hangs(n)), 3, goal="g", store=url)
+
+    child = Child(work)
+    assert child.hear() == "hanging"
+    child.kill()
+
+    @perdure.step
+    def hangs(n: int) -> int:
+        return n
+
+    with perdure.CheckpointManager(url) as manager:
+        assert manager.recover(perdure.flow(name="boots")(lambda n: hangs(n))) == {RunKey("g"): "completed"}
+
+
+def test_a_queue_that_is_full_because_of_the_dead_is_free_when_their_lease_ends(url: str) -> None:
+    @perdure.flow(name="mine")
+    async def mine(n: int) -> int:
+        return n
+
+    with perdure.CheckpointManager(url) as dead, perdure.CheckpointManager(url) as manager:
+        assert dead._writer is not None
+        store: Any = dead._writer.store
+        key = dead.submit(perdure.flow(name="theirs")(lambda: 1), goal="theirs", queue="q", concurrency=1)
+        manager.submit(mine, 1, goal="mine", queue="q", concurrency=1)
+
+        def status() -> str:
+            state = manager.look("mine").result()
+            assert state is not None and state.status is not None
+            return state.status
+
+        def wait_until_completed() -> None:
+            until(lambda: status() == "completed")
+
+        async def main() -> None:
+            working = asyncio.create_task(manager.work(mine))
+            await asyncio.sleep(0.3)
+            assert await asyncio.to_thread(status) == "queued"
+            await asyncio.wrap_future(dead._writer.call(store.abandon))  # type: ignore[union-attr]
+            await asyncio.to_thread(wait_until_completed)
+            working.cancel()
+            with suppress(asyncio.CancelledError):
+                await working
+
+        assert dead._writer.call(lambda: store.claim(key)).result().key == key
+        asyncio.run(main())
+
+
+def test_a_claim_that_comes_before_a_late_heartbeat_does_not_hide_that_it_was_late(url: str) -> None:
+    store: Any = open_store(url)
+    first = store.claim(RunKey("a"))
+    store.append([item(first, 0)])
+    other = open_store(url)
+    while True:
+        try:
+            other.release(other.claim(RunKey("a")))
+            break
+        except LeaseHeld:
+            SYSTEM.sleep(0.05)
+    store.claim(RunKey("b"))
+    with pytest.raises(LeaseLost):
+        store.heartbeat()
+    store.heartbeat()
+    assert store.claim(RunKey("c")).epoch > 0
+    store.close()
+    other.close()

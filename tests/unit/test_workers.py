@@ -15,12 +15,21 @@ from msgspec.structs import replace
 import perdure
 from perdure import journal as j
 from perdure.clock import Clock
-from perdure.errors import AnswerRefused, ConfigError, InputMismatch, LimitReached, RunSuspended
+from perdure.errors import (
+    AnswerRefused,
+    ConfigError,
+    CorruptStore,
+    InputMismatch,
+    LimitReached,
+    RunSuspended,
+    StoreBusy,
+)
 from perdure.fold import State
-from perdure.model import Lease, Limits, RunKey, RunMeta
+from perdure.model import OWN, Lease, Limits, RunKey, RunMeta
 from perdure.runtime.manager import CheckpointManager
-from perdure.runtime.queues import room
+from perdure.runtime.queues import Offer, Search, room
 from perdure.runtime.settle import write
+from perdure.stores.base import EVERY, Which
 from perdure.stores.memory import MemoryBackend, MemoryStore
 
 Open = Callable[[], CheckpointManager]
@@ -362,6 +371,208 @@ def test_one_run_that_cannot_be_taken_up_does_not_stop_the_others(
     assert manager.recover(adder) == {made: "completed"}
     assert caplog.text.count("run strange#0 is left alone") == 1
     assert rows(manager)["strange"] == "crashed"
+
+
+class Leaving(BaseException):
+    """An end that is no Exception."""
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), asyncio.CancelledError(), Leaving()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_flow_that_ends_in_any_way_does_not_end_its_worker(end: BaseException, colour: str) -> None:  # B3
+    @perdure.flow(name="leaves")
+    def leaves() -> None:
+        raise end
+
+    @perdure.flow(name="leaves")
+    async def leaves_async() -> None:
+        raise end
+
+    with CheckpointManager("memory:") as manager:
+        flow = leaves if colour == "sync" else leaves_async
+        manager.submit(flow, goal="leaves", priority=1)
+        manager.submit(adder, 1, goal="other")
+        assert manager.recover(flow, adder, concurrency=1) == {
+            RunKey("leaves"): "failed",
+            RunKey("other"): "completed",
+        }
+        assert manager.recover(flow) == {}, "and it is not tried for ever"
+
+
+class Faulty(MemoryStore):
+    """A store of which one verb fails, once."""
+
+    def __init__(self, verb: str, after: int, error: Exception) -> None:
+        super().__init__()
+        self.verb, self.after, self.error = verb, after, error
+
+    def _fails(self, verb: str) -> None:
+        if verb == self.verb:
+            self.after -= 1
+            if self.after == 0:
+                raise self.error
+
+    def claim(self, key: RunKey) -> Lease:
+        if not key.goal.startswith(OWN):
+            self._fails("claim")
+        return super().claim(key)
+
+    def runs(self, which: Which = EVERY) -> list[RunMeta]:
+        if which.later is not None:
+            self._fails("runs")
+        return super().runs(which)
+
+
+@pytest.mark.parametrize("verb", ["claim", "runs"])
+def test_what_was_claimed_is_not_lost_when_the_next_claim_fails(verb: str) -> None:
+    store = Faulty(verb, 1000, StoreBusy("no"))
+    with CheckpointManager(store) as manager:
+        for n in range(3):
+            manager.submit(adder, n + 1, goal=f"run {n}")
+        store.after = 2 if verb == "claim" else 1
+        assert len(manager.recover(adder)) == 3
+
+
+def test_a_run_whose_claim_finds_damage_is_left_alone_and_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    store = Faulty("claim", 1000, CorruptStore("run bad#0: record 2 is damaged"))
+    with CheckpointManager(store) as manager:
+        for n in range(3):
+            manager.submit(adder, n + 1, goal=f"run {n}")
+        store.after = 1
+        assert len(manager.recover(adder)) == 2
+    assert caplog.text.count("is left alone") == 1
+
+
+def test_a_worker_that_is_cancelled_while_it_looks_gives_back_what_it_gets(manager: CheckpointManager) -> None:
+    manager.submit(adder, 1, goal="wanted")
+    assert manager._writer is not None
+    writer = manager._writer
+    gate, reached = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        working = asyncio.create_task(manager.work(adder))
+        await asyncio.sleep(0)
+        writer.call(lambda: (reached.set(), gate.wait(30)))
+        await asyncio.to_thread(reached.wait, 30)
+        for _ in range(20):  # it has asked for runs by now, and waits for the writer
+            await asyncio.sleep(0)
+        working.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+    asyncio.run(main())
+    assert manager.recover(adder) in ({RunKey("wanted"): "completed"}, {}), "whoever had it"
+    assert rows(manager) == {"wanted": "completed"}
+
+
+@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"concurrency": -1}, {"queues": "night"}])
+def test_a_worker_with_wrong_settings_is_refused(manager: CheckpointManager, wrong: dict[str, Any]) -> None:  # G2
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        manager.recover(adder, **wrong)
+
+
+def test_what_was_delayed_and_paused_is_delayed_still(manager: CheckpointManager) -> None:
+    manager.submit(adder, 1, goal="later", delay=3600)
+    assert manager._writer is not None
+    store, call = manager._writer.store, manager._writer.call
+    client = call(lambda: perdure.Client(store)).result()
+    call(lambda: client.pause("later", by="ann")).result()
+    state = call(lambda: client.unpause("later", by="ann")).result()
+    assert (state.status, state.wake > state.updated + 3000) == ("queued", True)
+    assert manager.recover(adder) == {}
+
+
+def test_a_cancelled_run_with_a_clean_up_is_cleaned_up_by_a_worker(open_: Open) -> None:
+    cleaned: list[int] = []
+
+    @perdure.step
+    def clean(n: int) -> int:
+        cleaned.append(n)
+        return n
+
+    @perdure.flow(on_cancel=lambda n: clean(n))
+    def asks(n: int) -> int:
+        answer: int = perdure.ask("How many?", answer=int)
+        return answer
+
+    manager = open_()
+    with pytest.raises(RunSuspended):
+        manager.run_sync(asks, 7, goal="asks")
+    assert manager._writer is not None
+    store, call = manager._writer.store, manager._writer.call
+    call(lambda: perdure.Client(store).cancel("asks", by="ann")).result()
+    assert rows(manager) == {"asks": "ready"} and cleaned == []
+    manager.recover(asks)
+    assert rows(manager) == {"asks": "cancelled"} and cleaned == [7]
+
+
+def test_a_run_of_another_flow_is_not_joined(manager: CheckpointManager) -> None:  # rel:R8
+    manager.submit(adder, 1, goal="g")
+    with pytest.raises(InputMismatch, match="is one of the flow 'adder', not of 'waiter'"):
+        manager.submit(waiter, 1, goal="g")
+
+
+def _suspect(key: str, queue: str = "", updated: float = 0.0, **more: Any) -> RunMeta:
+    return RunMeta(
+        goal=key, episode=0, status="running", flow="adder", queue=queue, crashes=1, updated=updated, wake=1.0, **more
+    )
+
+
+class Listed(MemoryStore):
+    """A store that shows these rows."""
+
+    def __init__(self, rows: list[RunMeta]) -> None:
+        super().__init__()
+        self.rows = rows
+        self.taken: list[str] = []
+
+    def runs(self, which: Which = EVERY) -> list[RunMeta]:
+        return which.cut(row for row in self.rows if row.goal not in self.taken)
+
+    def claim(self, key: RunKey) -> Lease:
+        lease = super().claim(key)
+        if not key.goal.startswith(OWN):
+            self.taken.append(key.goal)
+        return lease
+
+
+def _row_of(goal: str, **more: Any) -> RunMeta:
+    return RunMeta(goal=goal, episode=0, status="queued", flow="adder", wake=2.0, **more)
+
+
+def test_a_suspect_is_executed_alone_however_long_ago_it_wrote_anything(monkeypatch: pytest.MonkeyPatch) -> None:  # X4
+    at = [10_000.0]
+
+    class Told(Clock):
+        def now(self) -> float:
+            return at[0]
+
+    store = Listed([_suspect("suspect"), _suspect("another"), _row_of("innocent")])
+    search = Search(Told(), Offer({"adder": adder}))
+    taken = search.take(store, 9, busy=True)
+    assert ([row.goal for _, row in taken.runs], taken.alone) == (["innocent"], False)
+    taken = search.take(store, 9, busy=False)
+    assert ([row.goal for _, row in taken.runs], taken.alone) == (["another"], True)
+    at[0] += 30
+    assert search.take(store, 9, busy=True).runs == []
+    at[0] += 31
+    taken = search.take(store, 9, busy=True)
+    assert [row.goal for _, row in taken.runs] == ["suspect"], "no worker has been idle for a minute"
+
+
+def test_a_suspect_that_may_not_begin_keeps_no_others_waiting() -> None:  # X4
+    full = Lease(RunKey("other"), 1, "o", 1, "h", 1.0)
+    store = Listed(
+        [
+            _suspect("suspect", "one", limits=Limits(concurrency=1)),
+            _row_of("holds", queue="one", holder=full),
+            _row_of("innocent"),
+        ]
+    )
+    taken = Search(Clock(), Offer({"adder": adder})).take(store, 9, busy=False)
+    assert ([row.goal for _, row in taken.runs], taken.alone) == (["innocent"], False)
 
 
 # -- versions, and why runs wait --------------------------------------------------------------------------------------
