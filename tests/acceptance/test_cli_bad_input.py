@@ -30,7 +30,10 @@ def paragraph(shell: Shell, *words: str, code: int) -> str:
     ("url", "said"),
     [
         ("mongodb:x", "no store of the kind 'mongodb'. Use one of memory:, file:DIR, sqlite:PATH"),
-        ("postgresql://me:secret@host/db?lease=never", "lease='never' must be a number of seconds"),
+        (
+            "postgresql://me:secret@host/db?lease=never",
+            "parameter lease of the store's URL must be 0.5 to 86400 seconds",
+        ),
         ("sqlite:", "names no path"),
         ("runs.db", "'runs.db' is not the URL of a store. Use one of"),
         ("sqlite:taken/runs.db", "taken"),

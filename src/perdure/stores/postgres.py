@@ -32,6 +32,7 @@ from perdure.errors import ConfigError, CorruptStore, PerdureError, StoreBusy, S
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import sql
 from perdure.stores.base import EVERY, Append, Capabilities, Transaction, Which
+from perdure.stores.expiring import term, trust
 from perdure.stores.handle import (
     Handle,
     checked_digest,
@@ -52,10 +53,6 @@ from perdure.stores.postgres_setup import check_encoding, doubts, prepare
 
 T = TypeVar("T")
 _STATEMENTS: Final = sql.load("postgres")
-_TERM: Final = 0.75
-"""of the seconds of a lease: for so long an owner lives after its last heartbeat. The rest is for others to notice."""
-_TRUST: Final = 0.6
-"""of the seconds of a lease: for so long its holder goes on after it *sent* its last heartbeat"""
 
 
 class PostgresStore(Handle):
@@ -109,7 +106,7 @@ class PostgresStore(Handle):
             durable=self._durable,
             shared=True,
             lease=lease,
-            trust=lease * _TRUST,
+            trust=trust(lease),
             listen=self._listen,
             transaction=self._lend,
         )
@@ -138,7 +135,7 @@ class PostgresStore(Handle):
         with self._lock:
             owner = self._owner
             link = self._pulse if owner else self._main
-            values = {"owner": owner, "term": self.place.lease * _TERM}
+            values = {"owner": owner, "term": term(self.place.lease)}
             sent = self._clock.uptime()
             try:  # whoever is to beat does not wait for long: the next time comes soon
                 found = link.call(lambda db, _: self._do(db, "heartbeat" if owner else "time", values), patience=1.0)
@@ -269,9 +266,9 @@ class PostgresStore(Handle):
         pid, host = process_identity()
         with self._lock:
             sent = self._clock.uptime()
-            if self._owner and sent - self._beaten < self.place.lease * _TRUST:
+            if self._owner and sent - self._beaten < trust(self.place.lease):
                 return
-            values = {"owner": self._owner, "pid": pid, "host": host, "term": self.place.lease * _TERM}
+            values = {"owner": self._owner, "pid": pid, "host": host, "term": term(self.place.lease)}
             if not self._owner or not self._rows_of("claim a run in", "heartbeat", values):
                 self._late = bool(self._owner)
                 self._rows.clear()

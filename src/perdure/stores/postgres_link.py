@@ -24,13 +24,12 @@ from psycopg.rows import TupleRow
 
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import ConfigError, StoreError
+from perdure.stores.expiring import LEASE, lease_of, masked
 
 T = TypeVar("T")
 RV = TypeVar("RV")
 SILENCE: Final = 10.0
 """seconds without a word from the server after which a connection is given up"""
-LEASE: Final = 15.0
-"""seconds within which the runs of a dead process go on elsewhere, unless the URL says otherwise"""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
 _TRANSIENT: Final = (
     pg.SerializationFailure,
@@ -82,7 +81,7 @@ def parse(url: str) -> Place:
             hint="Write postgresql://user:password@host/database, special characters of the password percent-encoded.",
         )
     schema = checked_schema(query.pop("schema", "perdure"))
-    lease = _seconds("lease", query.pop("lease", str(LEASE)))
+    lease = lease_of(query.pop("lease", LEASE))
     bare = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(query), ""))
     unknown = sorted(query.keys() - {option.keyword.decode() for option in Conninfo.get_defaults()})
     if unknown:
@@ -97,8 +96,7 @@ def parse(url: str) -> Place:
             "libpq cannot read the URL of the PostgreSQL store.", hint="Are special characters percent-encoded?"
         ) from None
     user, at, host = parts.netloc.rpartition("@")
-    name, colon, _ = user.partition(":")
-    shown = urlunsplit(("postgresql", f"{name}{colon and ':***'}{at}{host}", parts.path, "", ""))
+    shown = urlunsplit(("postgresql", f"{masked(user)}{at}{host}", parts.path, "", ""))
     return Place(bare, shown if schema == "perdure" else f"{shown}?schema={schema}", schema, lease)
 
 
@@ -109,16 +107,6 @@ def checked_schema(name: str) -> str:
             f"schema={name[:80]!r} cannot name a schema.", hint="Use letters, digits and underscores, 63 at most."
         )
     return name
-
-
-def _seconds(name: str, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.5 <= seconds <= 3600:
-        raise ConfigError(f"{name}={text[:40]!r} must be a number of seconds from 0.5 to 3600.")
-    return seconds
 
 
 class Connection(psycopg.Connection[TupleRow]):

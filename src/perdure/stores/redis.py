@@ -35,6 +35,7 @@ from perdure.errors import LeaseLost, PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import redis_setup
 from perdure.stores.base import EVERY, Append, Capabilities, Ring, Which
+from perdure.stores.expiring import term, trust
 from perdure.stores.handle import Handle, held, lost, missing_records, not_found, sound_blob
 from perdure.stores.redis_batch import Batch, Note, Results, blobs_to_store
 from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, member
@@ -44,10 +45,6 @@ from perdure.stores.redis_news import Listener
 from perdure.stores.redis_url import target
 
 _T = TypeVar("_T")
-_TERM: Final = 0.75
-"""of a lease: what an owner's key lives for; the rest is for those who look now and then to notice"""
-_TRUST: Final = 0.6
-"""of a lease: less than its term, so that whoever keeps to it has stopped when others may begin"""
 _OPENING: Final = 5.0
 """seconds that an opening waits for a server that is away"""
 _CHUNK: Final = 500
@@ -89,7 +86,7 @@ class RedisStore(Handle):
             raise
         lease = self._target.lease
         self.capabilities = Capabilities(
-            durable=durable, shared=True, lease=lease, trust=lease * _TRUST, listen=self._listen
+            durable=durable, shared=True, lease=lease, trust=trust(lease), listen=self._listen
         )
 
     def _open(self, create: bool, patience: float) -> bool:
@@ -293,8 +290,8 @@ class RedisStore(Handle):
         return owner, Row.of(key, values, self.url)
 
     def _renew(self, owner: str, condition: str = "XX") -> Command:
-        term = int(self._target.lease * _TERM * 1000)
-        return ("SET", self._keys.owner(owner), self._identity, "PX", term, condition)
+        term_ms = int(term(self._target.lease) * 1000)
+        return ("SET", self._keys.owner(owner), self._identity, "PX", term_ms, condition)
 
     def _lives(self, lease: Lease, owner: str) -> bool:
         """Whether somebody holds the run under this lease. One of ours that we do not know of was granted to us, and

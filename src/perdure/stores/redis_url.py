@@ -7,12 +7,12 @@ been percent-encoded makes parts of it look like a port, a path or the name of a
 from __future__ import annotations
 
 import re
-from math import isfinite
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
 from perdure.errors import ConfigError
+from perdure.stores.expiring import LEASE, lease_of, masked, seconds
 
 _SCHEMES = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss"}
 _DRIVERS = {"db", "username", "password", "client_name", "socket_keepalive", "health_check_interval"}
@@ -20,7 +20,7 @@ _DRIVERS = {"db", "username", "password", "client_name", "socket_keepalive", "he
 _TLS = {"cert_reqs", "ca_certs", "ca_path", "ca_data", "certfile", "keyfile", "password", "check_hostname"}
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _ANSWERS = {"yes": True, "no": False}
-_DEFAULTS = {"prefix": "perdure", "lease": "15", "waitaof": "no", "socket_timeout": "5", "socket_connect_timeout": "5"}
+_DEFAULTS = {"prefix": "perdure", "lease": LEASE, "waitaof": "no", "socket_timeout": "5", "socket_connect_timeout": "5"}
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -60,17 +60,17 @@ def target(url: str) -> Target:
     given = _parameters(parts.query, scheme == "rediss")
     ours = {name: given.pop(name, default) for name, default in _DEFAULTS.items()}
     user, at, place = parts.netloc.rpartition("@")
-    masked = ["***" if name.endswith("password") else value for name, value in given.items()]
+    hidden = ["***" if name.endswith("password") else value for name, value in given.items()]
     named = {name: value for name, value in ours.items() if value != _DEFAULTS[name]}
     return Target(
         url=f"{scheme}://{parts.netloc}{parts.path}?{urlencode(given)}",
-        shown=f"{parts.scheme}://{_masked(user)}{at}{place}{parts.path}"
-        + _query(dict(zip(given, masked, strict=True)) | named),
+        shown=f"{parts.scheme}://{masked(user)}{at}{place}{parts.path}"
+        + _query(dict(zip(given, hidden, strict=True)) | named),
         prefix=_prefix(ours["prefix"]),
-        lease=_seconds("lease", ours["lease"], 0.5, 86400.0),
+        lease=lease_of(ours["lease"]),
         waitaof=_yes("waitaof", ours["waitaof"]),
-        answer=_seconds("socket_timeout", ours["socket_timeout"], 0.1, 60.0),
-        connect=_seconds("socket_connect_timeout", ours["socket_connect_timeout"], 0.1, 60.0),
+        answer=seconds("socket_timeout", ours["socket_timeout"], 0.1, 60.0),
+        connect=seconds("socket_connect_timeout", ours["socket_connect_timeout"], 0.1, 60.0),
     )
 
 
@@ -88,11 +88,6 @@ def _parameters(query: str, tls: bool) -> dict[str, str]:
     return found
 
 
-def _masked(user: str) -> str:
-    name, colon, _ = user.partition(":")
-    return f"{name}:***" if colon else name
-
-
 def _query(parameters: dict[str, str]) -> str:
     return "?" + urlencode(parameters, safe="*:/") if parameters else ""
 
@@ -104,18 +99,6 @@ def _prefix(text: str) -> str:
             f"not {text[:80]!r}."
         )
     return text
-
-
-def _seconds(name: str, text: str, least: float, most: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not isfinite(value) or not least <= value <= most:
-        raise ConfigError(
-            f"The parameter {name} of the store's URL must be {least:g} to {most:g} seconds, not {text[:80]!r}."
-        )
-    return value
 
 
 def _yes(name: str, text: str) -> bool:
