@@ -23,9 +23,9 @@ RESULT = ["{", '"~":', '"data",', '"type":', '"review:Score",', '"fields":', "{"
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
     name = "a" + sha256(str(tmp_path).encode()).hexdigest()[:16]
     if request.param == "postgresql":
-        return Shell(tmp_path, f"{request.getfixturevalue('postgres')(16)}?schema={name}&lease=2")
+        return Shell(tmp_path, f"{request.getfixturevalue('postgres')(16)}?schema={name}&lease=1")
     if request.param == "valkey":
-        return Shell(tmp_path, f"{request.getfixturevalue('valkey')()}?prefix={name}&lease=2")
+        return Shell(tmp_path, f"{request.getfixturevalue('valkey')()}?prefix={name}&lease=1")
     return Shell(tmp_path, f"{request.param}:runs")
 
 

@@ -47,10 +47,12 @@ class Suite(ExpiringStoreConformance):
 
 class TestPostgres16Store(Suite):
     version = 16
+    histories = 10
 
 
 class TestPostgres18Store(Suite):
     version = 18
+    histories = 25
 
 
 del Suite

@@ -21,6 +21,8 @@ def prefix(place: Path) -> str:
 
 
 class TestRedisStore(ExpiringStoreConformance):
+    histories = 25
+
     @pytest.fixture(autouse=True)
     def _server(self, valkey: Callable[[], str]) -> None:
         self.url = valkey()

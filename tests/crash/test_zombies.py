@@ -89,7 +89,7 @@ def test_a_frozen_worker_that_wakes_up_is_fenced_and_nothing_of_it_is_kept(
     until(lambda: "run frozen#0 is stopped here" in fleet.log or "run frozen#0 stops" in fleet.log, fleet)
     later = submit(url, "later", 2)
     until(lambda: completed(url, later), fleet)
-    assert fleet.stop() == [0, 0], "the zombie is an ordinary worker again"
+    assert fleet.stop() == [0, 0], f"the zombie is an ordinary worker again: {fleet.log}"
     with perdure.Client(url) as client:
         after = client.state("frozen")
     assert (after.seq, after.epoch) == (before.seq, before.epoch), "nothing of it was kept"

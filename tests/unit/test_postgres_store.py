@@ -221,7 +221,7 @@ def test_a_server_killed_under_a_handle_loses_nothing_and_the_handle_goes_on() -
     try:
         store = PostgresStore(f"{server.url}?lease=60")
         lease = store.claim(KEY)
-        for seq in range(0, 20, 2):
+        for seq in range(0, 8, 2):
             assert store.append([item(lease, seq, 2)]) == [None]
             server.kill()
             threading.Thread(target=server.start).start()

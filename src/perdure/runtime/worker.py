@@ -178,7 +178,8 @@ class Worker:
         if self._announced is None or self._losses != self._lives.losses:
             self._losses = self._lives.losses
             store, clock, offer, most = self._writer.store, self._lives.clock, self._offer, self._concurrency
-            announcing = self._writer.call(lambda: announce(store, clock, offer, most))
+            old = self._announced
+            announcing = self._writer.call(lambda: announce(store, clock, offer, most, old))
             self._announced = await asyncio.shield(asyncio.wrap_future(announcing))
 
     def _fail(self, failure: StoreError) -> None:
@@ -309,9 +310,12 @@ def _give_back(store: Store, taking: Future[Taken]) -> None:
             store.release(lease)
 
 
-def announce(store: Store, clock: Clock, offer: Offer, concurrency: int) -> Lease:
+def announce(store: Store, clock: Clock, offer: Offer, concurrency: int, old: Lease | None = None) -> Lease:
     """Write down what a worker can execute, under a lease that lives as long as it does: in the first place that no
-    living worker has."""
+    living worker has. ``old``: the lease under which it had done so, and that may be lost."""
+    if old is not None:
+        with suppress(FencedError):
+            store.delete(old)
     pid, host = process_identity()
     versions = {name: sorted({flow.version, *flow.accepts}) for name, flow in offer.flows.items()}
     told = Announcement(versions, list(offer.queues), concurrency)

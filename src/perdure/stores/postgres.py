@@ -233,7 +233,7 @@ class PostgresStore(Handle):
 
         if not self._call("delete a run from", delete):
             raise lost(lease)
-        del self._rows[lease.key]
+        self._rows.pop(lease.key, None)  # a heartbeat of another thread may have found that all of them are lost
 
     def blob(self, digest: str) -> bytes:
         self._check()

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 from queue import SimpleQueue
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -42,6 +43,9 @@ def _tell(children: Sequence[Child], text: str) -> None:
 
 class StoreConformance:
     """Tests of one store. Subclasses say how to open it."""
+
+    histories: ClassVar[int] = 50
+    """random histories that are tried; more find more, and take longer"""
 
     def open(self, place: Path) -> Store:
         """A new handle on the store that belongs to the folder ``place``; a second call opens the same store again."""
@@ -397,7 +401,7 @@ class StoreConformance:
         other.close()
 
     def test_any_history_agrees_with_the_model(self, tmp_path: Path) -> None:
-        check_random_histories(self.open, self.abandon, tmp_path)
+        check_random_histories(self.open, self.abandon, tmp_path, examples=self.histories)
 
 
 class SharedStoreConformance(StoreConformance):
