@@ -60,8 +60,18 @@ def _told_well(told: dict[str, Any], status: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("store", ["file", "sqlite"])
+_SAMPLE = [("file", "full"), ("sqlite", "failing")]
+"""of stores and faults; the rest is for the long run"""
+
+
+@pytest.mark.parametrize(
+    ("store", "fault"),
+    [
+        pytest.param(store, fault, marks=[] if (store, fault) in _SAMPLE else pytest.mark.long)
+        for store in ("file", "sqlite")
+        for fault in FAULTS
+    ],
+)
 def test_a_disk_that_fails_at_any_change_is_told_and_nothing_is_lost(
     zygote: Zygote, place: Path, store: str, fault: str, record_property: Record
 ) -> None:

@@ -26,6 +26,7 @@ def _matrix() -> list[Any]:
     """Every shape is killed after operations on files and before them on SQLite; the costly ones by turns. The rest is
     for the long run."""
     costly = {("asks", "sqlite", "before"), ("asks-sync", "file", "after"), ("agent", "sqlite", "before")}
+    costly |= {("asks-sync", "sqlite", "before"), ("race", "sqlite", "before")}
     usual = {(shape, *way) for shape in ASKED for way in (("file", "after"), ("sqlite", "before"))} - costly
     every = [(shape, store, when) for shape in ASKED for store in ("file", "sqlite") for when in ("before", "after")]
     return [pytest.param(*case, marks=[] if case in usual else pytest.mark.long) for case in every]
