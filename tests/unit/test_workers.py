@@ -562,6 +562,14 @@ def test_a_suspect_is_executed_alone_however_long_ago_it_wrote_anything(monkeypa
     assert [row.goal for _, row in taken.runs] == ["suspect"], "no worker has been idle for a minute"
 
 
+def test_a_run_without_limits_does_not_wait_for_its_queue() -> None:
+    full = Lease(RunKey("other"), 1, "o", 1, "h", 1.0)
+    limited = {"queue": "one", "limits": Limits(concurrency=1)}
+    store = Listed([_row_of("a", **limited), _row_of("b", queue="one"), _row_of("c", queue="one", holder=full)])
+    taken = Search(Clock(), Offer({"adder": adder})).take(store, 9, busy=False)
+    assert [row.goal for _, row in taken.runs] == ["b"], "the limits that count are its own"
+
+
 def test_a_suspect_that_may_not_begin_keeps_no_others_waiting() -> None:  # X4
     full = Lease(RunKey("other"), 1, "o", 1, "h", 1.0)
     store = Listed(

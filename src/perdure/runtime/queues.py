@@ -113,10 +113,11 @@ class Search:
         for row in sorted(rows, key=lambda row: row.key not in suspects) if not busy else rows:
             if len(runs) == limit or (row.key in suspects and (busy or runs)):
                 continue
-            until = self._claim(store, row, runs) if row.queue not in full else inf
-            if until and row.limits:
-                full.add(row.queue)
+            if row.limits and row.queue in full:
+                continue
+            until = self._claim(store, row, runs)
             if until:
+                full.add(row.queue)
                 pause = min(pause, until - now)
             elif row.key in suspects:
                 return Taken(runs, 0.0, alone=True)
