@@ -155,7 +155,7 @@ def _of(kind: str, place: Callable[[Path], str], base: Callable[[Path, int], flo
         Scenario(f"{kind}, one run, async, strict", one(sequence_async, "strict"), 400, None, base),
         Scenario(f"{kind}, one run, sync, pipelined", one(sequence, "pipelined"), 800, 0.7, base),
         Scenario(
-            f"{kind}, 100 runs at a time, async, strict", _records(place, lambda u: many_runs(u, 100)), 80, 3.0, base
+            f"{kind}, 100 runs at a time, async, strict", _records(place, lambda u: many_runs(u, 100)), 200, 3.0, base
         ),
         Scenario(f"{kind}, 4 workers, claims", claims(place), 1000, None, base),
         Scenario(f"{kind}, 4 workers, runs without steps", whole_runs(place), 1000, None, base),

@@ -108,7 +108,8 @@ class Lives:
         try:
             tell_warnings(store)
             state = fold(key, store.read(key))
-            move(store, lease, state, self.clock)
+            if state.status is not None:  # nobody can have posted to a run without records
+                move(store, lease, state, self.clock)
             if state.status == states.COMPLETED and not start.rerun and not _differences(state, start):
                 store.release(lease)  # somebody completed it a moment ago
                 return self._finished(store, state)

@@ -50,12 +50,25 @@ _PULSE: Final = 2.0
 """seconds that a heartbeat may take to connect, and to be answered: late ones are of no use"""
 
 
+_pack: Callable[[Any], bytes] | None
+try:
+    from hiredis import pack_command as _pack
+except ImportError:  # the driver works without
+    _pack = None
+
+
 class _AtOnce:
     """Commands that are sent together leave in one piece. The driver would cut them, and a server that syncs what it
     has read before it answers would sync once for each piece."""
 
     def pack_commands(self, commands: Any) -> list[bytes]:
-        return [b"".join(super().pack_commands(commands))]  # type: ignore[misc]
+        packed = []
+        for command in commands:
+            if _pack is not None and command[0] == "EVALSHA":  # by far the most, and of plain values
+                packed.append(_pack(command))
+            else:
+                packed += super().pack_commands([command])  # type: ignore[misc]
+        return [b"".join(packed)]
 
 
 class _Whole(_AtOnce, redis.Connection):
