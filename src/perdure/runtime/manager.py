@@ -18,7 +18,6 @@ from perdure.runtime.execute import Watched, execute, execute_async, prepare
 from perdure.runtime.lease import Keeper, StoreClock, clock_of
 from perdure.runtime.lives import Lives, Start, tell_warnings
 from perdure.runtime.manual import ManualRun
-from perdure.runtime.steps import Function
 from perdure.runtime.submit import DEFAULT_QUEUE, Terms, check_terms, limits_of, submit
 from perdure.runtime.threads import in_thread
 from perdure.runtime.worker import Worker, by_name, stopped_by_signals
@@ -170,7 +169,10 @@ class CheckpointManager:
         """
         self._stored("recover runs")
         functions = by_name(flows)
-        _refuse_loop(next(iter(functions.values())))
+        _refuse_loop(
+            "recover() executes runs in an event loop of its own",
+            "In async code write: await manager.work(flow, until_idle=True).",
+        )
         worker = Worker(self._lives, functions, concurrency=concurrency, queues=queues, grace=0.0, until_idle=True)
         asyncio.run(worker.work())
         return {key: status for key, status in worker.ended.items() if status}
@@ -227,17 +229,17 @@ class CheckpointManager:
         """Run ``flow`` and block until it has ended; async flows get an event loop of their own."""
         function, start = prepare(flow, args, goal, options)
         if function.is_async:
-            _refuse_loop(function)
+            _refuse_loop(
+                f"flow {function.name} is async",
+                "In async code write: with CheckpointManager(store) as manager: await manager.run(flow, goal=...).",
+            )
             return asyncio.run(execute_async(self._lives, function, start))
         return execute(self._lives, function, start)
 
 
-def _refuse_loop(function: Function[..., Any]) -> None:
+def _refuse_loop(what: str, hint: str) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise ConfigError(
-        f"flow {function.name} is async, and an event loop runs in this thread already.",
-        hint="In async code write: with CheckpointManager(store) as manager: await manager.run(flow, goal=...).",
-    )
+    raise ConfigError(f"{what}, and an event loop runs in this thread already.", hint=hint)

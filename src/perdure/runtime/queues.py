@@ -36,8 +36,6 @@ _MORE = 20
 """candidates that are looked at beyond those that are wanted: others take some, and limits forbid some"""
 _LOCKED = 0.05
 """seconds until a queue is looked at again that somebody else was looking at"""
-
-
 _SUSPECT = 2
 """crashes in a row after which a run is executed alone"""
 _SPARED = 60.0
@@ -117,9 +115,10 @@ class Search:
                 continue
             until = self._claim(store, row, runs)
             if until:
-                full.add(row.queue)
+                if row.limits:
+                    full.add(row.queue)
                 pause = min(pause, until - now)
-            elif row.key in suspects:
+            elif runs and row.key in suspects:
                 return Taken(runs, 0.0, alone=True)
         if len(runs) == limit:
             return Taken(runs, 0.0)

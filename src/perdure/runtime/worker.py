@@ -118,10 +118,8 @@ class Worker:
                 self._news.clear()
                 idle = not self._works
                 taken = await self._take()
-                dead = (
-                    taken.held and clock.monotonic() - began < can.lease
-                )  # perhaps: what a dead one held is free then
-                if self._until_idle and idle and not self._works and taken.pause > _ASK and not dead:
+                dying = taken.held and clock.monotonic() - began < can.lease  # what a dead one held is free after that
+                if self._until_idle and idle and not self._works and taken.pause > _ASK and not dying:
                     break
                 await self._sleep(taken.pause if deaf is not None else min(taken.pause, _ASK))
         finally:

@@ -1,7 +1,8 @@
 """The store for many processes on many machines: tables in PostgreSQL.
 
-Every verb is one statement, hence one round trip and one commit; a check and the write that depends on it are in the
-same statement (sql/postgres.sql). A batch of appends for any number of runs is one statement too.
+A verb is one statement, hence one round trip and one commit; a check and the write that depends on it are in the same
+statement (sql/postgres.sql). Only what is rare takes more: a claim from a dead owner, to say why something was refused,
+and a transaction that is lent to a step. A batch of appends for any number of runs is one statement too.
 
 Leases hang on *owners*. An open handle is an owner, a row with a date until which it lives by the server's clock, and
 its heartbeat moves that date. A run whose owner is gone, or is late, is anybody's; an owner that was late once never
