@@ -232,6 +232,8 @@ class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """posts of its inbox that stand in the journal"""
     unread: int = 0
     """posts that do not yet; filled in by the store"""
+    size: int = 0
+    """bytes of its records and of the blobs that came with them; filled in by the store"""
     holder: Lease | None = None
     """whoever holds the run at the moment of listing; filled in by the store, never stored in the row"""
 

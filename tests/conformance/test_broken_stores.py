@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from perdure.errors import LeaseHeld, PerdureError
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.stores.base import EVERY, Append, Store, Which
+from perdure.stores.base import EVERY, Append, Rewrite, Store, Which
 from perdure.stores.file import FileStore
 from perdure.stores.handle import sound_blob
 from perdure.stores.memory import MemoryBackend, MemoryStore
@@ -110,6 +110,45 @@ class KeepsBlobsOfTheFenced(MemoryStore):
         for item in batch:
             self._backend.blobs.update(item.blobs)
         return super().append(batch)
+
+
+class NeverCollects(MemoryStore):
+    """Blobs stay for ever."""
+
+    def _collect(self, digests: set[str]) -> None:
+        pass
+
+
+class CollectsWhatOthersNeed(MemoryStore):
+    """A run takes all its blobs along."""
+
+    def _collect(self, digests: set[str]) -> None:
+        for digest in digests:
+            self._backend.blobs.pop(digest, None)
+
+
+class ForgetsThePage(MemoryStore):
+    """Every page is the first one."""
+
+    def runs(self, which: Which = EVERY) -> list[RunMeta]:
+        return super().runs(replace(which, after=None))
+
+
+class CountsRecordsOnly(MemoryStore):
+    """Blobs weigh nothing."""
+
+    def _row(self, run: Any, meta: RunMeta) -> RunMeta:
+        return replace(super()._row(run, meta), size=sum(map(len, run.records)))
+
+
+class RewritesWhateverIsThere(MemoryStore):
+    """A rewrite that came too late loses the records that were appended meanwhile."""
+
+    def _rewrite(self, new: Rewrite) -> bool:
+        run = self._backend.runs[new.lease.key]
+        del run.records[len(new.records) :]
+        del run.posts[len(new.posts) :]
+        return super()._rewrite(new)
 
 
 class MixesUpNames(MemoryStore):

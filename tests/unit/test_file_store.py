@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.errors import CorruptStore, NewerFormat, PerdureError, StoreError
+from perdure.framing import frame
 from perdure.model import RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.file import FileStore
-from perdure.testing.samples import item, meta, records, summarise
+from perdure.testing.samples import item, meta, records, stored, summarise
 
 KEY = RunKey("paper")
 
@@ -44,7 +47,8 @@ def journal(root: Path) -> Path:
 def test_the_journal_is_lines_of_json_that_need_no_library(root: Path) -> None:  # W8
     lines = journal(root).read_text().splitlines()
     assert [json.loads(line)["entry"]["seq"] for line in lines] == [1, 2, 3]
-    assert json.loads((root / "runs" / "paper.0" / "run.json").read_text()) == {"goal": "paper", "episode": 0}
+    whose = json.loads((root / "runs" / "paper.0" / "run.json").read_text())
+    assert (whose["goal"], whose["episode"]) == ("paper", 0)
     assert list((root / "tmp").iterdir()) == []
 
 
@@ -65,7 +69,7 @@ def test_a_torn_tail_is_cut_kept_and_reported(root: Path, cut: int) -> None:
     whole = list(records(KEY, 0, 2))
     store = open_file(root)
     assert store.read(KEY) == whole
-    assert store.runs() == [meta(KEY, 2)]
+    assert [stored(row) for row in store.runs()] == [meta(KEY, 2)]
     assert journal(root).read_bytes() == data[:-cut], "reading changes nothing"
     assert store.warnings() == []
     lease = store.claim(KEY)
@@ -128,7 +132,7 @@ def test_listing_reads_the_journals_of_untouched_runs_never(root: Path) -> None:
         raise AssertionError(f"the journal of {key} was read")
 
     store = FileStore(root, summarise=summarise_never)
-    assert store.runs() == [meta(KEY, 3)]
+    assert [stored(row) for row in store.runs()] == [meta(KEY, 3)]
     store.close()
 
 
@@ -162,7 +166,7 @@ def test_a_damaged_lease_file_does_not_let_the_epoch_start_again(root: Path) -> 
 
 def test_a_blob_with_other_content_is_damage(root: Path) -> None:
     store = open_file(root)
-    (path,) = (path for path in (root / "blobs").rglob("*") if path.is_file())
+    (path,) = (path for path in (root / "blobs").rglob("*") if len(path.name) == 64)
     assert store.blob(path.name) == b"large"
     path.write_bytes(b"other")
     with pytest.raises(CorruptStore, match="content") as error:
@@ -190,6 +194,44 @@ def test_a_newer_format_is_refused_and_not_touched(root: Path) -> None:  # rel:R
     with pytest.raises(NewerFormat, match="99"):
         open_file(root)
     assert (root / "format.json").read_text() == text
+
+
+def test_a_store_of_the_first_format_learns_which_runs_were_given_a_blob(root: Path) -> None:  # X13 K5
+    digest = hashlib.sha256(b"large").hexdigest()
+    for path in (root / "blobs").rglob(f"{digest}.*"):
+        path.unlink()
+    run = root / "runs" / "paper.0"
+    (run / "blobs").unlink()
+    (run / "run.json").write_text('{"goal":"paper","episode":0}')
+    entry = msgspec.json.encode({"seq": 4, "status": "running", "pad": digest})
+    with journal(root).open("ab") as file:
+        file.write(frame(KEY, entry))
+    (root / "format.json").write_text('{"store":"perdure","version":1}')
+    open_file(root).close()
+    store = open_file(root)
+    other = store.claim(RunKey("other"))
+    store.append([item(other, 0, shared=b"large")])
+    store.delete(other)
+    assert store.blob(digest) == b"large" and store.runs()[0].size > len(b"large") + journal(root).stat().st_size - 1
+    store.delete(store.claim(KEY))
+    with pytest.raises(CorruptStore, match="missing"):
+        store.blob(digest)
+    store.close()
+
+
+def test_a_run_that_was_deleted_halfway_takes_its_blobs_along_when_it_is_swept_away(root: Path) -> None:  # K5
+    digest = hashlib.sha256(b"large").hexdigest()
+    (root / "runs" / "paper.0").rename(root / "tmp" / "0123456789abcdef-1")
+    store = open_file(root)
+    again = store.claim(KEY)
+    store.append([item(again, 0, large=b"large")])
+    store.close()
+    store = open_file(root)
+    assert store.blob(digest) == b"large"
+    (root / "runs" / "paper.0").rename(root / "tmp" / "0123456789abcdef-1")
+    open_file(root).close()
+    assert [path for path in (root / "blobs").rglob("*") if path.is_file()] == [root / "blobs" / "lock"]
+    store.close()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"store":"git","version":1}', '{"version":1}', "\x00" * 9, None])
@@ -242,7 +284,7 @@ def test_a_run_that_lost_its_lock_is_told_and_mended_as_the_error_says(root: Pat
     lock = journal(root).parent / "lock"
     lock.unlink()
     store = open_file(root)
-    assert store.runs() == [meta(KEY, 3)] and len(store.read(KEY)) == 3
+    assert [stored(row) for row in store.runs()] == [meta(KEY, 3)] and len(store.read(KEY)) == 3
     with pytest.raises(CorruptStore, match="make an empty file of that name"):
         store.claim(KEY)
     lock.touch(mode=0o600)
@@ -255,7 +297,7 @@ def test_leftovers_of_the_desktop_and_of_the_dead_are_nobodys_runs(root: Path) -
     (root / "tmp" / f"{'0' * 32}-1").mkdir()
     (journal(root).parent / ".lease.json.1.tmp").touch()
     store = open_file(root)
-    assert store.runs() == [meta(KEY, 3)] and store.warnings() == []
+    assert [stored(row) for row in store.runs()] == [meta(KEY, 3)] and store.warnings() == []
     assert list((root / "tmp").iterdir()) == []
     store.close()
 

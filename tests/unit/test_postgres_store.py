@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import psycopg
 import pytest
 
 import perdure
 from perdure.errors import ConfigError, CorruptStore, LeaseHeld, LeaseLost, NewerFormat, StoreError
+from perdure.framing import frame
 from perdure.model import RunKey
 from perdure.stores import open_store, postgres_link
 from perdure.stores.base import Which
 from perdure.stores.postgres import PostgresStore
 from perdure.stores.postgres_setup import statements
 from perdure.testing.processes import Child
-from perdure.testing.samples import item, records
+from perdure.testing.samples import item, meta, records
 from perdure.testing.servers import Postgres
 
 KEY = RunKey("paper")
@@ -59,8 +61,36 @@ def test_its_tables_stand_beside_the_users_own(server: str, url: str, schema: st
     store.append([item(store.claim(KEY), 0, 3)])
     store.close()
     tables = {name for (name,) in admin(server, f"SELECT tablename FROM pg_tables WHERE schemaname = '{schema}'")}
-    assert tables == {"runs", "journal", "inbox", "blobs", "owners", "versions"}
+    assert tables == {"runs", "journal", "inbox", "blobs", "refs", "owners", "versions"}
     assert before == admin(server, "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT LIKE 'p\\_%'")
+
+
+def test_an_older_schema_is_migrated_and_knows_which_runs_were_given_a_blob(
+    server: str, url: str, schema: str
+) -> None:  # X13 K5
+    first = statements(schema).split("-- Which runs were given a blob")[0]
+    admin(server, first + "COMMIT;")
+    digest, unused = (sha256(content).hexdigest() for content in (b"shared", b"unused"))
+    line = frame(KEY, b'{"seq":1,"status":"running","output":{"refs":["%b"]}}' % digest.encode())
+    with psycopg.connect(server, autocommit=True) as db:
+        row = msgspec.json.encode(meta(KEY, 1)).decode()
+        columns = (KEY.goal, KEY.episode, 1, "running", row, 7)
+        db.execute(
+            f"INSERT INTO {schema}.runs (goal, episode, seq, status, meta, epoch) VALUES ({'%s,' * 5}%s)", columns
+        )
+        db.execute(f"INSERT INTO {schema}.journal VALUES (1, 1, %s)", (line,))
+        db.execute(f"SELECT setval('{schema}.epochs', 7)")
+        for name, content in ((digest, b"shared"), (unused, b"unused")):
+            db.execute(f"INSERT INTO {schema}.blobs VALUES (%s, %s)", (name, content))
+    store = PostgresStore(url)
+    assert store.read(KEY) == [line] and store.runs()[0].size == len(line) + len(b"shared")
+    other = store.claim(RunKey("other"))
+    assert store.append([item(other, 0, shared=b"shared")]) == [None]
+    store.delete(other)
+    assert store.blob(digest) == b"shared"
+    store.delete(store.claim(KEY))
+    assert admin(server, f"SELECT digest FROM {schema}.blobs") == [(unused,)]
+    store.close()
 
 
 def test_ten_processes_that_start_at_once_make_the_tables_once(server: str, url: str, schema: str) -> None:  # K4
@@ -82,7 +112,7 @@ def test_ten_processes_that_start_at_once_make_the_tables_once(server: str, url:
     for child in children:
         child.kill()
     assert len(set(epochs)) == 10
-    assert admin(server, f"SELECT version FROM {schema}.versions") == [(1,)]
+    assert admin(server, f"SELECT version FROM {schema}.versions ORDER BY 1") == [(1,), (2,)]
 
 
 def test_a_newer_schema_is_refused_and_left_alone(server: str, url: str, schema: str) -> None:  # rel:R6
@@ -95,7 +125,7 @@ def test_a_newer_schema_is_refused_and_left_alone(server: str, url: str, schema:
 def test_the_printed_sql_makes_the_tables_that_the_store_makes(server: str, url: str, schema: str) -> None:
     PostgresStore(url).close()
     admin(server, statements(f"{schema}_2"))
-    admin(server, statements(f"{schema}_2", after=1))
+    admin(server, statements(f"{schema}_2", after=2))
     columns = "SELECT table_name, column_name, data_type, column_default, is_nullable FROM information_schema.columns"
     made, printed = (
         admin(server, f"{columns} WHERE table_schema = '{name}' ORDER BY 1, 2") for name in (schema, f"{schema}_2")

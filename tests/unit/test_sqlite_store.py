@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.errors import ConfigError, CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
+from perdure.framing import frame
 from perdure.model import RunKey
 from perdure.stores import sqlite_setup
 from perdure.stores.base import Append, Which
@@ -96,7 +98,7 @@ def test_the_users_own_tables_are_left_alone(tmp_path: Path) -> None:
     assert sql(path, "SELECT * FROM runs") == [(42,)]
     assert sql(path, "PRAGMA user_version") == [(7,)]
     names = {name for (name,) in sql(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    assert all(str(name).startswith("perdure_") for name in names - {"runs"}) and len(names) == 7
+    assert all(str(name).startswith("perdure_") for name in names - {"runs"}) and len(names) == 8
     strict = sql(path, "SELECT name FROM pragma_table_list WHERE name LIKE 'perdure%' AND NOT strict")
     assert strict == []
 
@@ -140,16 +142,29 @@ def test_a_store_of_an_older_schema_is_migrated_and_its_runs_go_on(tmp_path: Pat
         f"INSERT INTO perdure_runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         *(1, KEY.goal, KEY.episode, 3, "running", row, 7, *last),
     )
-    for seq, record in enumerate(records(KEY, 0, 3), 1):
+    if version >= 3:
+        sql(path, "UPDATE perdure_runs SET wake = 9.0, flow = 'crew'")
+    shared, unused = (hashlib.sha256(content).hexdigest() for content in (b"shared", b"unused"))
+    large = frame(KEY, msgspec.json.encode({"seq": 2, "status": "running", "output": {"refs": [shared, "0" * 64]}}))
+    lines = [records(KEY, 0, 1)[0], large, records(KEY, 2, 1)[0]]
+    for seq, record in enumerate(lines, 1):
         sql(path, "INSERT INTO perdure_journal VALUES (1, ?, ?)", seq, record)
+    sql(path, "INSERT INTO perdure_blobs VALUES (?, ?), (?, ?)", shared, b"shared", unused, b"unused")
     store = SqliteStore(path, create=False)
     assert [row.key for row in store.runs(Which(due=9.0, flows=("crew",)))] == [KEY], "its holder has died"
     assert store.runs(Which(due=8.9)) == []
-    assert store.read(KEY) == list(records(KEY, 0, 3)) and store.post(KEY, 1, posts(KEY, 1)[0])
+    assert store.read(KEY) == lines and store.post(KEY, 1, posts(KEY, 1)[0])
+    assert store.runs()[0].size == sum(map(len, lines)) + len(b"shared")
     lease = store.claim(KEY)
     assert lease.epoch == 8 and store.append([item(lease, 3)]) == [None]
     store.release(lease)
     assert [row.unread for row in store.runs(Which(due=1.0))] == [1]
+    other = store.claim(RunKey("other"))
+    assert store.append([item(other, 0, shared=b"shared")]) == [None]
+    store.delete(other)
+    assert store.blob(shared) == b"shared", "a run has needed it since before such things were noted"
+    store.delete(store.claim(KEY))
+    assert sql(path, "SELECT digest FROM perdure_blobs") == [(unused,)]
     store.close()
 
 

@@ -38,6 +38,22 @@ class Transaction(NamedTuple):
     error for a constraint that would only be checked at the end, or ConfigError if the transaction has been ended"""
 
 
+class Rewrite(msgspec.Struct, frozen=True):
+    """Another form of all that a run holds: for keys that change."""
+
+    lease: Lease
+    records: tuple[bytes, ...]
+    posts: tuple[bytes, ...]
+    meta: RunMeta
+    blobs: dict[str, bytes]
+    """all that the run refers to from now on"""
+
+    @property
+    def size(self) -> int:
+        """Bytes that the run has then."""
+        return sum(map(len, self.records)) + sum(map(len, self.blobs.values()))
+
+
 class Capabilities(msgspec.Struct, frozen=True):
     """How stores differ, as facts to ask for instead of types to check."""
 
@@ -62,6 +78,10 @@ class Capabilities(msgspec.Struct, frozen=True):
     of the block that is part of it, and raises what is wrong instead of returning it. Committed at the end of the
     block, rolled back if it raises. Raises LeaseLost; RetryError if all of it was rolled back and may be done again;
     StoreError. On the thread that uses the store. None: there is no such thing"""
+    rewrite: Callable[[Rewrite], bool] | None = None
+    """replaces every record, post and blob of a run, and its row. False, and nothing is changed, if the run has another
+    number of records or posts than these. Raises LeaseLost, StoreError. A crash leaves some in the one form and some in
+    the other"""
 
 
 class Which(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +97,8 @@ class Which(msgspec.Struct, frozen=True, kw_only=True):
     flows: tuple[str, ...] = ()
     active: float | None = None
     """only those that somebody holds, or whose latest life began after this"""
+    after: RunKey | None = None
+    """only those that come after this one in the order of (goal, episode): for page after page of a long listing"""
     limit: int = 0
     """at most so many; 0: all"""
 
@@ -87,6 +109,8 @@ class Which(msgspec.Struct, frozen=True, kw_only=True):
         if self.later is not None and (row.holder is not None or not row.wake > self.later):
             return False
         if self.active is not None and row.holder is None and not row.begun > self.active:
+            return False
+        if self.after is not None and not row.key > self.after:
             return False
         wanted = self.goal in (None, row.goal)
         return wanted and (not self.queues or row.queue in self.queues) and (not self.flows or row.flow in self.flows)
@@ -115,7 +139,13 @@ class Append(msgspec.Struct, frozen=True):
     meta: RunMeta
     """the run's new row for listings"""
     blobs: dict[str, bytes] = {}
-    """sha256 (hex) -> content; stored before the records that refer to them, once per store"""
+    """name (64 hexadecimal digits) -> content of whatever the records refer to; stored before them, once per store, and
+    kept as long as a run is there that was given them"""
+
+    @property
+    def size(self) -> int:
+        """By how many bytes the run grows."""
+        return sum(map(len, self.records)) + sum(map(len, self.blobs.values()))
 
 
 class Store(Protocol):
@@ -161,8 +191,8 @@ class Store(Protocol):
 
     def runs(self, which: Which = EVERY) -> list[RunMeta]:
         """One row for each of these runs that has records, ordered by (goal, episode) unless ``which`` says otherwise,
-        with ``holder`` filled in when a live process holds the run, and ``unread`` with the number of its posts above
-        ``posts``. What is due or active is found without looking at all others, where the store can."""
+        with ``holder`` filled in when a live process holds the run, ``unread`` with the number of its posts above
+        ``posts``, and ``size``. What is due or active is found without looking at all others, where the store can."""
 
     def post(self, key: RunKey, number: int, record: bytes) -> bool:
         """Append ``record`` (framed, one line) to the run's inbox as its post ``number``, counted from 1. Anybody may,
@@ -177,7 +207,7 @@ class Store(Protocol):
         Never changes anything."""
 
     def delete(self, lease: Lease) -> None:
-        """Remove a run that this handle holds, with its records and its inbox. Blobs stay until nothing refers to them.
+        """Remove a run that this handle holds, with its records, its inbox, and the blobs that no other run was given.
         Raises LeaseLost if the lease is not current."""
 
     def blob(self, digest: str) -> bytes:

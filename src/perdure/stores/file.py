@@ -2,7 +2,7 @@
 
     DIR/format.json            version of this layout
     DIR/runs/<name>/           one run: see folder.py
-    DIR/blobs/ab/<sha256>      large values, each stored once
+    DIR/blobs/                 large values, each stored once: see blobs.py
     DIR/owners/<name>.lock     open handles: see owners.py
     DIR/floor                  largest epoch of any deleted run
     DIR/tmp/<owner>-<n>        files and folders that have no name yet, or none any more; a dead owner's are removed
@@ -14,8 +14,9 @@ changed in place but ``floor`` and the copy of a lease, which nobody reads witho
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,24 +29,25 @@ from perdure.fold import summarise as fold_summary
 from perdure.framing import joined
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
-from perdure.stores.base import EVERY, Append, Capabilities, Which
-from perdure.stores.folder import Gone, Grant, RunFolder, epoch_floor
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Which
+from perdure.stores.blobs import Blobs
+from perdure.stores.folder import Gone, Grant, RunFolder, Whose, epoch_floor
 from perdure.stores.handle import (
     Handle,
-    checked_digest,
     held,
     lost,
     not_found,
     nothing_there,
-    sound_blob,
     unusable,
     wrong_seq,
 )
 from perdure.stores.owners import Owner
 
-VERSION: Final = 1
+VERSION: Final = 2
 _AT_ONCE = 64
 """journals of a batch that are open at a time: few enough for the usual limit of 1,024 descriptors"""
+
+_DIGEST: Final = re.compile(rb"[0-9a-f]{64}")
 
 Summarise = Callable[[RunKey, list[bytes]], RunMeta]
 
@@ -65,6 +67,8 @@ class _Held(msgspec.Struct):
     meta: RunMeta | None = None
     cached: bool = False
     """meta.json says what ``meta`` says"""
+    given: set[str] = set()
+    """blobs that were kept under this lease"""
 
 
 class FileStore(Handle):
@@ -86,14 +90,13 @@ class FileStore(Handle):
     ) -> None:
         self.root = Path(root).expanduser().resolve()
         super().__init__(f"file:{self.root}", clock)
-        self.capabilities = Capabilities(durable=True, shared=True, outputs=self.root / "runs")
-        self._runs, self._blobs, self._tmp = (self.root / "runs", self.root / "blobs", self.root / "tmp")
+        self.capabilities = Capabilities(durable=True, shared=True, outputs=self.root / "runs", rewrite=self._rewrite)
+        self._runs, self._tmp = self.root / "runs", self.root / "tmp"
+        self._blobs = Blobs(self.root / "blobs", wait, clock)
         self._wait, self._summarise = wait, summarise
         self._held: dict[RunKey, _Held] = {}
         self._inboxes: dict[RunKey, tuple[int, int]] = {}
         """bytes and posts of inboxes as they were read last: who executes runs looks often"""
-        self._known_blobs: set[str] = set()
-        """blobs whose name this handle has made durable"""
         self._temps = 0
         try:
             self._prepare(create)
@@ -141,20 +144,21 @@ class FileStore(Handle):
 
     def runs(self, which: Which = EVERY) -> list[RunMeta]:
         self._check()
-        prefix = None if which.goal is None else disk.run_folder_name(RunKey(which.goal)).rpartition(".")[0]
         alive: dict[str, bool] = {"": False}
-        found = []
-        for name in disk.list_dir(self._runs):
-            if name[0] != "." and prefix in (None, name.rpartition(".")[0]):  # .DS_Store is nobody's run
-                row = self._row(self._runs / name, alive)
-                if row is not None:
-                    found.append(row)
+        by_name = which.due is None and which.later is None
+        found: list[RunMeta] = []
+        for name in self._names(which):
+            row = self._row(self._runs / name, alive)
+            if row is not None and which.includes(row):
+                found.append(row)
+                if by_name and len(found) == which.limit:
+                    break
         return which.cut(found)
 
     def post(self, key: RunKey, number: int, record: bytes) -> bool:
         self._check()
         folder = RunFolder.at(self._path(key))
-        if folder is None or folder.is_empty:
+        if folder is None or not folder.size:
             raise not_found(key, self.url)
         with self._guard():
             try:
@@ -190,12 +194,11 @@ class FileStore(Handle):
                 self._floor(lease.epoch)
                 disk.move(run.folder.path, trash)
             del self._held[lease.key]
-            disk.remove(trash)
+            self._discard(trash)
 
     def blob(self, digest: str) -> bytes:
         self._check()
-        path = self._blob_path(checked_digest(digest))
-        return sound_blob(digest, disk.read_file(path), str(path))
+        return self._blobs.read(digest)
 
     def close(self) -> None:
         if self._closed or self._foreign:
@@ -285,8 +288,7 @@ class FileStore(Handle):
                     return lost(item.lease)
                 if item.seq != run.seq:
                     return wrong_seq(item, run.seq)
-                for digest, content in item.blobs.items():
-                    self._keep_blob(checked_digest(digest), content)
+                self._keep(run, item.blobs)
                 if item.records:
                     self._write(run, item, written)
                 self._note_meta(run, item.meta)
@@ -313,18 +315,59 @@ class FileStore(Handle):
             run.folder.cache_meta(run.meta, run.size)
             run.cached = True
 
-    def _keep_blob(self, digest: str, content: bytes) -> None:
-        if digest in self._known_blobs:
-            return
-        path = self._blob_path(digest)
-        disk.make_dir(path.parent)
-        if disk.exists(path):
-            disk.sync_dir(path.parent)  # another process may have renamed it and not have got further
-        else:
-            disk.replace_file(path, content, temp=self._temp())
-        self._known_blobs.add(digest)
+    def _keep(self, run: _Held, blobs: Mapping[str, bytes]) -> None:
+        new = {name: blobs[name] for name in blobs.keys() - run.given}
+        if new:
+            self._blobs.keep(run.folder.mark, new, self._temp())
+            run.given |= new.keys()
+        if blobs:
+            run.folder.note_blobs(blobs)
+
+    def _rewrite(self, new: Rewrite) -> bool:
+        """See Capabilities.rewrite."""
+        self._check()
+        run = self._held.get(new.lease.key)
+        if run is None or run.lease != new.lease:
+            raise lost(new.lease)
+        with self._guard(), self._current(run) as current:
+            if not current:
+                raise lost(new.lease)
+            if (run.seq, len(run.folder.posts()[0].lines)) != (len(new.records), len(new.posts)):
+                return False
+            old = {digest for digest, _ in run.folder.blobs()}
+            self._keep(run, new.blobs)
+            run.size = run.folder.rewrite(new.records, new.posts, self._temp())
+            run.folder.note_blobs(new.blobs, anew=True)
+            self._blobs.drop(run.folder.mark, old - new.blobs.keys())
+            run.meta, run.cached = new.meta, False
+            self._save_meta(run)
+        return True
 
     # -- listing ---------------------------------------------------------------------------------------------------
+
+    def _names(self, which: Which) -> list[str]:
+        """The folders in which the runs of a listing may be; in the order of their runs if it is a page of a longer
+        one."""
+        prefix = None if which.goal is None else disk.run_folder_name(RunKey(which.goal)).rpartition(".")[0]
+        names = [name for name in disk.list_dir(self._runs) if name[0] != "."]  # .DS_Store is nobody's run
+        if prefix is not None:
+            names = [name for name in names if name.rpartition(".")[0] == prefix]
+        if which.after is None and not which.limit:
+            return names
+        keys = {name: self._key(name) for name in names}
+        later = [name for name in names if which.after is None or keys[name] > which.after]
+        return sorted(later, key=keys.__getitem__)
+
+    def _key(self, name: str) -> RunKey:
+        """Whose folder it is. What is none, or damaged, comes before all others: with the first page."""
+        stem, _, episode = name.rpartition(".")
+        if episode.isdecimal() and disk.run_folder_name(RunKey(stem, int(episode))) == name:
+            return RunKey(stem, int(episode))
+        try:
+            folder = RunFolder.at(self._runs / name)
+        except CorruptStore:
+            folder = None
+        return RunKey("") if folder is None else folder.key
 
     def _row(self, path: Path, alive: dict[str, bool]) -> RunMeta | None:
         """A run's row; None for a run without records. What is damaged is told as a warning, so that the rest shows."""
@@ -338,7 +381,8 @@ class FileStore(Handle):
             if meta is None:
                 return None
             unread = max(len(folder.posts()[0].lines) - meta.posts, 0)
-            return msgspec.structs.replace(meta, holder=self._holder(folder, alive), unread=unread)
+            size = folder.size + sum(size for _, size in folder.blobs())
+            return msgspec.structs.replace(meta, holder=self._holder(folder, alive), unread=unread, size=size)
         except CorruptStore as error:
             self._warnings.append(str(error))
             return None
@@ -365,9 +409,6 @@ class FileStore(Handle):
     def _path(self, key: RunKey) -> Path:
         return self._runs / disk.run_folder_name(key)
 
-    def _blob_path(self, digest: str) -> Path:
-        return self._blobs / digest[:2] / digest
-
     def _temp(self) -> Path:
         self._temps += 1
         return self._tmp / f"{self._owner.id}-{self._temps}"
@@ -390,16 +431,27 @@ class FileStore(Handle):
             )
         if text is None and not create:
             raise nothing_there(self.url)
-        if text is not None:
-            _check_format(path, text)
+        version = VERSION if text is None else _check_format(path, text)
         disk.make_dir(self._tmp)
         self._owner = Owner(self.root / "owners", self._clock)
-        if text is None:
+        disk.make_dir(self._blobs.root)
+        if version < 2:
+            self._mark_blobs()
+        if text is None or version < VERSION:
             content = msgspec.json.encode(_Format("perdure", VERSION)) + b"\n"
             disk.replace_file(path, content, temp=self._temp())
-        disk.make_dir(self._blobs)
         disk.make_dir(self._runs)
         self._sweep()
+
+    def _mark_blobs(self) -> None:
+        """A store of format 1 does not know which runs were given a blob: whatever journal has its name."""
+        for name in disk.list_dir(self._runs):
+            folder = RunFolder(self._runs / name, RunKey(name), name)
+            found = {digest.decode() for digest in _DIGEST.findall(disk.read_file(folder.journal) or b"")}
+            blobs = {digest: self._blobs.read(digest) for digest in sorted(found) if self._blobs.there(digest)}
+            if blobs:
+                self._blobs.keep(folder.mark, blobs, self._temp())
+                folder.note_blobs(blobs, anew=True)
 
     def _sweep(self) -> None:
         self._owner.sweep()
@@ -407,7 +459,14 @@ class FileStore(Handle):
         for name in disk.list_dir(self._tmp):
             owner = name.partition("-")[0]
             if not alive.setdefault(owner, self._owner.alive(owner)):
-                disk.remove(self._tmp / name)
+                self._discard(self._tmp / name)
+
+    def _discard(self, path: Path) -> None:
+        """Remove what has no name any more, or none yet; a run with the blobs that only it was given."""
+        with suppress(msgspec.DecodeError):  # it was not written whole yet
+            whose = msgspec.json.decode(disk.read_file(path / "run.json") or b"", type=Whose)
+            self._blobs.drop(whose.mark, {digest for digest, _ in RunFolder(path, whose.key).blobs()})
+        disk.remove(path)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -421,7 +480,7 @@ class FileStore(Handle):
             raise
 
 
-def _check_format(path: Path, text: bytes) -> None:
+def _check_format(path: Path, text: bytes) -> int:
     try:
         found = msgspec.json.decode(text, type=_Format)
     except msgspec.DecodeError as error:
@@ -437,3 +496,4 @@ def _check_format(path: Path, text: bytes) -> None:
             f"{path} has format {found.version}; this Perdure knows formats up to {VERSION}. Nothing was changed.",
             hint="Use the newer Perdure, or another folder.",
         )
+    return found.version

@@ -1,6 +1,8 @@
 """The folder of one run in a file store.
 
-- ``run.json``: whose folder it is. Written once, before the folder gets its name.
+- ``run.json``: whose folder it is, and its id among the marks of blobs. Written once, before the folder gets its name.
+- ``blobs``: names and sizes of the blobs that the run was given, a line each. Never synced: what a power cut loses of
+  it leaves a blob behind that nobody needs, which ``perdure check`` finds.
 - ``journal.jsonl``: the records. Only ever appended to; a torn tail is moved to ``journal.torn-<n>`` by a claim.
 - ``inbox.jsonl``: what others than the holder say to the run. Only ever appended to, with the lock held; a torn tail
   was never acknowledged, and is written over by the next post.
@@ -13,17 +15,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from perdure.clock import Clock
 from perdure.errors import CorruptStore
-from perdure.framing import Scan, scan
+from perdure.framing import Scan, joined, scan
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
+
+_NOTE = re.compile(rb"^([0-9a-f]{64}) ([0-9]{1,15})$", re.M)
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -41,6 +47,23 @@ class Grant(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, lease: Lease) -> Grant:
         return cls(lease.epoch, lease.owner, lease.pid, lease.host, lease.since)
+
+
+class Whose(msgspec.Struct, frozen=True):
+    """What run.json says. Raises msgspec.DecodeError for an id that could not be part of a file's name."""
+
+    goal: str
+    episode: int
+    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-z-]{0,80}$")] = ""
+
+    @property
+    def key(self) -> RunKey:
+        return RunKey(self.goal, self.episode)
+
+    @property
+    def mark(self) -> str:
+        """The run's id among the marks of blobs; older folders have none but their name."""
+        return self.id or disk.run_folder_name(self.key)
 
 
 class _Stamp(msgspec.Struct, frozen=True):
@@ -63,14 +86,16 @@ class Gone(Exception):
 class RunFolder:
     """The files of the run ``key`` in ``path``."""
 
-    def __init__(self, path: Path, key: RunKey) -> None:
+    def __init__(self, path: Path, key: RunKey, mark: str = "") -> None:
         self.path = path
         self.key = key
+        self.mark = mark
         self.journal = path / "journal.jsonl"
         self.inbox = path / "inbox.jsonl"
         self._lease = path / "lease.json"
         self._lock = path / "lock"
         self._meta = path / "meta.json"
+        self._blobs = path / "blobs"
 
     @classmethod
     def at(cls, path: Path) -> RunFolder | None:
@@ -84,23 +109,27 @@ class RunFolder:
                 )
             return None
         try:
-            key = msgspec.json.decode(text, type=RunKey)
+            whose = msgspec.json.decode(text, type=Whose)
         except msgspec.DecodeError as error:
             raise CorruptStore(
                 f"{path / 'run.json'} is damaged ({error}). Nothing was changed.",
                 hint='Write {"goal": ..., "episode": ...} into it again, or restore it from a copy.',
             ) from None
+        key = whose.key
         if path.name != disk.run_folder_name(key):
             raise CorruptStore(f"{path} says that it is the folder of run {key}, which has another name.")
         if path.is_symlink():  # what is written into it would leave the store
             raise CorruptStore(f"{path} is a link, not the folder of run {key}.", hint="Move the folder itself here.")
-        return cls(path, key)
+        return cls(path, key, whose.mark)
 
     @classmethod
     def make(cls, path: Path, key: RunKey, temp: Path) -> None:
-        """Create the folder of an empty run, whole or not at all. Does nothing if somebody else was faster."""
+        """Create the folder of an empty run, whole or not at all. Does nothing if somebody else was faster.
+
+        The name of ``temp``, which nobody else uses, is its id.
+        """
         disk.make_dir(temp)
-        disk.write_file(temp / "run.json", msgspec.json.encode(key) + b"\n")
+        disk.write_file(temp / "run.json", msgspec.json.encode(Whose(key.goal, key.episode, temp.name)) + b"\n")
         for name in ("journal.jsonl", "lock"):
             os.close(disk.create(temp / name, os.O_WRONLY))
         disk.sync_dir(temp)
@@ -216,12 +245,38 @@ class RunFolder:
             raise
         return fd
 
+    def rewrite(self, records: Sequence[bytes], posts: Sequence[bytes], temp: Path) -> int:
+        """Replace the journal and the inbox. Returns the journal's size. Only while holding the lock."""
+        for path, lines in ((self.inbox, posts), (self.journal, records)):
+            if lines or path is self.journal:
+                disk.replace_file(path, joined(lines), temp=temp)
+        return self.size
+
     def _keep(self, torn: bytes) -> Path:
         taken = disk.list_dir(self.path)
         number = next(n for n in range(1, len(taken) + 2) if f"journal.torn-{n}" not in taken)
         path = self.path / f"journal.torn-{number}"
         disk.replace_file(path, torn)
         return path
+
+    # -- blobs -----------------------------------------------------------------------------------------------------
+
+    def note_blobs(self, blobs: Mapping[str, bytes], *, anew: bool = False) -> None:
+        """Remember what the run was given; ``anew``: and nothing before."""
+        lines = b"".join(b"%b %d\n" % (digest.encode(), len(content)) for digest, content in blobs.items())
+        if anew:
+            disk.write_file(self._blobs, lines, durable=False)
+            return
+        fd = disk.create(self._blobs, os.O_WRONLY | os.O_APPEND)
+        try:
+            disk.write_all(fd, lines, self._blobs)
+        finally:
+            os.close(fd)
+
+    def blobs(self) -> list[tuple[str, int]]:
+        """Names and sizes of what the run was given, as far as that is known; those that it was given twice twice."""
+        found = _NOTE.findall(disk.read_file(self._blobs) or b"")
+        return [(digest.decode(), int(size)) for digest, size in found]
 
     # -- the inbox -------------------------------------------------------------------------------------------------
 
@@ -259,9 +314,9 @@ class RunFolder:
         return True
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing was ever written to the journal."""
-        return self._stamp().size == 0
+    def size(self) -> int:
+        """Bytes of the journal."""
+        return self._stamp().size
 
     # -- the row in listings -----------------------------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ def selection(which: Which, table: str, free: str, mark: str) -> tuple[str, list
             f"UNION ALL SELECT run FROM {table} WHERE begun > 0 AND begun > {mark})"
         )
         values.append(which.active)
+    if which.after is not None:
+        where.append(f"(goal, episode) > ({mark}, {mark})")
+        values += [which.after.goal, which.after.episode]
     for column, names in (("queue", which.queues), ("flow", which.flows)):
         if names:
             where.append(f"{column} IN ({','.join([mark] * len(names))})")

@@ -13,7 +13,7 @@ import msgspec
 from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.stores.base import EVERY, Append, Capabilities, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Which
 from perdure.stores.handle import Handle, checked_digest, held, lost, not_found, sound_blob, wrong_seq
 
 
@@ -21,6 +21,8 @@ class _Run(msgspec.Struct):
     lease: Lease | None = None
     records: list[bytes] = []
     posts: list[bytes] = []
+    blobs: set[str] = set()
+    size: int = 0
     meta: RunMeta | None = None
 
 
@@ -41,7 +43,7 @@ class MemoryStore(Handle):
 
     def __init__(self, backend: MemoryBackend | None = None, *, clock: Clock = SYSTEM) -> None:
         super().__init__("memory:", clock)
-        self.capabilities = Capabilities(durable=False, shared=False)
+        self.capabilities = Capabilities(durable=False, shared=False, rewrite=self._rewrite)
         self._backend = backend or MemoryBackend()
         self._owner = clock.new_id()
         self._backend.owners.add(self._owner)
@@ -78,13 +80,7 @@ class MemoryStore(Handle):
     def runs(self, which: Which = EVERY) -> list[RunMeta]:
         self._check()
         with self._backend.lock:
-            found = [
-                msgspec.structs.replace(
-                    run.meta, holder=self._holder(run), unread=max(len(run.posts) - run.meta.posts, 0)
-                )
-                for run in self._backend.runs.values()
-                if run.meta is not None
-            ]
+            found = [self._row(run, run.meta) for run in self._backend.runs.values() if run.meta is not None]
         return which.cut(found)
 
     def post(self, key: RunKey, number: int, record: bytes) -> bool:
@@ -109,7 +105,7 @@ class MemoryStore(Handle):
         with self._backend.lock:
             if self._current(lease) is None:
                 raise lost(lease)
-            del self._backend.runs[lease.key]
+            self._collect(self._backend.runs.pop(lease.key).blobs)
 
     def blob(self, digest: str) -> bytes:
         self._check()
@@ -133,11 +129,44 @@ class MemoryStore(Handle):
             return lost(item.lease)
         if item.seq != len(run.records):
             return wrong_seq(item, len(run.records))
-        for digest, content in item.blobs.items():
-            self._backend.blobs.setdefault(checked_digest(digest), content)
+        self._keep(run, item.blobs)
         run.records.extend(item.records)
+        run.size += item.size
         run.meta = item.meta if run.records else None
         return None
+
+    def _keep(self, run: _Run, blobs: Mapping[str, bytes]) -> None:
+        for digest, content in blobs.items():
+            self._backend.blobs.setdefault(checked_digest(digest), content)
+        run.blobs |= blobs.keys()
+
+    def _collect(self, digests: set[str]) -> None:
+        """Remove those of the blobs that no run was given."""
+        for digest in digests.difference(*(run.blobs for run in self._backend.runs.values())):
+            del self._backend.blobs[digest]
+
+    def _rewrite(self, new: Rewrite) -> bool:
+        """See Capabilities.rewrite."""
+        self._check()
+        with self._backend.lock:
+            run = self._current(new.lease)
+            if run is None:
+                raise lost(new.lease)
+            if (len(run.records), len(run.posts)) != (len(new.records), len(new.posts)):
+                return False
+            run.records, run.posts, run.meta, old = list(new.records), list(new.posts), new.meta, run.blobs
+            run.blobs, run.size = set(), new.size
+            self._keep(run, new.blobs)
+            self._collect(old)
+            return True
+
+    def _row(self, run: _Run, meta: RunMeta) -> RunMeta:
+        return msgspec.structs.replace(
+            meta,
+            holder=self._holder(run),
+            unread=max(len(run.posts) - meta.posts, 0),
+            size=run.size,
+        )
 
     def _holder(self, run: _Run) -> Lease | None:
         return run.lease if run.lease is not None and run.lease.owner in self._backend.owners else None

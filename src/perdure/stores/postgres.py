@@ -32,7 +32,7 @@ from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import ConfigError, CorruptStore, PerdureError, StoreBusy, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import sql
-from perdure.stores.base import EVERY, Append, Capabilities, Transaction, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Transaction, Which
 from perdure.stores.expiring import term, trust
 from perdure.stores.handle import (
     Handle,
@@ -110,6 +110,7 @@ class PostgresStore(Handle):
             trust=trust(lease),
             listen=self._listen,
             transaction=self._lend,
+            rewrite=self._rewrite,
         )
 
     # -- the verbs -------------------------------------------------------------------------------------------------
@@ -230,7 +231,10 @@ class PostgresStore(Handle):
         values = {"run": row, "epoch": lease.epoch, "owner": lease.owner}
 
         def delete(db: Connection, again: bool) -> bool:
-            return bool(self._do(db, "delete", values)) or (again and not self._do(db, "place", values))
+            with db.transaction():
+                gone = self._do(db, "delete", values)
+                self._collect(db, gone[0][1] if gone else [])
+            return bool(gone) or (again and not self._do(db, "place", values))
 
         if not self._call("delete a run from", delete):
             raise lost(lease)
@@ -336,6 +340,35 @@ class PostgresStore(Handle):
             "channel": self._channel,
         }
 
+    def _collect(self, db: Connection, digests: Sequence[str]) -> None:
+        """In a transaction that has taken blobs from a run: remove those of them that no other was given."""
+        if digests:
+            self._do(db, "lock_blobs", {"digests": digests})
+            self._do(db, "collect", {"digests": digests})
+
+    def _rewrite(self, new: Rewrite) -> bool:
+        """See Capabilities.rewrite."""
+        self._check()
+        row = self._held(new.lease)
+        if row is None:
+            raise lost(new.lease)
+        values = {"run": row, "epoch": new.lease.epoch, "owner": new.lease.owner}
+        values |= {"record": list(new.records), "post": list(new.posts), "size": new.size}
+        values |= {"digest": list(new.blobs), "content": list(new.blobs.values())}
+        values["meta"] = msgspec.json.encode(new.meta).decode()
+
+        def rewrite(db: Connection, again: bool) -> bool:
+            with db.transaction():
+                found = self._do(db, "hold", values)
+                if not found:
+                    raise lost(new.lease)
+                if found[0] != (len(new.records), len(new.posts)):
+                    return False
+                self._collect(db, self._do(db, "rewrite", values)[0][0])
+            return True
+
+        return self._call("rewrite a run in", rewrite)
+
     def _refused(self, db: Connection, item: Append, row: int | None, again: bool) -> PerdureError | None:
         """Why an item was not taken; None if it was, and the reply of the time before was lost."""
         if row is None:
@@ -360,6 +393,7 @@ class PostgresStore(Handle):
         host: str,
         since: float,
         unread: int,
+        size: int,
         alive: bool,
     ) -> RunMeta:
         holder = Lease(RunKey(goal, episode), epoch, owner, pid, host, round(since, 6)) if alive else None
@@ -368,7 +402,7 @@ class PostgresStore(Handle):
         except msgspec.DecodeError as error:
             found = damaged_row(RunKey(goal, episode), self.url, error)
             self._warnings.append(found.reason)
-        return msgspec.structs.replace(found, holder=holder, unread=unread)
+        return msgspec.structs.replace(found, holder=holder, unread=unread, size=size)
 
     def _do(self, db: Connection, name: str, values: Mapping[str, object]) -> list[Any]:
         cursor = db.execute(self._sql[name], values)
@@ -456,6 +490,7 @@ def _moved(item: Append, row: int) -> dict[str, object]:
         "flow": meta.flow,
         "queue": meta.queue,
         "priority": meta.priority,
+        "grown": item.size,
     }
 
 

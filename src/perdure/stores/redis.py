@@ -24,7 +24,7 @@ Doubtful: when a replica takes over, what it lacks of acknowledged writes is los
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -34,9 +34,9 @@ from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import LeaseLost, PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import redis_setup
-from perdure.stores.base import EVERY, Append, Capabilities, Ring, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Ring, Which
 from perdure.stores.expiring import term, trust
-from perdure.stores.handle import Handle, held, lost, missing_records, not_found, sound_blob
+from perdure.stores.handle import Handle, checked_digest, held, lost, missing_records, not_found, sound_blob
 from perdure.stores.redis_batch import Batch, Note, Results, blobs_to_store
 from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, member
 from perdure.stores.redis_link import FAILURES, Command, Link, unusable
@@ -86,7 +86,7 @@ class RedisStore(Handle):
             raise
         lease = self._target.lease
         self.capabilities = Capabilities(
-            durable=durable, shared=True, lease=lease, trust=trust(lease), listen=self._listen
+            durable=durable, shared=True, lease=lease, trust=trust(lease), listen=self._listen, rewrite=self._rewrite
         )
 
     def _open(self, create: bool, patience: float) -> bool:
@@ -195,6 +195,7 @@ class RedisStore(Handle):
             raise lost(lease)
         forget = self._link.index("forget", member(key), lease.epoch, _GONE)
         self._ask("delete a run from", [forget])
+        self._collect("delete a run from", lease)
 
     # -- listings and inboxes ----------------------------------------------------------------------------------------
 
@@ -232,7 +233,7 @@ class RedisStore(Handle):
     def posts(self, after: Mapping[RunKey, int]) -> dict[RunKey, list[bytes]]:
         self._check()
         found: dict[RunKey, list[bytes]] = {}
-        for some in _chunks(list(after)):
+        for some in _parts(list(after)):
             commands = [
                 self._link.call("posts", [self._keys.run(key), self._keys.inbox(key)], after[key]) for key in some
             ]
@@ -341,7 +342,58 @@ class RedisStore(Handle):
         rows = {row.lease.key: row for row in self._fetch("append to", sorted(runs))}
         blobs = blobs_to_store(batch, results, rows)
         if blobs:
-            self._ask("append to", [("SET", self._keys.blob(name), text, "NX") for name, text in blobs.items()])
+            self._ask("append to", [command for blob in blobs for command in self._keep(*blob)])
+
+    def _keep(self, lease: Lease, digest: str, content: bytes) -> list[Command]:
+        """Store a blob, and that a run was given it under this lease: its mark is of no run that is made later under
+        the same name. What a lost lease or a crash leaves of it goes with the run."""
+        keys, mark = self._keys, f"{digest}:{lease.epoch}"
+        keep = self._link.call("keep", [keys.blob(digest), keys.marks(digest)], content, _mark(lease.key, lease.epoch))
+        return [("SADD", keys.given(lease.key), mark), keep]
+
+    def _collect(self, doing: str, lease: Lease, kept: Collection[str] = ()) -> None:
+        """Take from a run what it was given so far, but for what was ``kept`` under this lease, and remove that of it
+        which no other was given."""
+        given = self._keys.given(lease.key)
+        marks = {mark.decode() for mark in self._ask(doing, [("SMEMBERS", given)])[0]}
+        for some in _parts(sorted(marks - {f"{digest}:{lease.epoch}" for digest in kept})):
+            commands: list[Command] = []
+            gone = []
+            for mark in some:
+                digest, _, epoch = mark.partition(":")
+                if int(epoch) <= lease.epoch:
+                    keys = [self._keys.blob(digest), self._keys.marks(digest)]
+                    commands.append(self._link.call("drop", keys, _mark(lease.key, int(epoch))))
+                    gone.append(mark)
+            if gone:
+                self._ask(doing, commands)
+                self._ask(doing, [("SREM", given, *gone)])
+
+    def _rewrite(self, new: Rewrite) -> bool:
+        """See Capabilities.rewrite."""
+        self._check()
+        key, lease, doing = new.lease.key, new.lease, "rewrite a run in"
+        if self._leases.get(key) != lease:
+            raise lost(lease)
+        run = [self._keys.run(key), self._keys.journal(key), self._keys.inbox(key)]
+        row, inbox = self._ask(doing, [("HMGET", run[0], "epoch", "seq"), ("LLEN", run[2])])
+        if row[0] is None or int(row[0]) != lease.epoch:
+            raise lost(lease)
+        if (int(row[1] or 0), inbox) != (len(new.records), len(new.posts)):
+            return False
+        for digest, content in new.blobs.items():
+            self._ask(doing, self._keep(lease, checked_digest(digest), content))
+        command = self._link.call(
+            *("rewrite", run, lease.epoch, lease.owner),
+            *(msgspec.json.encode(new.meta), new.size, len(new.records)),
+            *(*new.records, *new.posts),
+        )
+        done = self._tried(doing, lambda _: self._link.ask([command], synced=True)[0])
+        if done < 0:
+            raise lost(lease)
+        if done:
+            self._collect(doing, lease, new.blobs)
+        return bool(done)
 
     # -- listing -------------------------------------------------------------------------------------------------------
 
@@ -386,5 +438,10 @@ class RedisStore(Handle):
             raise
 
 
-def _chunks(keys: Sequence[RunKey]) -> Iterator[Sequence[RunKey]]:
-    return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))
+def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
+
+
+def _mark(key: RunKey, epoch: int) -> bytes:
+    """A run among those that were given a blob; another one if it was deleted and made again."""
+    return b"%b\0%d" % (member(key), epoch)

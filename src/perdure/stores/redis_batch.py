@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from perdure.errors import PerdureError
-from perdure.model import RunKey
+from perdure.model import Lease, RunKey
 from perdure.stores.base import Append
 from perdure.stores.handle import checked_digest, lost, missing_records, wrong_seq
 from perdure.stores.redis_keys import Keys, Row, member, place_of
@@ -55,6 +55,7 @@ class Batch:
             *(lease.epoch, lease.owner, item.seq, int(again)),
             *(msgspec.json.encode(meta), float(meta.begun)),
             self._keys.news if lease.key in self._new else "",
+            item.size,
             *item.records,
         )
 
@@ -78,11 +79,13 @@ def note(item: Append) -> Note:
     return place_of(item.meta), item.meta.posts
 
 
-def blobs_to_store(batch: Sequence[Append], results: Results, rows: Mapping[RunKey, Row]) -> dict[str, bytes]:
+def blobs_to_store(
+    batch: Sequence[Append], results: Results, rows: Mapping[RunKey, Row]
+) -> list[tuple[Lease, str, bytes]]:
     """Blobs of the items that will be appended, as far as the runs' rows tell. What is wrong with the others that have
     some is put into ``results``, so that nothing of them is kept."""
     seqs = {key: row.seq for key, row in rows.items()}
-    found: dict[str, bytes] = {}
+    found: list[tuple[Lease, str, bytes]] = []
     for place, item in enumerate(batch):
         key, lease = item.lease.key, item.lease
         if results[place] is not None or key not in rows:
@@ -94,5 +97,5 @@ def blobs_to_store(batch: Sequence[Append], results: Results, rows: Mapping[RunK
             results[place] = wrong_seq(item, seqs[key])
         else:
             seqs[key] += len(item.records)
-            found |= {checked_digest(digest): content for digest, content in item.blobs.items()}
+            found += [(lease, checked_digest(digest), content) for digest, content in item.blobs.items()]
     return found

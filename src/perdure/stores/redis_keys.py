@@ -17,7 +17,7 @@ from perdure import states
 from perdure.errors import CorruptStore
 from perdure.model import Lease, RunKey, RunMeta
 
-FIELDS: Final = ("epoch", "owner", "pid", "host", "since", "seq", "posts", "meta")
+FIELDS: Final = ("epoch", "owner", "pid", "host", "since", "seq", "posts", "size", "meta")
 """of a run's hash; ``Row`` reads them in this order"""
 LANE: Final = 16
 """characters at the end of an entry of the index that say queue and flow"""
@@ -49,8 +49,16 @@ class Keys:
     def inbox(self, key: RunKey) -> str:
         return self._of(key, "inbox")
 
+    def given(self, key: RunKey) -> str:
+        """The set of the blobs that a run was given: ``mark_of``."""
+        return self._of(key, "given")
+
     def blob(self, digest: str) -> str:
         return f"{self._prefix}:blob:{digest}"
+
+    def marks(self, digest: str) -> str:
+        """The set of the runs that were given a blob, in the blob's own slot."""
+        return f"{{{self.blob(digest)}}}:marks"
 
     def owner(self, owner: str) -> str:
         return f"{self._prefix}:owner:{owner}"
@@ -99,15 +107,16 @@ class Row(msgspec.Struct, frozen=True):
     """the latest one; ``owner`` is empty if it was released"""
     seq: int
     posts: int
+    size: int
     meta: bytes
 
     @classmethod
     def of(cls, key: RunKey, values: Sequence[bytes | None], where: str) -> Row:
         """From the values of ``FIELDS``. Raises CorruptStore."""
-        epoch, owner, pid, host, since, seq, posts, meta = (value or b"" for value in values)
+        epoch, owner, pid, host, since, seq, posts, size, meta = (value or b"" for value in values)
         try:
             lease = Lease(key, int(epoch or 0), owner.decode(), int(pid or 0), host.decode(), float(since or 0))
-            return cls(lease, int(seq or 0), int(posts or 0), meta)
+            return cls(lease, int(seq or 0), int(posts or 0), int(size or 0), meta)
         except ValueError as error:
             raise damaged(where, f"the row of run {key}: {error}") from None
 
@@ -118,7 +127,7 @@ class Row(msgspec.Struct, frozen=True):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise damaged(where, f"the row of run {self.lease.key}: {error}") from None
         holder, unread = self.lease if alive else None, max(self.posts - meta.posts, 0)
-        return msgspec.structs.replace(meta, holder=holder, unread=unread)
+        return msgspec.structs.replace(meta, holder=holder, unread=unread, size=self.size)
 
 
 def damaged(where: str, what: Any) -> CorruptStore:

@@ -43,22 +43,34 @@ class Look:
         return self._which.cut(self._in_order() if dated and self._which.goal is None else self._by_name())
 
     def _by_name(self) -> list[RunMeta]:
-        keys, which = self._keys, self._which
-        command: Command = ("ZRANGE", keys.runs, 0, -1)
-        if which.goal is not None:
-            goal = which.goal.encode()
-            command = ("ZRANGEBYLEX", keys.runs, b"[" + goal + b"\0", b"[" + goal + b"\0\xff")
-        elif which.active is not None:  # infinite while held: one entry for both ways to be active
-            least = "+inf" if which.active == inf else f"({which.active!r}"
-            command = ("ZRANGEBYSCORE", keys.begun, least, "+inf")
-        names = sorted(self._ask([command])[0])
+        which = self._which
         limit = which.limit if which.due is None and which.later is None else 0  # else they are shown in another order
         found: list[RunMeta] = []
-        for some in _chunks(names, _sizes(limit)):
+        for some in self._names(_sizes(limit)):
             found += self._those(some)
             if 0 < limit <= len(found):
                 break
         return found
+
+    def _names(self, sizes: Iterator[int]) -> Iterator[Sequence[bytes]]:
+        """Candidates in the order of their names, so many at a time."""
+        keys, which = self._keys, self._which
+        if which.active is not None and which.goal is None:  # infinite while held: one entry for both ways to be active
+            least = "+inf" if which.active == inf else f"({which.active!r}"
+            yield from _chunks(sorted(self._ask([("ZRANGEBYSCORE", keys.begun, least, "+inf")])[0]), sizes)
+            return
+        begin, end = b"-", b"+"
+        if which.goal is not None:
+            begin, end = b"[" + which.goal.encode() + b"\0", b"[" + which.goal.encode() + b"\0\xff"
+        if which.after is not None and b"(" + member(which.after) > b"(" + begin[1:]:
+            begin = b"(" + member(which.after)
+        for size in sizes:
+            names = self._ask([("ZRANGEBYLEX", keys.runs, begin, end, "LIMIT", 0, size)])[0]
+            if names:
+                yield names
+            if len(names) < size:
+                return
+            begin = b"(" + names[-1]
 
     def _in_order(self) -> list[RunMeta]:
         keys, which = self._keys, self._which

@@ -22,7 +22,7 @@ from perdure.clock import SYSTEM, Clock
 from perdure.errors import CorruptStore, PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk, sqlite_setup
-from perdure.stores.base import EVERY, Append, Capabilities, Transaction, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Transaction, Which
 from perdure.stores.handle import (
     Handle,
     checked_digest,
@@ -51,7 +51,9 @@ _leaked: list[apsw.Connection] = []
 class _Row(msgspec.Struct, frozen=True, array_like=True):
     """A row of perdure_runs."""
 
-    columns: ClassVar[str] = "run, goal, episode, meta, epoch, owner, pid, host, since, posts - taken FROM perdure_runs"
+    columns: ClassVar[str] = (
+        "run, goal, episode, meta, epoch, owner, pid, host, since, posts - taken, size FROM perdure_runs"
+    )
     run: int
     goal: str
     episode: int
@@ -62,6 +64,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     host: str
     since: float
     unread: int
+    size: int
 
     def lease(self) -> Lease:
         return Lease(RunKey(self.goal, self.episode), self.epoch, self.owner, self.pid, self.host, self.since)
@@ -106,7 +109,7 @@ class SqliteStore(Handle):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(durable=True, shared=True, transaction=self._lend)
+        return Capabilities(durable=True, shared=True, transaction=self._lend, rewrite=self._rewrite)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -154,10 +157,7 @@ class SqliteStore(Handle):
                 if item.meta.begun != self._begun.get(item.lease.key):
                     self._note(item.meta)
                 if item.blobs:
-                    self._db.executemany(
-                        "INSERT OR IGNORE INTO perdure_blobs VALUES (?, ?)",
-                        [(checked_digest(digest), content) for digest, content in item.blobs.items()],
-                    )
+                    self._keep(self._rows[item.lease.key], item.blobs)
         return results
 
     def read(self, key: RunKey, after: int = 0) -> list[bytes]:
@@ -231,6 +231,7 @@ class SqliteStore(Handle):
                 raise lost(lease)
             self._db.execute("DELETE FROM perdure_journal WHERE run = ?", (row,))
             self._db.execute("DELETE FROM perdure_inbox WHERE run = ?", (row,))
+            self._collect(row)
             self._db.execute("UPDATE perdure_floor SET epoch = max(epoch, ?)", (lease.epoch,))
         del self._rows[lease.key]
 
@@ -298,7 +299,7 @@ class SqliteStore(Handle):
         last = item.seq + len(item.records)
         row = self._rows.get(item.lease.key, -1) if item.lease.owner == self._owner.id else -1
         meta = msgspec.json.encode(item.meta).decode() if last else ""
-        columns = (last, item.meta.status, meta, item.meta.posts, item.meta.wake)
+        columns = (last, item.meta.status, meta, item.meta.posts, item.meta.wake, item.size)
         return row, item.lease.epoch, self._owner.id, item.seq, *columns
 
     def _note(self, meta: RunMeta) -> None:
@@ -314,6 +315,47 @@ class SqliteStore(Handle):
             places = ",".join(["(?,?,?)"] * len(some))
             self._db.execute(f"INSERT INTO perdure_journal VALUES {places}", [v for record in some for v in record])
 
+    def _keep(self, row: int, blobs: Mapping[str, bytes]) -> None:
+        """Store what a run is given, once, and that it was given it."""
+        for digest, content in blobs.items():
+            self._db.execute("INSERT OR IGNORE INTO perdure_blobs VALUES (?, ?)", (checked_digest(digest), content))
+            self._db.execute("INSERT OR IGNORE INTO perdure_refs VALUES (?, ?)", (row, digest))
+
+    def _collect(self, row: int) -> None:
+        """Take from a run what it was given, and remove that of it which no other run was given."""
+        self._db.execute(
+            "DELETE FROM perdure_blobs WHERE digest IN (SELECT digest FROM perdure_refs WHERE run = ?1) AND "
+            "NOT EXISTS (SELECT 1 FROM perdure_refs r WHERE r.digest = perdure_blobs.digest AND r.run <> ?1)",
+            (row,),
+        )
+        self._db.execute("DELETE FROM perdure_refs WHERE run = ?", (row,))
+
+    def _rewrite(self, new: Rewrite) -> bool:
+        """See Capabilities.rewrite."""
+        self._check()
+        row = self._rows.get(new.lease.key, -1)
+        with self._transaction("rewrite a run in"):
+            found = self._select(
+                "SELECT seq, posts FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?",
+                (row, new.lease.epoch, self._owner.id),
+            )
+            if not found:
+                raise lost(new.lease)
+            if found[0] != (len(new.records), len(new.posts)):
+                return False
+            for table, number, lines in (("journal", "seq", new.records), ("inbox", "number", new.posts)):
+                self._db.executemany(
+                    f"UPDATE perdure_{table} SET record = ? WHERE run = ? AND {number} = ?",
+                    [(line, row, n) for n, line in enumerate(lines, 1)],
+                )
+            self._collect(row)
+            self._db.execute(
+                "UPDATE perdure_runs SET meta = ?, size = ? WHERE run = ?",
+                (msgspec.json.encode(new.meta).decode(), new.size, row),
+            )
+            self._keep(row, new.blobs)
+        return True
+
     def _row(self, values: tuple[Any, ...]) -> _Row:
         try:
             return msgspec.convert(values, _Row)
@@ -326,7 +368,7 @@ class SqliteStore(Handle):
         except msgspec.DecodeError as error:
             meta = damaged_row(RunKey(row.goal, row.episode), self.url, error)
             self._warnings.append(meta.reason)
-        return msgspec.structs.replace(meta, holder=holder, unread=row.unread)
+        return msgspec.structs.replace(meta, holder=holder, unread=row.unread, size=row.size)
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return self._db.execute(sql, values).fetchall()
@@ -445,11 +487,11 @@ def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 
 def _advance_sql(rows: int) -> str:
-    places = ",".join(["(?,?,?,?,?,?,?,?,?)"] * rows)
+    places = ",".join(["(?,?,?,?,?,?,?,?,?,?)"] * rows)
     return (
-        f"WITH new(run, epoch, owner, seq, last, status, meta, taken, wake) AS (VALUES {places}) "
+        f"WITH new(run, epoch, owner, seq, last, status, meta, taken, wake, grown) AS (VALUES {places}) "
         "UPDATE perdure_runs AS r SET seq = new.last, status = new.status, meta = new.meta, taken = new.taken, "
-        "wake = new.wake FROM new "
+        "wake = new.wake, size = size + new.grown FROM new "
         "WHERE r.run = new.run AND r.epoch = new.epoch AND r.owner = new.owner AND r.seq = new.seq"
     )
 

@@ -30,10 +30,10 @@ import pytest
 
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, PerdureError, RunNotFound
 from perdure.model import RunKey
-from perdure.stores.base import Append, Store, Which
+from perdure.stores.base import Append, Rewrite, Store, Which
 from perdure.testing.processes import Child
 from perdure.testing.random_store import check_random_histories
-from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records
+from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records, stored
 
 
 def _tell(children: Sequence[Child], text: str) -> None:
@@ -200,7 +200,7 @@ class StoreConformance:
             assert len(rows) == 6
             assert [row.holder is None for row in rows] == [row.goal == "b" for row in rows]
             for row in rows:
-                assert msgspec.structs.replace(row, holder=None) == meta(row.key, 2, "completed")
+                assert stored(row) == meta(row.key, 2, "completed")
                 assert row.holder is None or row.holder.key == row.key
             assert [row.episode for row in handle.runs(Which(goal="a"))] == [2, 10]
             assert handle.runs(Which(goal="nothing")) == []
@@ -214,11 +214,9 @@ class StoreConformance:
         for seq, status in enumerate(["running", "running", "paused", "running", "completed", "completed"]):
             assert store.append([item(lease, seq, 1, status)]) == [None]
             for handle in (store, other):
-                assert [msgspec.structs.replace(row, holder=None) for row in handle.runs()] == [
-                    meta(key, seq + 1, status)
-                ]
+                assert [stored(row) for row in handle.runs()] == [meta(key, seq + 1, status)]
         self.abandon(store)
-        assert other.runs() == [meta(key, 6, "completed")]
+        assert [stored(row) for row in other.runs()] == [meta(key, 6, "completed")]
         other.close()
 
     def test_a_deleted_run_is_gone_and_can_be_made_again(self, tmp_path: Path) -> None:
@@ -249,6 +247,86 @@ class StoreConformance:
             with pytest.raises(PerdureError):
                 store.blob(path)
         store.close()
+
+    def test_blobs_go_with_the_last_run_that_was_given_them(self, tmp_path: Path) -> None:  # K5 rel:S14
+        store, shared, own = self.open(tmp_path), b"of both" * 9, b"of one" * 9
+        one, two, three = (store.claim(RunKey(goal)) for goal in ("one", "two", "three"))
+        assert store.append([item(one, 0, shared=shared, own=own), item(two, 0, shared=shared)]) == [None, None]
+        store.delete(one)
+        assert store.blob(hashlib.sha256(shared).hexdigest()) == shared
+        with pytest.raises(CorruptStore, match="missing"):
+            store.blob(hashlib.sha256(own).hexdigest())
+        assert store.append([item(three, 0, own=own)]) == [None], "what was removed can be stored again"
+        again = store.claim(RunKey("one"))
+        assert store.append([item(again, 0, shared=shared)]) == [None]
+        store.delete(two)
+        assert store.blob(hashlib.sha256(shared).hexdigest()) == shared
+        store.delete(again)
+        assert store.blob(hashlib.sha256(own).hexdigest()) == own
+        with pytest.raises(CorruptStore, match="missing"):
+            store.blob(hashlib.sha256(shared).hexdigest())
+        store.close()
+
+    def test_a_row_says_how_large_its_run_is(self, tmp_path: Path) -> None:
+        store, other, lease = self.open(tmp_path), self.open(tmp_path), None
+        for goal in ("one", "two"):
+            lease = store.claim(RunKey(goal))
+            assert store.append([item(lease, 0, 2, blob=b"large" * 99)]) == [None]
+            assert store.append([item(lease, 2, 1, "completed", blob=b"l")]) == [None]
+        for handle in (store, other):
+            for row in handle.runs():
+                assert 0 <= row.size - sum(map(len, handle.read(row.key))) - 5 * 99 - 1 <= row.seq
+            handle.close()
+
+    def test_a_long_listing_is_read_page_after_page(self, tmp_path: Path) -> None:
+        store = self.open(tmp_path)
+        keys = [RunKey(goal, episode) for goal in ("b", "a b", "a", "\u00e9", "A") for episode in (0, 2, 10)]
+        for key in keys:
+            store.append([item(store.claim(key), 0)])
+        store.claim(RunKey("a", 3))
+        for size in (1, 4, 15, 99):
+            found: list[RunKey] = []
+            while page := store.runs(Which(after=found[-1] if found else None, limit=size)):
+                assert len(page) <= size
+                found += [row.key for row in page]
+            assert found == sorted(keys)
+        assert [row.key for row in store.runs(Which(after=RunKey("a", 7)))] == sorted(keys)[5:]
+        assert [row.episode for row in store.runs(Which(goal="b", after=RunKey("b", 0), limit=9))] == [2, 10]
+        store.close()
+
+    def test_what_a_run_holds_can_be_given_another_form(self, tmp_path: Path) -> None:  # rel:S7
+        store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
+        rewrite = store.capabilities.rewrite
+        assert rewrite is not None
+        lease, kept = store.claim(key), store.claim(RunKey("other"))
+        store.append([item(lease, 0, 2, old=b"old", both=b"both"), item(kept, 0, old=b"old of another")])
+        assert other.post(key, 1, posts(key, 1)[0])
+        form = records(key, 0, 3, pad="another form")
+        blobs = {hashlib.sha256(content).hexdigest(): content for content in (b"new", b"both")}
+        new = Rewrite(lease, form[:2], posts(key, 1, "another"), meta(key, 2, "rewritten"), blobs)
+        for wrong in (msgspec.structs.replace(new, records=form), msgspec.structs.replace(new, posts=())):
+            assert rewrite(wrong) is False
+        assert store.read(key) == list(records(key, 0, 2))
+        assert rewrite(new) is True
+        for handle in (store, other):
+            assert handle.read(key) == list(form[:2]) and handle.posts({key: 0}) == {key: list(new.posts)}
+            row = handle.runs(Which(goal="paper"))[0]
+            assert (row.status, row.unread) == ("rewritten", 1) and 0 <= row.size - new.size <= row.seq
+            assert [handle.blob(digest) for digest in blobs] == [b"new", b"both"]
+            with pytest.raises(CorruptStore, match="missing"):
+                handle.blob(hashlib.sha256(b"old").hexdigest())
+        assert store.append([item(lease, 2), item(kept, 1)]) == [None, None]
+        assert other.post(key, 2, posts(key, 2)[1])
+        store.release(lease)
+        with pytest.raises(LeaseLost):
+            rewrite(new)
+        store.delete(store.claim(key))
+        for content in (b"new", b"both"):
+            with pytest.raises(CorruptStore, match="missing"):
+                store.blob(hashlib.sha256(content).hexdigest())
+        assert store.blob(hashlib.sha256(b"old of another").hexdigest()) == b"old of another"
+        store.close()
+        other.close()
 
     def test_hostile_names_are_names_and_nothing_else(self, tmp_path: Path) -> None:  # rel:S4, rel:S5
         place = tmp_path / "deep" / "down"
@@ -491,6 +569,36 @@ class SharedStoreConformance(StoreConformance):
         for place, numbers in enumerate(said):
             assert [found[n - 1] for n in numbers] == [posts(key, n, f"poster-{place}")[-1] for n in numbers]
         assert set(killed) <= set(range(46, len(found) + 1)) and len(found) <= 48
+
+    def test_a_blob_that_processes_give_and_take_at_once_is_there_for_whoever_has_it(self, tmp_path: Path) -> None:
+        # K5: collected only when nothing refers to it, also while runs go on
+        contents = [b"shared %d" % n * 50 for n in range(2)]
+
+        def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+            store, name, last = self.open(tmp_path), hear(), None
+            for number in range(40):
+                lease = store.claim(RunKey(f"{name}-{number}"))
+                content = contents[number % 2]
+                assert store.append([item(lease, 0, shared=content)]) == [None]
+                if last is not None:
+                    store.delete(last)
+                assert store.blob(hashlib.sha256(content).hexdigest()) == content
+                last = lease
+            say("done\n")
+            hear()
+
+        store = self.open(tmp_path)
+        children = [Child(work) for _ in range(3)]
+        for place, child in enumerate(children):
+            child.say(f"child-{place}\n")
+        assert [child.hear() for child in children] == ["done"] * 3
+        assert len(store.runs()) == 3
+        assert store.blob(hashlib.sha256(contents[1]).hexdigest()) == contents[1]
+        with pytest.raises(CorruptStore, match="missing"):
+            store.blob(hashlib.sha256(contents[0]).hexdigest())
+        for child in children:
+            child.kill()
+        store.close()
 
     def test_a_forked_child_must_not_use_the_handle_nor_keeps_it_alive(self, tmp_path: Path) -> None:  # rel:C8
         store, key = self.open(tmp_path), RunKey("paper")

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from perdure.errors import Bug, LeaseHeld, LeaseLost, RunNotFound
+from perdure.errors import Bug, CorruptStore, LeaseHeld, LeaseLost, RunNotFound
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores.base import Append, Store, Which
 from perdure.testing.samples import meta, posts, records
@@ -42,6 +42,8 @@ class _Model:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.posts: list[bytes] = []
+        self.blobs: dict[str, bytes] = {}
+        self.size = 0
         self.row: RunMeta | None = None
         self.epoch = 0
         self.holder: int | None = None
@@ -61,7 +63,8 @@ class _History(RuleBasedStateMachine):
         self.runs = {key: _Model() for key in _KEYS}
         self.leases: list[tuple[int, Lease]] = []
         self.steps = 0
-        self.blobs: dict[str, bytes] = {}
+        self.blobs: set[str] = set()
+        """names of all that any run was ever to be given"""
 
     @rule(data=st.data(), handle=_handles)
     def claim(self, data: st.DataObject, handle: int) -> None:
@@ -102,7 +105,9 @@ class _History(RuleBasedStateMachine):
                 expected.append(type(None))
                 run.lines += lines
                 run.row = batch[-1].meta
-                self.blobs.update(blobs)
+                run.blobs |= blobs
+                run.size += batch[-1].size
+            self.blobs |= blobs.keys()
         assert [type(result) for result in self.handles[handle].append(batch)] == expected
 
     @rule(data=st.data(), handle=_handles, off=st.sampled_from([0, 0, 0, 1, -1]), count=st.integers(1, 2))
@@ -141,7 +146,7 @@ class _History(RuleBasedStateMachine):
                 return
             assert good
             self._free(lambda run: run.lease == lease)
-            run.lines, run.row, run.posts = [], None, []
+            run.lines, run.row, run.posts, run.blobs, run.size = [], None, [], {}, 0
         else:
             type(self).abandon(self.handles[handle]) if way == "death" else self.handles[handle].close()
             self._free(lambda run: run.holder == handle)
@@ -158,17 +163,38 @@ class _History(RuleBasedStateMachine):
         if after == 0:
             goals = [None, *(key.goal for key in _KEYS)]
             self._check_rows(handle, goals[self.steps // 4 % len(goals)])
-            assert all(handle.blob(digest) == content for digest, content in self.blobs.items())
+            self._check_blobs(handle)
         assert handle.warnings() == [], "nothing was to be repaired"
 
+    def _check_blobs(self, handle: Store) -> None:
+        """What a run was given is there, and nothing else."""
+        there = {digest: content for run in self.runs.values() for digest, content in run.blobs.items()}
+        assert all(handle.blob(digest) == content for digest, content in there.items())
+        for digest in self.blobs - there.keys():
+            try:
+                handle.blob(digest)
+            except CorruptStore:
+                continue
+            raise AssertionError("a blob is there that no run was given")
+
     def _check_rows(self, handle: Store, goal: str | None) -> None:
-        assert handle.runs(Which(goal=goal)) == [
+        expected = [
             msgspec.structs.replace(
-                run.row, holder=run.lease if run.holder is not None else None, unread=len(run.posts)
+                run.row,
+                holder=run.lease if run.holder is not None else None,
+                unread=len(run.posts),
             )
             for key, run in sorted(self.runs.items())
             if run.row is not None and goal in (None, key.goal)
         ]
+        found = handle.runs(Which(goal=goal))
+        assert [msgspec.structs.replace(row, size=0) for row in found] == expected
+        for row in found:  # a byte a record may be the store's own
+            run = self.runs[row.key]
+            assert 0 <= row.size - run.size <= len(run.lines)
+        after = _KEYS[self.steps % len(_KEYS)]
+        later = [row for row in found if row.key > after]
+        assert handle.runs(Which(goal=goal, after=after, limit=2)) == later[:2]
 
     def _lease(self) -> st.SearchStrategy[tuple[int, Lease]]:
         """A handle and a lease: mostly one that is good, or any granted so far, or a good one in another's hand."""

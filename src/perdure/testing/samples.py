@@ -68,6 +68,11 @@ def meta(key: RunKey, seq: int, status: str = "running") -> RunMeta:
     return RunMeta(goal=key.goal, episode=key.episode, status=status, seq=seq, tags={"seq": str(seq)})
 
 
+def stored(row: RunMeta) -> RunMeta:
+    """A row without what the store fills in."""
+    return msgspec.structs.replace(row, holder=None, unread=0, size=0)
+
+
 def summarise(key: RunKey, lines: list[bytes]) -> RunMeta:
     """The row of a journal made of ``records``."""
     entry = msgspec.json.decode(unframe(key, lines[-1]), type=dict[str, str | int])

@@ -1,11 +1,12 @@
 -- Append records to a run if the lease is current and they continue it. Returns {"ok"}, {"lost"}, {"seq", last record}
 -- or {"short", records found, records expected}.
--- KEYS: run, journal    ARGV: epoch, owner, seq, again, meta, begun, channel for news or "", records
+-- KEYS: run, journal    ARGV: epoch, owner, seq, again, meta, begun, channel for news or "", bytes that it
+--                        grows by, records
 local row = redis.call('HMGET', KEYS[1], 'epoch', 'owner', 'seq')
 if row[1] ~= ARGV[1] or row[2] ~= ARGV[2] then
   return {'lost'}
 end
-local first = 8
+local first = 9
 local seq, before, count = tonumber(row[3] or '0'), tonumber(ARGV[3]), #ARGV - first + 1
 local found = redis.call('LLEN', KEYS[2])
 if found ~= seq then
@@ -30,6 +31,7 @@ for from = first, #ARGV, 1000 do -- a call of Lua takes some thousand arguments
   redis.call('RPUSH', KEYS[2], unpack(ARGV, from, math.min(from + 999, #ARGV)))
 end
 redis.call('HSET', KEYS[1], 'seq', string.format('%d', before + count), 'meta', ARGV[5], 'begun', ARGV[6])
+redis.call('HINCRBY', KEYS[1], 'size', ARGV[8])
 if ARGV[7] ~= '' then
   redis.pcall('PUBLISH', ARGV[7], '') -- who may not publish does without
 end

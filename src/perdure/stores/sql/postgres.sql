@@ -68,7 +68,7 @@ SELECT pg_notify(%(channel)s, '') FROM freed WHERE there
 WITH moved AS (
     UPDATE {s}.runs r
     SET seq = n.last, status = n.status, meta = n.meta, taken = n.taken, wake = n.wake, begun = n.begun, flow = n.flow,
-        queue = n.queue, priority = n.priority
+        queue = n.queue, priority = n.priority, size = r.size + n.grown
     FROM {rows}
     WHERE r.run = n.run AND r.epoch = n.epoch AND r.owner = %(owner)s AND r.seq = n.seq
     RETURNING r.run
@@ -84,13 +84,14 @@ SELECT run, CASE WHEN %(news)s THEN pg_notify(%(channel)s, '') END FROM moved
 -- One JSON array, which is far cheaper for the driver to send than an array for each column.
 json_to_recordset(%(rows)s::json)
      AS n (run bigint, epoch bigint, seq bigint, last bigint, status text, meta text, taken bigint, wake float8,
-           begun float8, flow text, queue text, priority int)
+           begun float8, flow text, queue text, priority int, grown bigint)
 
 -- name: rows_of_one
 -- A lone run, executed step by step, is worth a statement without either.
 (VALUES (%(run)s::bigint, %(epoch)s::bigint, %(seq)s::bigint, %(last)s::bigint, %(status)s::text, %(meta)s::text,
-         %(taken)s::bigint, %(wake)s::float8, %(begun)s::float8, %(flow)s::text, %(queue)s::text, %(priority)s::int))
-     AS n (run, epoch, seq, last, status, meta, taken, wake, begun, flow, queue, priority)
+         %(taken)s::bigint, %(wake)s::float8, %(begun)s::float8, %(flow)s::text, %(queue)s::text, %(priority)s::int,
+         %(grown)s::bigint))
+     AS n (run, epoch, seq, last, status, meta, taken, wake, begun, flow, queue, priority, grown)
 
 -- name: records_of_many
 unnest(%(of)s::bigint[], %(number)s::bigint[], %(record)b::bytea[])
@@ -100,13 +101,19 @@ unnest(%(of)s::bigint[], %(number)s::bigint[], %(record)b::bytea[])
  FROM unnest(%(record)b::bytea[]) WITH ORDINALITY AS u (record, number))
 
 -- name: blobs
--- The part of "append" for items with large values.
+-- The part of "append" for items with large values. One that is there is locked, so that nobody removes it before it is
+-- known that this run was given it too; in the order of their names, so that two never wait for each other.
 , stored AS (
     INSERT INTO {s}.blobs (digest, content)
     SELECT DISTINCT ON (b.digest) b.digest, b.content
     FROM unnest(%(with)s::bigint[], %(digest)s::text[], %(content)b::bytea[]) AS b (run, digest, content)
     JOIN moved USING (run)
-    ON CONFLICT (digest) DO NOTHING
+    ORDER BY b.digest
+    ON CONFLICT (digest) DO UPDATE SET digest = excluded.digest
+), given AS (
+    INSERT INTO {s}.refs (run, digest)
+    SELECT b.run, b.digest FROM unnest(%(with)s::bigint[], %(digest)s::text[]) AS b (run, digest) JOIN moved USING (run)
+    ON CONFLICT DO NOTHING
 )
 
 -- name: place
@@ -115,14 +122,14 @@ SELECT seq FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %
 
 -- name: hold
 -- Nobody else gets a run whose lease is current, until this transaction ends.
-SELECT seq FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s FOR UPDATE
+SELECT seq, posts FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s FOR UPDATE
 
 -- name: read
 SELECT r.seq, j.seq, j.record FROM {s}.runs r LEFT JOIN {s}.journal j ON j.run = r.run AND j.seq > %(after)s
 WHERE r.goal = %(goal)s AND r.episode = %(episode)s ORDER BY j.seq
 
 -- name: runs
-SELECT run, goal, episode, meta, epoch, owner, pid, host, since, posts - taken,
+SELECT run, goal, episode, meta, epoch, owner, pid, host, since, posts - taken, size,
        EXISTS (SELECT FROM {s}.owners o WHERE o.id = owner AND o.until > clock_timestamp())
 FROM {s}.runs WHERE {where}
 
@@ -159,8 +166,42 @@ WITH gone AS (
     DELETE FROM {s}.journal USING gone WHERE journal.run = gone.run
 ), messages AS (
     DELETE FROM {s}.inbox USING gone WHERE inbox.run = gone.run
+), given AS (
+    DELETE FROM {s}.refs USING gone WHERE refs.run = gone.run RETURNING refs.digest
 )
-SELECT run FROM gone
+SELECT run, ARRAY(SELECT digest FROM given) FROM gone
+
+-- name: lock_blobs
+-- Whoever is just giving one of them to a run is waited for. Another statement sees what he has done.
+SELECT FROM {s}.blobs WHERE digest = ANY(%(digests)s::text[]) ORDER BY digest FOR UPDATE
+
+-- name: collect
+-- Blobs that no run was given any more, of those that are locked.
+DELETE FROM {s}.blobs WHERE digest = ANY(%(digests)s::text[])
+  AND NOT EXISTS (SELECT FROM {s}.refs r WHERE r.digest = blobs.digest)
+
+-- name: rewrite
+-- Another form of all that a run holds, which "hold" has just found to be so much.
+WITH records AS (
+    UPDATE {s}.journal SET record = l.record
+    FROM unnest(%(record)b::bytea[]) WITH ORDINALITY AS l (record, number) WHERE run = %(run)s AND seq = l.number
+), messages AS (
+    UPDATE {s}.inbox SET record = l.record
+    FROM unnest(%(post)b::bytea[]) WITH ORDINALITY AS l (record, number) WHERE run = %(run)s AND inbox.number = l.number
+), stored AS (
+    INSERT INTO {s}.blobs (digest, content)
+    SELECT b.digest, b.content FROM unnest(%(digest)s::text[], %(content)b::bytea[]) AS b (digest, content)
+    ORDER BY b.digest
+    ON CONFLICT (digest) DO UPDATE SET digest = excluded.digest
+), given AS (
+    INSERT INTO {s}.refs (run, digest) SELECT %(run)s, b.digest FROM unnest(%(digest)s::text[]) AS b (digest)
+    ON CONFLICT DO NOTHING
+), taken AS (
+    DELETE FROM {s}.refs WHERE run = %(run)s AND digest <> ALL(%(digest)s::text[]) RETURNING digest
+), row AS (
+    UPDATE {s}.runs SET meta = %(meta)s, size = %(size)s WHERE run = %(run)s
+)
+SELECT coalesce(array_agg(digest), '{}') FROM taken
 
 -- name: blob
 SELECT content FROM {s}.blobs WHERE digest = %(digest)s
