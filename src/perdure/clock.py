@@ -60,6 +60,10 @@ class Clock:
         """32 random hexadecimal digits."""
         return secrets.token_hex(16)
 
+    def new_key(self) -> bytes:
+        """32 random bytes that nobody can guess."""
+        return secrets.token_bytes(32)
+
 
 SYSTEM = Clock()
 

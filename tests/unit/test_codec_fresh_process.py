@@ -133,7 +133,7 @@ def test_a_damaged_blob_stops_the_run_with_run_step_and_blob_and_loses_nothing(t
     program = PROGRAM.replace('Refusal("no")', 'Refusal("no" * 9000)').replace("sqlite:runs.db", "file:store")
     (tmp_path / "crew.py").write_text(program)
     assert python(tmp_path, "crew.py", "error", DIE="1").returncode == -9
-    (blob,) = (path for path in (tmp_path / "store" / "blobs").rglob("*") if path.is_file())
+    (blob,) = (path for path in (tmp_path / "store" / "blobs").rglob("*") if len(path.name) == 64)
     content = blob.read_bytes()
     for damage in (b"no" * 8999 + b"nO", b"", None):
         blob.unlink() if damage is None else blob.write_bytes(damage)

@@ -90,7 +90,6 @@ class FileStore(Handle):
     ) -> None:
         self.root = Path(root).expanduser().resolve()
         super().__init__(f"file:{self.root}", clock)
-        self.capabilities = Capabilities(durable=True, shared=True, outputs=self.root / "runs", rewrite=self._rewrite)
         self._runs, self._tmp = self.root / "runs", self.root / "tmp"
         self._blobs = Blobs(self.root / "blobs", wait, clock)
         self._wait, self._summarise = wait, summarise
@@ -104,6 +103,10 @@ class FileStore(Handle):
             if hasattr(self, "_owner"):
                 self._owner.abandon()
             raise unusable(error) from error.__cause__
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(durable=True, shared=True, outputs=self.root / "runs", rewrite=self._rewrite)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 

@@ -43,10 +43,13 @@ class MemoryStore(Handle):
 
     def __init__(self, backend: MemoryBackend | None = None, *, clock: Clock = SYSTEM) -> None:
         super().__init__("memory:", clock)
-        self.capabilities = Capabilities(durable=False, shared=False, rewrite=self._rewrite)
         self._backend = backend or MemoryBackend()
         self._owner = clock.new_id()
         self._backend.owners.add(self._owner)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(durable=False, shared=False, rewrite=self._rewrite)
 
     def claim(self, key: RunKey) -> Lease:
         self._check()
