@@ -7,12 +7,13 @@ about the meaning of the others, and whose absence means its default, may be add
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
 
 from perdure.codec import Payload
-from perdure.errors import CorruptStore, NewerFormat
+from perdure.errors import ConfigError, CorruptStore, NewerFormat
 from perdure.framing import frame, unframe
 from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, RunKey, Usage
 
@@ -445,6 +446,23 @@ def encode(key: RunKey, entry: Entry) -> bytes:
     return frame(key, _ENCODER.encode(entry))
 
 
+def refs(entry: Entry) -> list[str]:
+    """Names of the blobs that an entry needs, each once."""
+    return list(dict.fromkeys(ref for payload in _payloads(entry) for ref in payload.refs))
+
+
+def _payloads(part: object) -> Iterator[Payload]:
+    """Wherever they stand: a kind that is made later needs nothing here."""
+    if isinstance(part, Payload):
+        yield part
+    elif isinstance(part, msgspec.Struct):
+        for field in part.__struct_fields__:
+            yield from _payloads(getattr(part, field))
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from _payloads(item)
+
+
 def damaged_post(key: RunKey, number: int, problem: object) -> CorruptStore:
     return CorruptStore(
         f"run {key}: post {number} of its inbox is damaged ({problem}). Nothing was changed.",
@@ -477,6 +495,11 @@ def _refuse_newer(key: RunKey, line: bytes, seq: int) -> None:
         tag = _TAG_DECODER.decode(unframe(key, line)).kind
     except (ValueError, msgspec.MsgspecError):
         return
+    if tag.startswith("sealed/"):
+        raise ConfigError(
+            f"run {key}: record {seq} is encrypted, and no key was given. Nothing was changed.",
+            hint="Set PERDURE_KEY or PERDURE_KEY_FILE, or pass encryption=.",
+        )
     if tag and tag not in _TAGS:
         raise NewerFormat(
             f"run {key}: record {seq} is of kind {tag!r}, which this version of Perdure does not know.",

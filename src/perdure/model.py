@@ -234,6 +234,8 @@ class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """posts that do not yet; filled in by the store"""
     size: int = 0
     """bytes of its records and of the blobs that came with them; filled in by the store"""
+    sealed: str = ""
+    """in a store that is encrypted: all of it, for those who have the key"""
     holder: Lease | None = None
     """whoever holds the run at the moment of listing; filled in by the store, never stored in the row"""
 

@@ -12,6 +12,7 @@ from perdure import __version__
 from perdure.cli.agents import files, show_transcript
 from perdure.cli.check import check, schema
 from perdure.cli.demo import demo
+from perdure.cli.encryption import key, rekey
 from perdure.cli.graph import graph
 from perdure.cli.listing import ls, output, show
 from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
@@ -49,7 +50,7 @@ def cli() -> None:
 for _commands in (
     (run, resume, ls, show, output, tail, show_transcript, files, graph),
     (questions, answer, signal, pause, unpause, retry, cancel),
-    (submit, worker, check, schema, demo),
+    (submit, worker, check, key, rekey, schema, demo),
 ):
     for _command in _commands:
         cli.add_command(_command)

@@ -27,15 +27,17 @@ from perdure.runtime.outputs import Outputs, outputs_folder, readable
 from perdure.runtime.settle import seen, send
 from perdure.runtime.why import announced, why_waiting
 from perdure.runtime.worker import WORKER
-from perdure.stores import open_store
+from perdure.stores import Encryption, open_store
 from perdure.stores.base import Capabilities, Store, Which
 
 
 class Client:
     """Lists, shows and stops runs of a store. Raises a FixError when there is no such store."""
 
-    def __init__(self, store: str | Store | None = None, *, clock: Clock = SYSTEM) -> None:
-        self._store = open_store(store if store is not None else default_store(), create=False)
+    def __init__(
+        self, store: str | Store | None = None, *, encryption: Encryption | None = None, clock: Clock = SYSTEM
+    ) -> None:
+        self._store = open_store(store if store is not None else default_store(), create=False, encryption=encryption)
         self._clock = clock_of(self._store, clock)
 
     def __enter__(self) -> Self:

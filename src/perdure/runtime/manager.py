@@ -22,7 +22,7 @@ from perdure.runtime.submit import DEFAULT_QUEUE, Terms, check_terms, limits_of,
 from perdure.runtime.threads import in_thread
 from perdure.runtime.worker import Worker, by_name, stopped_by_signals
 from perdure.runtime.writer import Writer
-from perdure.stores import open_store
+from perdure.stores import Encryption, open_store
 from perdure.stores.base import Store
 
 log = logging.getLogger("perdure")
@@ -33,8 +33,9 @@ _LOOK_ANYWAY = 5.0
 
 
 class CheckpointManager:
-    """Executes runs and keeps their checkpoints in ``store`` (a URL or an open Store). Use as a context manager, or
-    ``close()`` it. One manager serves any number of runs at a time, in threads and in event loops.
+    """Executes runs and keeps their checkpoints in ``store`` (a URL or an open Store), encrypted with the keys of
+    ``encryption``, or of the environment, if there are any. Use as a context manager, or ``close()`` it. One manager
+    serves any number of runs at a time, in threads and in event loops.
 
     Raises StoreError or ConfigError if the store cannot be opened, unless ``config.store_failure`` is "degrade": then
     runs execute without durability, after a warning that names the reason (B4).
@@ -45,22 +46,23 @@ class CheckpointManager:
         store: str | Store | None = None,
         config: CheckpointConfig | None = None,
         *,
+        encryption: Encryption | None = None,
         observers: Sequence[Observer] = (),
         clock: Clock = SYSTEM,
     ) -> None:
         self.config = config or CheckpointConfig()
         self._ends: list[Callable[[], None]] = []
         """what ends the threads that belong to the store"""
-        self._writer = self._open(store if store is not None else default_store())
+        self._writer = self._open(store if store is not None else default_store(), encryption)
         if self._writer is not None:
             clock = clock_of(self._writer.store, clock)
         self._lives = Lives(self._writer, self.config, tuple(observers), clock)
         if self._writer is not None:
             self._attend(self._writer, clock)
 
-    def _open(self, store: str | Store) -> Writer | None:
+    def _open(self, store: str | Store, encryption: Encryption | None) -> Writer | None:
         try:
-            opened = open_store(store)
+            opened = open_store(store, encryption=encryption)
         except (StoreError, ConfigError, OSError) as error:
             if self.config.store_failure != "degrade":
                 raise

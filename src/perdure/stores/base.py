@@ -27,6 +27,10 @@ Ring: TypeAlias = Callable[[bool], None]
 """told that there is something to look at, and whether something may have been posted"""
 
 
+Summarise: TypeAlias = Callable[[RunKey, list[bytes]], RunMeta]
+"""the row of a run from its records"""
+
+
 class Transaction(NamedTuple):
     """An open transaction of a store, in which a run is held fast."""
 

@@ -1,8 +1,8 @@
 """Keys for encryption at rest: where they come from, and how they are told apart.
 
 A key has an id, which is stored with whatever was encrypted with it, and 32 random bytes, which are stored nowhere.
-As text, a key is ``id=base64``: in ``PERDURE_KEY``, or a line each in the file that ``PERDURE_KEY_FILE`` names. The first
-is used for what is written, all of them for what is read. ``perdure key`` prints a new one.
+As text, a key is ``id=base64``: in ``PERDURE_KEY``, or a line each in the file that ``PERDURE_KEY_FILE`` names. The
+first is used for what is written, all of them for what is read. ``perdure key`` prints a new one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from typing import Final
 
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, PerdureError
+from perdure.model import OWN, RunKey
 
 KEY_BYTES: Final = 32
+MARK: Final = RunKey(f"{OWN}encryption")
+"""a run of our own, in which a store says how it is encrypted"""
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,40}")
 _MAX_FILE: Final = 65536
 
@@ -27,7 +30,7 @@ class Encryption:
     """How a store is encrypted.
 
     - ``keys``: the keys by id, 32 bytes each, or a function that is given an id and returns the key (a KMS, say). It is
-      called once an id for each store that is opened; what it raises ends in ConfigError.
+      called once an id; what it raises ends in ConfigError.
     - ``write``: the id of the key for what is written; by default the first of ``keys``.
     - ``hide_names``: in the rows that listings are made of, also the name of the step that a run is at is unreadable.
       Counts when a store is encrypted for the first time.
@@ -39,6 +42,7 @@ class Encryption:
         self, keys: Mapping[str, bytes] | Callable[[str], bytes], *, write: str = "", hide_names: bool = False
     ) -> None:
         self._keys = keys
+        self._fetched: dict[str, bytes] = {}
         if isinstance(keys, Mapping):
             for name, key in keys.items():
                 _check_id(name)
@@ -62,16 +66,17 @@ class Encryption:
                     hint=f"Add it: PERDURE_KEY={self.write}=...,{name}=..., or Encryption(keys={{...}}).",
                 )
             return found
-        try:
-            found = self._keys(name)
-        except PerdureError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"The encryption key {name!r} could not be had: {type(error).__name__}. Nothing was changed.",
-                hint="See to the function that was given as keys=.",
-            ) from error
-        return _check_key(name, found)
+        if name not in self._fetched:
+            try:
+                self._fetched[name] = _check_key(name, self._keys(name))
+            except PerdureError:
+                raise
+            except Exception as error:
+                raise ConfigError(
+                    f"The encryption key {name!r} could not be had: {type(error).__name__}. Nothing was changed.",
+                    hint="See to the function that was given as keys=.",
+                ) from error
+        return self._fetched[name]
 
     @classmethod
     def from_environment(cls) -> Encryption | None:

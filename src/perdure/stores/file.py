@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -29,7 +29,7 @@ from perdure.fold import summarise as fold_summary
 from perdure.framing import joined
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
-from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Summarise, Which
 from perdure.stores.blobs import Blobs
 from perdure.stores.folder import Gone, Grant, RunFolder, Whose, epoch_floor
 from perdure.stores.handle import (
@@ -48,8 +48,6 @@ _AT_ONCE = 64
 """journals of a batch that are open at a time: few enough for the usual limit of 1,024 descriptors"""
 
 _DIGEST: Final = re.compile(rb"[0-9a-f]{64}")
-
-Summarise = Callable[[RunKey, list[bytes]], RunMeta]
 
 
 class _Format(msgspec.Struct):

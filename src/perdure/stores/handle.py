@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from typing import Final
 
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, RunNotFound, StoreError
@@ -14,6 +15,8 @@ from perdure.states import FAILED
 from perdure.stores import disk
 from perdure.stores.base import Append
 
+SEALED_BLOB: Final = b"perdure sealed blob 1\n"
+"""with this begins a blob that is encrypted"""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -135,9 +138,12 @@ def checked_digest(digest: str) -> str:
 
 
 def sound_blob(digest: str, content: bytes | None, where: str) -> bytes:
-    """``content`` if it is that of the blob. Raises CorruptStore."""
-    if content is not None and hashlib.sha256(content).hexdigest() == digest:
-        return content
+    """``content`` if it is that of the blob. One that is encrypted ends in a checksum of its own: its name is none.
+    Raises CorruptStore."""
+    if content is not None:
+        own = content.startswith(SEALED_BLOB) and hashlib.sha256(content[:-32]).digest() == content[-32:]
+        if own or hashlib.sha256(content).hexdigest() == digest:
+            return content
     wrong = "is missing" if content is None else "does not have the content it was stored with"
     raise CorruptStore(
         f"{where}: blob {digest[:80]} {wrong}. Nothing was changed.",

@@ -1,0 +1,103 @@
+"""Everything in a store under the key that is written with: after a key was changed, or when a store is encrypted.
+
+Run after run is claimed, decrypted with whatever key it stands under, and written anew. A crash leaves some under the
+one key and some under the other; both are good, and the next time goes on with what is left. Runs that are being
+executed are left for another time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import msgspec
+
+from perdure.errors import ConfigError, FencedError, LeaseHeld
+from perdure.fold import summarise
+from perdure.journal import decode, refs
+from perdure.model import OWN, RunMeta
+from perdure.stores import open_store
+from perdure.stores.base import Rewrite, Which
+from perdure.stores.encryption import MARK, Encryption
+from perdure.stores.sealed import SealedStore, retire
+
+_PAGE = 200
+
+
+class Rekeyed(msgspec.Struct):
+    """What was done."""
+
+    runs: int = 0
+    """that were looked at"""
+    changed: int = 0
+    left: list[str] = []
+    """what living processes hold, and what stands under other keys, or in clear"""
+
+
+def rekey(
+    url: str,
+    encryption: Encryption | None = None,
+    *,
+    encrypt: bool = False,
+    dry: bool = False,
+    progress: Callable[[Rekeyed], None] = lambda done: None,
+) -> Rekeyed:
+    """Write everything in a store anew that stands under another key than the one to write with, and what stands in
+    clear if it is to be encrypted (``encrypt``). ``dry``: only count. Returns what was done.
+
+    Raises ConfigError (no key, another key, a key is missing, the store stands in clear or cannot do it), CorruptStore
+    for what cannot be decrypted.
+    """
+    keys = encryption or Encryption.from_environment()
+    if keys is None:
+        raise ConfigError("There is no encryption key.", hint="Make one with perdure key, and set PERDURE_KEY.")
+    store = open_store(url, create=False, encryption=keys, migrate=encrypt and not dry)
+    try:
+        if not isinstance(store, SealedStore):
+            raise ConfigError(f"{store.url} has no runs yet.", hint="The first run with this key encrypts it.")
+        if store.capabilities.rewrite is None:
+            raise ConfigError(f"{store.url} is of a kind whose keys cannot be changed.")
+        done = Rekeyed()
+        for row in _all(store):
+            done.runs += 1
+            if store.keys_of(row) != {keys.write}:
+                if dry or _rewrite(store, row):
+                    done.changed += 1
+                else:
+                    done.left.append("a worker" if row.goal.startswith(OWN) else f"run {row.key}")
+            progress(done)
+        if not done.left and not dry:
+            retire(store, keys)
+        return done
+    finally:
+        store.close()
+
+
+def _all(store: SealedStore) -> Iterator[RunMeta]:
+    """The rows of all runs as they stand, page after page."""
+    page = store.inner.runs(Which(limit=_PAGE))
+    while page:
+        yield from (row for row in page if row.key != MARK)
+        page = store.inner.runs(Which(after=page[-1].key, limit=_PAGE))
+
+
+def _rewrite(store: SealedStore, row: RunMeta) -> bool:
+    """False if somebody executes it."""
+    rewrite = store.capabilities.rewrite
+    assert rewrite is not None
+    try:
+        lease = store.claim(row.key)
+    except LeaseHeld:
+        return False
+    try:
+        while True:
+            lines = store.read(row.key)
+            entries = [decode(row.key, line, seq) for seq, line in enumerate(lines, 1)]
+            blobs = {digest: store.blob(digest) for entry in entries for digest in refs(entry)}
+            posts = store.posts({row.key: 0}).get(row.key, [])
+            meta = summarise(row.key, lines)
+            if rewrite(Rewrite(lease, tuple(lines), tuple(posts), meta, blobs)):
+                return True
+    finally:
+        with suppress(FencedError):
+            store.release(lease)
