@@ -87,6 +87,8 @@ class State:
         """somebody wants the run to be paused or cancelled, and it is not yet"""
         self.cleanups = False
         """some flow of it has a clean-up: cancelling it takes its program"""
+        self.pinned = False
+        """somebody wants it to be kept, whatever retention says"""
         self.wake = 0.0
         """while the run is suspended: when it can go on by itself; 0: not by a date"""
         """scope of an agent -> its messages, in order"""
@@ -152,6 +154,7 @@ class State:
             asking=self.waits.heads()[0],
             questions=self.waits.heads()[1],
             posts=self.posts,
+            pinned=self.pinned,
         )
 
     def _free_from(self) -> float:
@@ -469,6 +472,10 @@ class State:
         self.woken.append(entry.by)
         self._woken = entry.seq
         self._wake(entry)
+
+    def _run_pinned(self, entry: j.RunPinned) -> None:
+        self._take_post(entry)
+        self.pinned = entry.pinned
 
     def _cleanup_declared(self, entry: j.CleanupDeclared) -> None:
         self.cleanups = True

@@ -28,6 +28,8 @@ MAX_POST = 1 << 20
 
 def check(state: State, post: j.Posted) -> None:
     """Raises AnswerRefused if the run, as far as ``state`` tells, cannot take ``post``."""
+    if isinstance(post, j.RunPinned):
+        return
     if isinstance(post, j.QuestionAnswered):
         _check_answer(state, post)
     elif isinstance(post, j.QuestionClosed):

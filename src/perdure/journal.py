@@ -372,6 +372,12 @@ class RunWoken(Posted, tag="run_woken/1"):
     why: str = ""
 
 
+class RunPinned(Posted, tag="run_pinned/1"):
+    """Somebody wants the run to be kept, whatever retention says; or does not any more."""
+
+    pinned: bool = True
+
+
 class PostDropped(Entry, tag="post_dropped/1"):
     """A post that the run could not take any more."""
 
@@ -386,6 +392,7 @@ POSTS: tuple[type[Posted], ...] = (
     StopRequested,
     RunReleased,
     RunWoken,
+    RunPinned,
 )
 KINDS: tuple[type[Entry], ...] = (
     RunBegan,

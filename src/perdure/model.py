@@ -230,6 +230,8 @@ class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """the oldest of them"""
     posts: int = 0
     """posts of its inbox that stand in the journal"""
+    pinned: bool = False
+    """somebody wants it to be kept, whatever retention says"""
     unread: int = 0
     """posts that do not yet; filled in by the store"""
     size: int = 0

@@ -116,3 +116,6 @@ RUN_WAITS_FOR_WORKER: Final = frozenset({QUEUED, READY, INTERRUPTED, CRASHED})
 
 RUN_OVER: Final = frozenset({COMPLETED, CANCELLED})
 """states that nothing from outside changes any more"""
+
+RUN_REMOVABLE: Final = (COMPLETED, FAILED, CANCELLED)
+"""states in which retention may remove a run: nothing of it is executed, and nobody is waited for"""

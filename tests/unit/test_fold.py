@@ -265,6 +265,13 @@ def test_journals_of_submitted_runs_of_every_released_version_still_fold(path: P
     assert [attempt.outcome for attempt in state.steps[1].attempts] == ["crashed", "crashed", "completed"]
 
 
+@pytest.mark.parametrize("path", _kept("*-pinned.jsonl"), ids=lambda p: p.stem)
+def test_journals_of_pinned_runs_of_every_released_version_still_fold(path: Path) -> None:  # K5 X13
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert [fold(KEY, lines[:n]).meta().pinned for n in range(1, 6)] == [False, True, True, False, True]
+    assert fold(KEY, lines).status == states.COMPLETED
+
+
 def test_the_journals_kept_have_every_kind() -> None:  # X13
     told = b"".join(path.read_bytes() for path in RELEASED.glob("*.jsonl")).decode()
     assert RELEASED.is_dir()

@@ -16,6 +16,7 @@ from perdure.cli.encryption import key, rekey
 from perdure.cli.graph import graph
 from perdure.cli.listing import ls, output, show
 from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
+from perdure.cli.pruning import pin, prune, unpin
 from perdure.cli.run import resume, run
 from perdure.cli.stopping import cancel, pause, retry, unpause
 from perdure.cli.tail import tail
@@ -50,7 +51,8 @@ def cli() -> None:
 for _commands in (
     (run, resume, ls, show, output, tail, show_transcript, files, graph),
     (questions, answer, signal, pause, unpause, retry, cancel),
-    (submit, worker, check, key, rekey, schema, demo),
+    (prune, pin, unpin, check, key, rekey, schema),
+    (submit, worker, demo),
 ):
     for _command in _commands:
         cli.add_command(_command)

@@ -51,7 +51,7 @@ def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_js
     cells = [
         (
             str(row.key),
-            row.status,
+            row.status + (", pinned" if row.pinned else ""),
             _steps(row),
             f"{row.used}{f' ({row.saved} saved)' if row.saved else ''}" if row.used else "",
             age(now - row.updated) + " ago",
@@ -125,7 +125,8 @@ def show(name: str, store: str | None, as_json: bool) -> int:
 
 
 def _describe(state: State, row: RunMeta) -> None:
-    click.echo(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}")
+    pinned = ", pinned" if row.pinned else ""
+    click.echo(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}{pinned}")
     click.echo(
         f"flow {state.flow}, begun {moment(state.created)}, {state.lives} {'life' if state.lives == 1 else 'lives'}"
     )

@@ -90,6 +90,8 @@ def tell(state: State, entry: j.Entry, inputs: bool = True) -> str:
             return f"run {state.key} is to be {'cancelled' if entry.cancel else 'paused'}, says {entry.by}"
         case j.RunReleased():
             return f"run {state.key} may go on, says {entry.by}"
+        case j.RunPinned():
+            return f"run {state.key} is {'kept' if entry.pinned else 'not kept any more'}, says {entry.by}"
         case j.StepPending():
             what = f"asks: {head(entry.asked.prompt, 100)}" if entry.asked else "waits"
             due = f" until {moment(entry.until)}" if entry.until else ""

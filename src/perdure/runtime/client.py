@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,13 @@ from perdure.runtime.config import default_store
 from perdure.runtime.forms import as_json, fitting
 from perdure.runtime.lease import clock_of
 from perdure.runtime.outputs import Outputs, outputs_folder, readable
+from perdure.runtime.retention import Retention, prune, remove
 from perdure.runtime.settle import seen, send
 from perdure.runtime.why import announced, why_waiting
 from perdure.runtime.worker import WORKER
 from perdure.stores import Encryption, open_store
 from perdure.stores.base import Capabilities, Store, Which
+from perdure.stores.handle import not_found
 
 
 class Client:
@@ -254,6 +256,49 @@ class Client:
         _check_by(by)
         post = partial(j.StopRequested, by=by, reason=reason or "no reason given", cancel=cancel)
         return send(self._store, self._clock, self.find(name).key, lambda _: post())
+
+    def pin(self, name: str, *, by: str) -> State:
+        """Keep a run, whatever retention says, until ``unpin``."""
+        return self._pin(name, by, True)
+
+    def unpin(self, name: str, *, by: str) -> State:
+        """Let retention decide again."""
+        return self._pin(name, by, False)
+
+    def _pin(self, name: str, by: str, pinned: bool) -> State:
+        _check_by(by)
+        key = self.find(name).key
+        state = send(self._store, self._clock, key, lambda _: j.RunPinned(by=by, pinned=pinned))
+        if state.posts and not self._store.read(key, state.seq - 1):
+            raise not_found(key, self.url)  # it was removed in this moment
+        return state
+
+    def prune(self, retention: Retention, *, dry: bool = False) -> Iterator[RunMeta | None]:
+        """Remove what retention does not keep, run by run: each is yielded when it is gone; None now and then, while
+        others are looked at. ``dry``: nothing is removed.
+
+        Raises StoreError; StoreBusy, and what was yielded is gone.
+        """
+        return prune(self._store, retention, self._clock, dry=dry)
+
+    def remove(self, name: str, *, dry: bool = False) -> RunMeta:
+        """Remove a finished run, whatever retention says. Raises ConfigError for one that is pinned, executed, waits
+        for something or is needed by the run that began it. ``dry``: it is only looked at."""
+        row = self.find(name)
+        why = remove(self._store, row, dry=dry)
+        if why:
+            raise ConfigError(f"run {row.key} is not removed: {why}. Nothing was changed.")
+        return row
+
+    def compact(self) -> None:
+        """Give the space of what was removed back to the disk, and wipe it. Raises ConfigError where the store does
+        not."""
+        compact = self.capabilities.compact
+        if compact is None:
+            raise ConfigError(
+                f"{self.url} is of a kind that does this by itself, or not at all.", hint="See docs/stores.md."
+            )
+        compact()
 
     def due(self) -> list[RunMeta]:
         """Suspended runs that can go on now: what they waited for is there, or the date has come."""

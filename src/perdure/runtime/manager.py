@@ -18,7 +18,9 @@ from perdure.runtime.execute import Watched, execute, execute_async, prepare
 from perdure.runtime.lease import Keeper, StoreClock, clock_of
 from perdure.runtime.lives import Lives, Start, tell_warnings
 from perdure.runtime.manual import ManualRun
+from perdure.runtime.retention import Retention
 from perdure.runtime.submit import DEFAULT_QUEUE, Terms, check_terms, limits_of, submit
+from perdure.runtime.sweep import Sweep
 from perdure.runtime.threads import in_thread
 from perdure.runtime.worker import Worker, by_name, stopped_by_signals
 from perdure.runtime.writer import Writer
@@ -35,7 +37,8 @@ _LOOK_ANYWAY = 5.0
 class CheckpointManager:
     """Executes runs and keeps their checkpoints in ``store`` (a URL or an open Store), encrypted with the keys of
     ``encryption``, or of the environment, if there are any. Use as a context manager, or ``close()`` it. One manager
-    serves any number of runs at a time, in threads and in event loops.
+    serves any number of runs at a time, in threads and in event loops. ``retention``: which finished runs stay; the
+    others are removed now and then while it is open.
 
     Raises StoreError or ConfigError if the store cannot be opened, unless ``config.store_failure`` is "degrade": then
     runs execute without durability, after a warning that names the reason (B4).
@@ -47,6 +50,7 @@ class CheckpointManager:
         config: CheckpointConfig | None = None,
         *,
         encryption: Encryption | None = None,
+        retention: Retention | None = None,
         observers: Sequence[Observer] = (),
         clock: Clock = SYSTEM,
     ) -> None:
@@ -59,6 +63,8 @@ class CheckpointManager:
         self._lives = Lives(self._writer, self.config, tuple(observers), clock)
         if self._writer is not None:
             self._attend(self._writer, clock)
+            if retention is not None:
+                self._ends.append(Sweep(self._writer, retention, clock).close)
 
     def _open(self, store: str | Store, encryption: Encryption | None) -> Writer | None:
         try:

@@ -86,6 +86,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     """replaces every record, post and blob of a run, and its row. False, and nothing is changed, if the run has another
     number of records or posts than these. Raises LeaseLost, StoreError. A crash leaves some in the one form and some in
     the other"""
+    compact: Callable[[], None] | None = None
+    """gives the space of what was removed back, and wipes it. Others may have to wait for as long as that takes. Raises
+    StoreBusy, StoreError"""
 
 
 class Which(msgspec.Struct, frozen=True, kw_only=True):

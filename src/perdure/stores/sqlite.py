@@ -109,7 +109,9 @@ class SqliteStore(Handle):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(durable=True, shared=True, transaction=self._lend, rewrite=self._rewrite)
+        return Capabilities(
+            durable=True, shared=True, transaction=self._lend, rewrite=self._rewrite, compact=self._compact
+        )
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -355,6 +357,14 @@ class SqliteStore(Handle):
             )
             self._keep(row, new.blobs)
         return True
+
+    def _compact(self) -> None:
+        """See Capabilities.compact."""
+        self._check()
+        with self._guard("compact"):
+            self._db.execute("VACUUM")
+            if self._wal:
+                self._select("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _row(self, values: tuple[Any, ...]) -> _Row:
         try:

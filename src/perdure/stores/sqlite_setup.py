@@ -93,6 +93,7 @@ def make_durable(db: apsw.Connection, path: Path, wait: float, clock: Clock) -> 
         _journal_mode(db, mode, wait, clock)
         warnings.append(f"{path}: SQLite refuses its write-ahead log here; commits are slower.")
     db.execute(f"PRAGMA synchronous = {level}")
+    _select(db, "PRAGMA secure_delete = ON")  # what is removed is written over (rel:S14)
     db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
     got = (_select(db, "PRAGMA synchronous"), _select(db, "PRAGMA journal_mode"))
     if got != (level, mode):
