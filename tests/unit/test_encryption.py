@@ -22,7 +22,8 @@ from perdure.runtime.rekey import Rekeyed, rekey
 from perdure.stores import Encryption, open_store
 from perdure.stores.base import Store, Which
 from perdure.stores.encryption import MARK, new_key
-from perdure.stores.sealed import SealedStore, read_header
+from perdure.stores.sealed import SealedStore
+from perdure.stores.sealed_header import read_header
 from perdure.stores.sqlite import SqliteStore
 from perdure.testing.processes import Child
 

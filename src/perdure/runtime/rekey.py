@@ -19,7 +19,8 @@ from perdure.model import OWN, RunMeta
 from perdure.stores import open_store
 from perdure.stores.base import Rewrite, Which
 from perdure.stores.encryption import MARK, Encryption
-from perdure.stores.sealed import SealedStore, retire
+from perdure.stores.sealed import SealedStore
+from perdure.stores.sealed_header import retire_keys
 
 _PAGE = 200
 
@@ -67,7 +68,7 @@ def rekey(
                     done.left.append("a worker" if row.goal.startswith(OWN) else f"run {row.key}")
             progress(done)
         if not done.left and not dry:
-            retire(store, keys)
+            retire_keys(store.inner, keys)
         return done
     finally:
         store.close()

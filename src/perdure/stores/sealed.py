@@ -16,66 +16,27 @@ first time (``migrating``) both may stand side by side.
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Final, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
-from perdure import journal as j
-from perdure.clock import SYSTEM, process_identity
-from perdure.codec import Payload
-from perdure.errors import ConfigError, CorruptStore, LeaseHeld, PerdureError
-from perdure.fold import State
+from perdure.errors import ConfigError, CorruptStore, PerdureError
 from perdure.fold import summarise as fold_summary
 from perdure.framing import frame, unframe
-from perdure.model import OWN, Attribution, Lease, RunKey, RunMeta
+from perdure.model import OWN, Lease, RunKey, RunMeta
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Store, Summarise, Which
 from perdure.stores.encryption import MARK, Encryption
 from perdure.stores.handle import damaged_row
 from perdure.stores.seal import Seal, from_text, refuse_wrong_key, to_text
+from perdure.stores.sealed_header import Header, add_key, begin_header, read_header
 
-_PATIENCE: Final = 10.0
-"""seconds to wait for another process that is writing that down"""
 _IN_CLEAR: Final = (
     *("goal", "episode", "status", "flow", "created", "updated", "seq"),
     *("wake", "begun", "queue", "priority", "posts"),
 )
 """fields of a row that stores look for, and dates"""
-
-
-class Header(msgspec.Struct, frozen=True):
-    """How a store is encrypted."""
-
-    store: str
-    """random id"""
-    keys: dict[str, str]
-    """check value of every key that was ever written with"""
-    retired: tuple[str, ...] = ()
-    """those of them under which nothing should stand any more"""
-    hide_names: bool = False
-    migrating: bool = False
-    signer: str = ""
-    """key with which all this is signed"""
-    signature: str = ""
-
-    def signed(self, seal: Seal) -> Header:
-        unsigned = replace(self, signer=seal.write, signature="")
-        return replace(unsigned, signature=seal.sign(seal.write, msgspec.json.encode(unsigned)))
-
-    def check(self, seal: Seal, url: str) -> None:
-        """Raises ConfigError if a key that is in use is missing or another, CorruptStore if this was not written by
-        somebody with the key."""
-        for key in self.keys.keys() - set(self.retired):
-            refuse_wrong_key(seal, key, self.keys[key], url)
-        signature = seal.sign(self.signer, msgspec.json.encode(replace(self, signature="")))
-        if not hmac.compare_digest(signature, self.signature):
-            raise _damaged_header(url, "its signature is wrong")
-
-
-Change: TypeAlias = Callable[[Header | None], Header]
 
 
 class _Entry(msgspec.Struct, frozen=True, tag_field="kind", tag="sealed/1"):
@@ -286,29 +247,6 @@ def _sealed_row(row: RunMeta) -> _Row:
     return _Row(key, data)
 
 
-# -- how a store is encrypted ------------------------------------------------------------------------------------------
-
-
-def read_header(store: Store) -> Header | None:
-    """None for a store in clear. Raises CorruptStore."""
-    lines = store.read(MARK)
-    if not lines:
-        return None
-    try:
-        began = j.decode(MARK, lines[0], 1)
-        assert isinstance(began, j.RunBegan)
-        return msgspec.json.decode(began.attribution.tags["encryption"], type=Header)
-    except (AssertionError, KeyError, msgspec.MsgspecError) as problem:
-        raise _damaged_header(store.url, problem) from problem
-
-
-def _damaged_header(url: str, problem: object) -> CorruptStore:
-    return CorruptStore(
-        f"{url}: what says how this store is encrypted is damaged ({problem}). Nothing was changed.",
-        hint="Restore the store from a copy.",
-    )
-
-
 def sealed(
     store: Store, encryption: Encryption, *, create: bool, migrate: bool = False, rows: Summarise = fold_summary
 ) -> Store:
@@ -325,87 +263,12 @@ def sealed(
             )
         if not (create or migrate):
             return store
-        header = _update(store, encryption, partial(_first, encryption, migrate))
+        header = begin_header(store, encryption, migrate)
     header.check(Seal(header.store, encryption), store.url)
     if encryption.write not in header.keys.keys() - set(header.retired):
-        header = _update(store, encryption, partial(_with_key, encryption))
+        header = add_key(store, encryption)
     return SealedStore(store, encryption, header, rows)
-
-
-def retire(store: SealedStore, encryption: Encryption) -> None:
-    """Nothing stands under other keys than the one for writing any more, and nothing in clear."""
-    _update(store.inner, encryption, lambda old: _only(encryption, old))
 
 
 def _any_runs(store: Store) -> bool:
     return bool(store.runs(Which(after=RunKey(f"{OWN}\U0010ffff"), limit=1)))
-
-
-def _first(encryption: Encryption, migrate: bool, old: Header | None) -> Header:
-    if old is not None:  # somebody else was faster
-        return old
-    seal = Seal(SYSTEM.new_id(), encryption)
-    keys = {seal.write: seal.check(seal.write)}
-    return Header(seal.store, keys, hide_names=encryption.hide_names, migrating=migrate).signed(seal)
-
-
-def _with_key(encryption: Encryption, old: Header | None) -> Header:
-    assert old is not None
-    seal = Seal(old.store, encryption)
-    if seal.write in old.keys:
-        refuse_wrong_key(seal, seal.write, old.keys[seal.write], "this store")
-    keys = {**old.keys, seal.write: seal.check(seal.write)}
-    return replace(old, keys=keys, retired=tuple(key for key in old.retired if key != seal.write)).signed(seal)
-
-
-def _only(encryption: Encryption, old: Header | None) -> Header:
-    assert old is not None
-    retired = tuple(sorted(old.keys.keys() - {encryption.write}))
-    return replace(old, retired=retired, migrating=False).signed(Seal(old.store, encryption))
-
-
-def _update(store: Store, encryption: Encryption, change: Change) -> Header:
-    """Write down how the store is encrypted, unless somebody else has done it. Raises ConfigError for wrong keys."""
-    end = SYSTEM.monotonic() + _PATIENCE
-    while True:
-        try:
-            lease = store.claim(MARK)
-            break
-        except LeaseHeld:
-            if SYSTEM.monotonic() >= end:
-                raise
-            SYSTEM.sleep(0.05)
-    try:
-        old = read_header(store)
-        if old is not None:
-            old.check(Seal(old.store, encryption), store.url)
-        header = change(old)
-        if header != old:
-            _write(store, lease, header, old is not None)
-        return header
-    finally:
-        store.release(lease)
-
-
-def _write(store: Store, lease: Lease, header: Header, there: bool) -> None:
-    state, now = State(MARK), SYSTEM.now()
-    pid, host = process_identity()
-    tags = {"encryption": msgspec.json.encode(header).decode()}
-    began = j.RunBegan(run_id=header.store, flow=MARK.goal, epoch=lease.epoch, pid=pid, host=host)
-    began.attribution = Attribution(tags=tags)
-    entries: Sequence[j.Entry] = (began, j.RunCompleted(output=Payload(value=msgspec.Raw(b"null"))))
-    records = []
-    for entry in entries:
-        entry.seq, entry.at = state.seq + 1, now
-        state.apply(entry)
-        records.append(j.encode(MARK, entry))
-    if not there:
-        for error in store.append([Append(lease, 0, tuple(records), state.meta())]):
-            if error is not None:
-                raise error
-        return
-    rewrite = store.capabilities.rewrite
-    if rewrite is None:
-        raise ConfigError(f"{store.url} is of a kind whose keys cannot be changed.")
-    if not rewrite(Rewrite(lease, tuple(records), (), state.meta(), {})):
-        raise CorruptStore(f"{store.url}: what says how this store is encrypted is damaged. Nothing was changed.")
