@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
 import perdure
-from perdure.errors import PerdureError, StoreError
+from perdure.errors import StoreBusy, StoreError
 from perdure.runtime.live import Durability
-from perdure.stores.base import Append
-from perdure.stores.memory import MemoryStore
+from perdure.stores.base import Store
+from perdure.stores.memory import MemoryBackend, MemoryStore
+from perdure.testing.faulty import Fault, faulty
 
 
-class Failing(MemoryStore):
+def failing(good: int) -> Store:
     """Its device breaks after some batches."""
-
-    def __init__(self, good: int) -> None:
-        super().__init__()
-        self.good = good
-
-    def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
-        self.good -= 1
-        if self.good < 0:
-            raise StoreError("The device is gone.")
-        return super().append(batch)
+    return faulty(MemoryStore(), Fault("append", good + 1, StoreError("The device is gone."), lasting=True))
 
 
 told: list[Durability] = []
@@ -63,7 +55,7 @@ def test_a_run_that_may_degrade_goes_on_and_says_since_when(
 ) -> None:
     told.clear()
     config = perdure.CheckpointConfig(store_failure="degrade")
-    result = perdure.run(flow, goal="g", store=Failing(good), config=config)
+    result = perdure.run(flow, goal="g", store=failing(good), config=config)
     assert result in ([0, 2, 4, 6, 14, 16], [2, 4, 6, 8, 10, 12])
     [warning] = [record for record in caplog.records if "WITHOUT durability since" in record.message]
     assert "The device is gone" in warning.message
@@ -75,5 +67,52 @@ def test_a_run_that_may_degrade_goes_on_and_says_since_when(
 def test_a_run_that_may_not_stops_at_once(flow: Callable[[], object], good: int) -> None:  # rel:R7
     told.clear()
     with pytest.raises(StoreError, match="The device is gone"):
-        perdure.run(flow, goal="g", store=Failing(good))
+        perdure.run(flow, goal="g", store=failing(good))
     assert all(durability.durable for durability in told)
+
+
+@pytest.mark.parametrize("flow", [chain, side_by_side])
+@pytest.mark.parametrize("executed", [False, True])
+def test_whatever_became_of_an_append_that_failed_the_journal_decides(
+    flow: Callable[[], object], executed: bool
+) -> None:  # rel:D12 rel:X2 rel:R7
+    for nth in range(1, 12):
+        backend, told_before = MemoryBackend(), len(told)
+        broken = Fault("append", nth, StoreError("The reply is lost."), executed=executed, lasting=not executed)
+        handle = MemoryStore(backend)
+        try:
+            perdure.run(flow, goal="g", store=faulty(handle, broken))
+        except StoreError:
+            pass
+        else:
+            assert nth > 4, "it was to fail"
+        handle.abandon()
+        first = len(told) - told_before
+        result = perdure.run(flow, goal="g", store=MemoryStore(backend))
+        assert result in ([0, 2, 4, 6, 14, 16], [2, 4, 6, 8, 10, 12])
+        again = len(told) - told_before - 6
+        assert 0 <= again <= min(first, 5), "what is in the journal is not done again"
+        if flow is chain and executed:
+            assert again <= 1
+
+
+def test_faults_come_at_their_calls_and_at_no_others() -> None:  # rel:X2
+    waited: list[int] = []
+    store = faulty(
+        MemoryStore(),
+        Fault("claim", 1, before=lambda: waited.append(1)),
+        Fault("claim", 2, StoreBusy("Somebody keeps it locked.")),
+        Fault("runs", 2, StoreError("It is gone."), lasting=True),
+    )
+    store.claim(perdure.RunKey("one"))
+    with pytest.raises(StoreBusy):
+        store.claim(perdure.RunKey("other"))
+    assert store.claim(perdure.RunKey("other")).epoch and waited == [1] and store.runs() == []
+    for _ in range(2):
+        with pytest.raises(StoreError, match="gone"):
+            store.runs()
+
+
+def test_a_fault_in_what_no_store_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="no verb 'appendix'"):
+        faulty(MemoryStore(), Fault("appendix"))
