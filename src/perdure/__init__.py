@@ -19,7 +19,8 @@ from perdure.runtime.context import context
 from perdure.runtime.declare import flow, step
 from perdure.runtime.fanout import as_completed, first, gather, map
 from perdure.runtime.manager import CheckpointManager
-from perdure.stores import open_store
+from perdure.secret import Secret
+from perdure.stores import open_store as open_store
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "RateLimited",
     "RetryPolicy",
     "RunKey",
+    "Secret",
     "as_completed",
     "ask",
     "best_of",
@@ -43,7 +45,6 @@ __all__ = [
     "flow",
     "gather",
     "map",
-    "open_store",
     "register",
     "run",
     "signal",

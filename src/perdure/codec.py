@@ -26,15 +26,20 @@ The depth limit is also what ends a cycle.
 ``digest`` is the identity of a value, for the fingerprint of a step: sha256 over the same JSON in *canonical* form, in
 which the order of dict keys, the line numbers of tracebacks and the package in front of a module's name do not count.
 
+A ``Guard`` says what is kept out of records. A Secret is written as a placeholder, ``{"~": "secret", "name": "openai",
+"mac": "..."}``, and what the rules of redaction hide as ``{"~": "redacted", "v": "[redacted:3f2a...]"}``, a text. The
+identity of a value is that of its redacted form, so that it is the same before and after it was recorded.
+
 Rejected: pydantic, msgspec or orjson on untyped values (each loses tuples, sets, int keys or nan without a word);
 remembering shared references (two names for one list come back as two lists; identity is not a value); compression.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -43,7 +48,10 @@ from perdure.codec_tags import BLOB_THRESHOLD
 from perdure.codec_types import declare, learn, register
 from perdure.codec_walk import ATOMS, MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Reader, Writer
 from perdure.errors import CodecError
+from perdure.guard import OPEN, Guard
 from perdure.model import ErrorInfo, File
+from perdure.redaction import discreet_part
+from perdure.secret import MASK, Secret
 
 __all__ = [
     "BLOB_THRESHOLD",
@@ -57,6 +65,7 @@ __all__ = [
     "digest",
     "dumps",
     "learn",
+    "load",
     "loads",
     "register",
 ]
@@ -81,14 +90,26 @@ class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
     """the JSON itself is the blob refs[0]"""
 
 
-def dumps(value: object, where: str = "value") -> tuple[Payload, dict[str, bytes]]:
-    """``value`` as a payload and the blobs it needs, by sha256.
+class Loaded(NamedTuple):
+    """A value that was read back, and what of it was not in the record."""
+
+    value: Any
+    secrets: tuple[Secret, ...]
+    """those in it: each has a name, and no value yet"""
+    redacted: bool
+    """rules had hidden something of it"""
+
+
+def dumps(value: object, where: str = "value", guard: Guard = OPEN) -> tuple[Payload, dict[str, bytes]]:
+    """``value`` as a payload and the blobs it needs, by sha256, without what ``guard`` keeps out of records.
 
     Texts and byte strings over BLOB_THRESHOLD become blobs; what is left becomes one too if it is over four times that.
     Raises CodecError, naming the path from ``where`` and the type, for whatever could not be read back exactly.
     """
-    writer = Writer(canonical=False)
+    writer = Writer(canonical=False, guard=guard)
     raw = _written(writer, value, where)
+    if writer.hid:
+        guard.note(where)
     if len(raw) <= 4 * BLOB_THRESHOLD:
         return Payload(CODEC_VERSION, msgspec.Raw(raw), tuple(writer.blobs)), writer.blobs
     name = sha256(raw).hexdigest()
@@ -96,23 +117,30 @@ def dumps(value: object, where: str = "value") -> tuple[Payload, dict[str, bytes
     return Payload(CODEC_VERSION, refs=refs, whole=True), {name: raw, **writer.blobs}
 
 
-def loads(payload: Payload, blobs: Mapping[str, bytes] = {}) -> Any:
+def loads(payload: Payload, blobs: Mapping[str, bytes] = {}, guard: Guard = OPEN) -> Any:
     """The value in ``payload``; ``blobs`` has the content of ``payload.refs`` (the store has checked each sha256).
+    Secrets in it ask the resolver of ``guard`` for their values.
 
     Raises CodecError, and nothing else, if the payload is not what ``dumps`` writes, if it names a type that is not
     registered, or if a blob is missing.
     """
+    return load(payload, blobs, guard).value
+
+
+def load(payload: Payload, blobs: Mapping[str, bytes] = {}, guard: Guard = OPEN) -> Loaded:
+    """As ``loads``, with what of the value was not in the record."""
     if payload.codec != CODEC_VERSION:
         raise CodecError(
             f"a stored value has codec version {payload.codec}; this Perdure reads version {CODEC_VERSION}.",
             hint="Open it with the Perdure that wrote it; nothing was changed.",
         )
-    reader = Reader(blobs)
+    reader = Reader(blobs, guard)
     try:
         raw = _stored_json(payload, blobs)
         reader.spend(len(raw))
         stored = _from_json(raw)
-        return stored if type(stored) in ATOMS else reader.value(stored)
+        value = stored if type(stored) in ATOMS else reader.value(stored)
+        return Loaded(value, tuple(reader.secrets), reader.redacted)
     except Refused as problem:
         raise CodecError(f"value{problem.path()}{problem}", hint=problem.hint) from problem.__cause__
     except RecursionError as problem:
@@ -139,18 +167,26 @@ def _stored_json(payload: Payload, blobs: Mapping[str, bytes]) -> bytes:
     return blob
 
 
-def digest(value: object, where: str) -> tuple[str, str]:
+def digest(value: object, where: str, guard: Guard = OPEN) -> tuple[str, str]:
     """(32 hexadecimal digits that are equal for equal values of equal type, first 120 characters of readable JSON).
 
-    The order of dict keys and of sets does not matter. Raises CodecError as ``dumps`` does.
+    The order of dict keys and of sets does not matter. What ``guard`` keeps out of records takes part by its keyed
+    digest, and what must not be shown to people is masked. Raises CodecError as ``dumps`` does.
     """
+    writer = Writer(canonical=True, guard=guard)
+    shown = raw = _written(writer, value, where)
     if type(value) is str and len(value) > BLOB_THRESHOLD:
-        raw = _written(Writer(canonical=True), value, where)
-        shown = _to_json(value[:_HEAD].encode("utf-8", "replace").decode("utf-8"))
-    else:
-        shown = raw = _written(Writer(canonical=True), value, where)
-    head = shown[: 4 * _HEAD].decode("utf-8", "ignore")[:_HEAD]
-    return sha256(raw).hexdigest()[:32], head
+        shown = _to_json(discreet_part(value, _HEAD).encode("utf-8", "replace").decode("utf-8"))
+    head = shown[: 16 * _HEAD].decode("utf-8", "ignore")
+    if b'"~"' in raw or writer.hid:
+        head = _PLACEHOLDER.sub(MASK, head)
+    return sha256(raw).hexdigest()[:32], discreet_part(head, _HEAD)
+
+
+_PLACEHOLDER = re.compile(
+    r'\{"mac":"[0-9a-f]{32}","~":"secret"\}|\{"name":"(?:[^"\\]|\\.){0,400}","rotates":true,"~":"secret"\}'
+    r"|\[redacted:[0-9a-f]{16}\]"
+)
 
 
 def describe_error(error: BaseException) -> ErrorInfo:

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from perdure.redaction import discreet, discreet_end
+
 MAX_TRACEBACK = 20_000
 """Characters kept of a traceback: its end, where the fault is."""
 
@@ -362,8 +364,11 @@ def error_text(error: BaseException) -> str:
 
 
 def printable(text: str, limit: int) -> str:
-    """``text`` without lone surrogates, cut to its last ``limit`` characters."""
-    text = text if len(text) <= limit else f"... ({len(text) - limit:,} characters left out)\n{text[-limit:]}"
+    """``text`` for people: discreet, without lone surrogates, cut to its last ``limit`` characters."""
+    if len(text) <= limit:
+        text = discreet(text)
+    else:
+        text = f"... ({len(text) - limit:,} characters left out)\n{discreet_end(text, limit)}"
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

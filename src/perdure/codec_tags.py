@@ -25,6 +25,9 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from perdure.codec_kinds import Refused
+from perdure.errors import ConfigError
+from perdure.guard import Guard
+from perdure.secret import Secret, recalled
 
 BLOB_THRESHOLD = 8192
 """Bytes above which a text or byte string is stored once, beside the journal, under its sha256."""
@@ -32,6 +35,9 @@ BLOB_THRESHOLD = 8192
 
 class Writer(Protocol):
     """What a ``write`` may ask of the walker."""
+
+    canonical: bool
+    guard: Guard
 
     def value(self, value: object, /) -> object: ...
     def items(self, values: Any, /) -> list[object]: ...
@@ -41,6 +47,10 @@ class Writer(Protocol):
 
 class Reader(Protocol):
     """What a ``read`` may ask of the walker."""
+
+    guard: Guard
+    secrets: list[Secret]
+    redacted: bool
 
     def value(self, stored: Any, /) -> Any: ...
     def items(self, stored: list[Any], /) -> list[Any]: ...
@@ -249,6 +259,49 @@ def _path(name: str, cls: type) -> Tag:
     return Tag(name, cls, {"v": object}, write, read)
 
 
+# ---- secrets, and what the rules of redaction hide
+
+
+_MAC = re.compile(r"[0-9a-f]{32}")
+
+
+def _write_secret(writer: Writer, value: Secret) -> dict[str, object]:
+    guard = writer.guard
+    if value.rotates:
+        guard.used = True
+        return {"name": value.name, "rotates": True}
+    mac: dict[str, object] = {}
+    if guard.key:
+        guard.used = True
+        try:
+            mac = {"mac": value.digest(guard.key)}
+        except ConfigError as missing:
+            raise Refused(f": {missing.args[0]}", missing.hint) from None
+    elif writer.canonical:
+        raise Refused(" is a Secret, which has no identity outside of a run.")
+    if writer.canonical:
+        return mac
+    guard.nameless = guard.nameless or not value.name
+    return {"name": value.name, **mac}
+
+
+def _read_secret(reader: Reader, stored: dict[str, Any]) -> Secret:
+    mac, rotates = stored.get("mac", ""), stored.get("rotates", False)
+    if (rotates and (mac or not stored["name"])) or (mac and not _MAC.fullmatch(mac)):
+        raise Refused(" is a stored secret in another form than this Perdure writes.")
+    made = recalled(stored["name"], mac, rotates, reader.guard.key, reader.guard.resolve)
+    reader.secrets.append(made)
+    return made
+
+
+def _read_redacted(reader: Reader, stored: dict[str, Any]) -> str:
+    text = stored["v"] if type(stored["v"]) is str else reader.value(stored["v"])
+    if type(text) is not str:
+        raise Refused(" was redacted, and what stands in its place is not text.")
+    reader.redacted = True
+    return text
+
+
 # ---- numpy, imported on save only if the program did
 
 
@@ -343,6 +396,8 @@ _STANDARD = (
     _path("pure_windows_path", PureWindowsPath),
     Tag("ndarray", None, {"dtype": object, "shape": list, "data": dict}, _unused, _read_array),
     Tag("numpy", None, {"dtype": object, "data": dict}, _unused, _read_array),
+    Tag("secret", Secret, {"name": str, "mac?": str, "rotates?": bool}, _write_secret, _read_secret),
+    Tag("redacted", None, {"v": object}, _unused, _read_redacted),
     Tag("unset", msgspec.UnsetType, {}, lambda w, v: {}, lambda r, d: msgspec.UNSET),
 )
 

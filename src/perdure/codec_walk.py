@@ -11,6 +11,8 @@ import msgspec
 from perdure.codec_kinds import PLAIN, Refused, type_name
 from perdure.codec_tags import BLOB_THRESHOLD, READ, WRITE, to_base64, write_numpy
 from perdure.codec_types import Known, find, known, learnable
+from perdure.guard import OPEN, Guard, Hidden, is_mark
+from perdure.secret import Secret
 
 MAX_DEPTH = 100
 """Containers and objects inside one another; far below the depth at which Python itself gives up."""
@@ -53,11 +55,16 @@ def _too_big(limit: int, what: str) -> Refused:
 class Writer(_Budget):
     """Walks a value and gives the tree that stands for it in JSON. One per value."""
 
-    __slots__ = ("blobs", "canonical", "json", "text_left")
+    __slots__ = ("_rules", "_types", "blobs", "canonical", "guard", "hid", "json", "text_left")
 
-    def __init__(self, canonical: bool) -> None:
+    def __init__(self, canonical: bool, guard: Guard = OPEN) -> None:
         super().__init__()
         self.canonical = canonical
+        self.guard = guard
+        self._rules = guard.rules
+        self._types = (Hidden, *guard.rules.types) if guard.rules is not None else ()
+        self.hid = False
+        """the rules have hidden something"""
         self.json: Callable[[object], bytes] = _to_canonical_json if canonical else _to_json
         self.blobs: dict[str, bytes] = {}
         self.text_left = MAX_BYTES  # an early end; the exact count is taken of the finished JSON
@@ -74,6 +81,8 @@ class Writer(_Budget):
             return value if -_INF < value < _INF else {"~": "float", "v": repr(value)}
         if self.depth >= MAX_DEPTH:
             raise Refused(f" lies more than {MAX_DEPTH} containers deep.", "Does the value contain itself? Flatten it.")
+        if self._types and issubclass(kind, self._types):
+            return self._hidden(value.value if kind is Hidden else value)
         self.depth += 1
         if kind is dict:
             tree: object = self._dict(value)
@@ -84,7 +93,30 @@ class Writer(_Budget):
         self.depth -= 1
         return tree
 
+    def _hidden(self, value: Any) -> object:
+        """What stands for a value that the rules hide whole."""
+        if type(value) is Secret or value is None or type(value) is bool or is_mark(value):
+            return self.value(value)
+        try:
+            inner = Writer(canonical=True, guard=Guard(self.guard.key))
+            data = inner.json(inner.value(value))
+        except Refused:  # of a type that cannot be stored, and need not be
+            data = type_name(type(value)).encode("utf-8", "backslashreplace")
+        return self._marked(self.guard.mark(data))
+
+    def _marked(self, text: str) -> object:
+        self.hid = True
+        tree = self._plain_text(text)
+        return tree if self.canonical else {"~": "redacted", "v": tree}
+
     def _text(self, text: str) -> object:
+        if self._rules is not None and self._rules.compiled:
+            redacted = self.guard.text(text)
+            if redacted != text:
+                return self._marked(redacted)
+        return self._plain_text(text)
+
+    def _plain_text(self, text: str) -> object:
         self.text_left -= len(text)
         if self.text_left < 0:
             raise _too_big(MAX_BYTES, "bytes")
@@ -125,16 +157,21 @@ class Writer(_Budget):
     def _dict(self, value: dict[Any, Any]) -> object:
         self.count(len(value))
         for key in value:
-            if type(key) is not str or key == "~" or not (key.isascii() or _encodable(key)):
+            if type(key) is not str or key == "~" or not (key.isascii() or _encodable(key)) or self._matches(key):
                 return {"~": "dict", "v": self._pairs(value)}
         return self.named(value, "[{!r:.60}]")
+
+    def _matches(self, key: str) -> bool:
+        """Whether a key has something in it that is hidden."""
+        return self._rules is not None and bool(self._rules.compiled) and bool(self._rules.spans(key))
 
     def named(self, value: Mapping[str, Any], place: str) -> dict[str, object]:
         done: dict[str, object] = {}
         key = ""
+        rules = self._rules
         try:
             for key, item in value.items():
-                done[key] = self.value(item)
+                done[key] = self.value(item) if rules is None or not rules.hides(key) else self._hidden(item)
         except Refused as problem:
             raise problem.at(place.format(key))  # noqa: B904
         return done
@@ -147,7 +184,8 @@ class Writer(_Budget):
                 place = f"[key {len(pairs)}]"
                 stored = self.value(key)
                 place = f"[value {len(pairs)}]"
-                pairs.append([stored, self.value(item)])
+                hidden = type(key) is str and self._rules is not None and self._rules.hides(key)
+                pairs.append([stored, self._hidden(item) if hidden else self.value(item)])
         except Refused as problem:
             raise problem.at(place)  # noqa: B904
         if self.canonical:
@@ -225,11 +263,16 @@ ATOMS = frozenset((str, int, float, bool, type(None)))
 class Reader(_Budget):
     """Walks decoded JSON and gives the value it stands for. One per value."""
 
-    __slots__ = ("blobs", "found")
+    __slots__ = ("blobs", "found", "guard", "redacted", "secrets")
 
-    def __init__(self, blobs: Mapping[str, bytes]) -> None:
+    def __init__(self, blobs: Mapping[str, bytes], guard: Guard = OPEN) -> None:
         super().__init__()
         self.blobs = blobs
+        self.guard = guard
+        self.secrets: list[Secret] = []
+        """those it has made"""
+        self.redacted = False
+        """something is not what it was when it was written"""
         self.found: dict[str, Known] = {}
 
     def value(self, stored: Any) -> Any:

@@ -17,6 +17,7 @@ import msgspec
 from perdure import journal as j
 from perdure.errors import AmbiguousStep, ConfigError, LimitReached
 from perdure.fold import State
+from perdure.guard import OPEN, Guard
 from perdure.model import ArgInfo, Usage
 from perdure.record import Identity, enclosing
 from perdure.retry import RetryPolicy
@@ -74,8 +75,11 @@ class Life:
         tell: Callable[[str], None],
         lock: AbstractContextManager[Any],
         elapsed: Callable[[], float] = lambda: 0.0,
+        guard: Guard = OPEN,
     ) -> None:
         self.state = state
+        self.guard = guard
+        """what is kept out of its records"""
         self.elapsed = elapsed
         """seconds since this life began"""
         self.durability = durability

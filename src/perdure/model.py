@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from perdure.errors import ConfigError
+from perdure.redaction import discreet_part
 
 OWN = "\x1f"
 """With this begin names of what is kept like a run and is none: the lock of a queue, a worker. No user can give one."""
@@ -49,9 +50,10 @@ def check_name(what: str, text: str, *, path_like: bool = False) -> str:
 
 
 def head(text: str, width: int) -> str:
-    """The beginning of a text on one line."""
+    """The beginning of a text on one line, for people."""
     line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 3] + "..."
+    shown = discreet_part(line, width)
+    return shown if len(line) <= width else shown[: width - 3] + "..."
 
 
 class RunKey(msgspec.Struct, frozen=True, order=True):

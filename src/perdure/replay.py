@@ -60,6 +60,7 @@ from perdure.errors import (
 )
 from perdure.life import Cursor, Life, Request, idempotency_key
 from perdure.record import Identity, Step
+from perdure.redaction import discreet
 from perdure.retry import retry_after
 
 
@@ -168,7 +169,7 @@ def reuse(life: Life, step: Step, request: Request) -> Machine:
         life.tell(f"step {step.number} ({step.path}): its code has changed since it was executed; its result is reused")
     assert step.output is not None
     try:
-        return (yield from load(step.output))
+        return (yield from load(life, step.output))
     except (CodecError, CorruptStore) as error:  # they know the value or the blob, and not whose it is
         whose = f"Run {life.state.key}, result of step {step.number} ({step.path})"
         raise type(error)(f"{whose}: {error.args[0]}", hint=error.hint) from error
@@ -198,13 +199,13 @@ def copy(life: Life, identity: Identity, request: Request, number: int, source: 
         digest=request.digest,
     )
     yield Append((entry,), False)
-    return (yield from load(source.output))
+    return (yield from load(life, source.output))
 
 
-def load(payload: codec.Payload) -> Machine:
+def load(life: Life, payload: codec.Payload) -> Machine:
     """The value of a payload, its blobs fetched first."""
     blobs = (yield Load(payload.refs)) if payload.refs else {}
-    return codec.loads(payload, blobs)
+    return codec.loads(payload, blobs, life.guard)
 
 
 def _settle(life: Life, step: Step, request: Request) -> Machine:
@@ -223,7 +224,7 @@ def _settle(life: Life, step: Step, request: Request) -> Machine:
     if outcome.value is None:
         return None
     found = outcome.value if isinstance(outcome.value, Found) else Found(outcome.value)
-    payload, blobs = codec.dumps(found.value, f"verify of {request.name}()")
+    payload, blobs = codec.dumps(found.value, f"verify of {request.name}()", life.guard)
     yield from work.complete(payload, blobs, outcome.seconds, verified=True)
     return found
 
@@ -273,12 +274,12 @@ class _Work:
             self.failures += 1
             delay = self.request.options.retry.next_delay(self.failures, error, self.key())
             if delay is None and payload is not None and self.request.options.on_refused == "flag":
-                yield from self.complete(payload, blobs, outcome.seconds, flagged=str(error))
+                yield from self.complete(payload, blobs, outcome.seconds, flagged=discreet(str(error)))
                 return outcome.value
             if delay is None and self.request.options.failed and not isinstance(error, _NO_FAULT):
                 value = self.request.options.failed(error)
-                payload, blobs = codec.dumps(value, self.request.name) if self.life else (None, {})
-                yield from self.complete(payload, blobs, outcome.seconds, flagged=str(error))
+                payload, blobs = self.dumps(value) if self.life else (None, {})
+                yield from self.complete(payload, blobs, outcome.seconds, flagged=discreet(str(error)))
                 return value
             yield from self.fail(error, delay, outcome.seconds)
             if delay is None:
@@ -306,7 +307,7 @@ class _Work:
             step = self.life.state.steps.get(self.number)
             if step is not None:
                 partial = step.partial_text
-                progress = (yield from load(step.progress)) if step.progress is not None else None
+                progress = (yield from load(self.life, step.progress)) if step.progress is not None else None
             yield Append((self.started(first=step is None),), self.life.durability in ("strict", "pipelined"))
         commit = self.commit if self.request.options.transaction else None
         try:
@@ -349,10 +350,14 @@ class _Work:
         try:
             _refuse_changed_arguments(self.request)
             error = refusal(self.request.name, self.request.options.check, outcome.value)
-            payload, blobs = codec.dumps(outcome.value, f"{self.request.name}()") if self.life else (_NOTHING, {})
+            payload, blobs = self.dumps(outcome.value) if self.life else (_NOTHING, {})
         except Exception as unusable:
             return unusable, None, {}
         return error, payload, blobs
+
+    def dumps(self, value: object) -> tuple[codec.Payload, dict[str, bytes]]:
+        assert self.life is not None
+        return codec.dumps(value, f"{self.request.name}()", self.life.guard)
 
     def commit(self, outcome: Outcome) -> tuple[j.Entry, dict[str, bytes]] | None:
         """What to record of an outcome in the transaction that it was made in; None: nothing, it is rolled back."""

@@ -20,6 +20,7 @@ from perdure import journal as j
 from perdure.errors import AnswerRefused, ConfigError, DeadlinePassed, Halted
 from perdure.life import Cursor, Life, Request
 from perdure.record import Identity, Step
+from perdure.redaction import discreet
 from perdure.replay import Append, Call, Machine, Now, Post, Wait, copy, load, reuse
 
 
@@ -61,7 +62,7 @@ def execute(life: Life, cursor: Cursor, request: Request, spec: Spec, by: Hashab
             return (yield from reuse(life, step, request))
         if step is None and spec.reusable is not None:
             source = life.state.latest.get((request.name, request.fingerprint))
-            known = (yield from load(source.output)) if source is not None and source.output is not None else None
+            known = (yield from load(life, source.output)) if source is not None and source.output is not None else None
             if source is not None and known is not None and spec.reusable(known):
                 number = request.number = next(life.numbers)
                 life.asked.add(number)
@@ -166,12 +167,12 @@ class _Waiting:
             value = self.spec.take(bytes(arrived.value))
         except AnswerRefused as wrong:
             self.life.tell(f"run {self.life.state.key}: step {self.number} cannot take what came: {wrong}")
-            yield Append((j.AnswerRejected(step=self.number, why=str(wrong)),), True)
+            yield Append((j.AnswerRejected(step=self.number, why=discreet(str(wrong))),), True)
             return False, None
         return True, (yield from self.complete(value))
 
     def complete(self, value: object) -> Machine:
-        payload, blobs = codec.dumps(value, self.request.name)
+        payload, blobs = codec.dumps(value, f"{self.request.name}()", self.life.guard)
         yield Append((j.StepCompleted(step=self.number, attempt=self.attempt, output=payload),), True, blobs)
         return value
 

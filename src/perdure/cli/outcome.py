@@ -27,6 +27,7 @@ from perdure.errors import (
     StepTimeout,
     StoreError,
 )
+from perdure.redaction import discreet
 
 OK: Final = 0
 FLOW_FAILED: Final = 1
@@ -70,8 +71,9 @@ def report(error: Exception, *, as_json: bool, run: str = "", resume: str = "", 
     code = exit_code(error)
     message = str(error) if isinstance(error, PerdureError) else f"{type(error).__name__}: {error}{_place(error)}."
     message += "".join(f" In {note}." for note in getattr(error, "__notes__", ()) if note.startswith("run "))
+    message = discreet(message)
     if show_traceback:
-        traceback.print_exception(error)
+        click.echo(discreet("".join(traceback.format_exception(error))), err=True, nl=False)
     click.echo(f"Error: {message}", err=True)
     if resume:
         click.echo(f"What finished is kept. Go on with:\n  {resume}", err=True)

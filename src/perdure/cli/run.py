@@ -14,17 +14,28 @@ import msgspec
 from perdure import codec
 from perdure.cli.outcome import CTRL_C, OK, STOPPED, command, report, write
 from perdure.cli.progress import Follower, Lines, live_table
-from perdure.cli.target import load_target, parse_inputs
+from perdure.cli.target import load_rules, load_target, named_after, parse_inputs, read_secrets
 from perdure.cli.words import moment
 from perdure.errors import ConfigError, RunSuspended
+from perdure.guard import Guard
 from perdure.model import Budget, RunKey, RunMeta, head
+from perdure.redaction import Redaction
 from perdure.runtime.api import run as perdure_run
 from perdure.runtime.client import Client
 from perdure.runtime.config import CheckpointConfig, Durability, default_store
 from perdure.runtime.outputs import readable
+from perdure.runtime.recorded import recall
 from perdure.runtime.steps import Function
 
 C = TypeVar("C", bound=Callable[..., Any])
+
+
+def with_secrets(fn: C) -> C:
+    """Options about what must not be shown, for whatever executes runs or writes them down."""
+    rules = "Keep what these rules hide out of records: default, or module:NAME of a Redaction."
+    fn = click.option("--redact", metavar="RULES", help=rules)(fn)
+    said = "Value of the secret NAME, from the environment; an input of that name is given it."
+    return click.option("--secret", "secrets", multiple=True, metavar="NAME[=VARIABLE]", help=said)(fn)
 
 
 def execution_options(fn: C) -> C:
@@ -32,6 +43,7 @@ def execution_options(fn: C) -> C:
     for option in reversed(
         (
             click.option("--store", help="Where the journal is: sqlite:PATH, file:DIR or memory:. [PERDURE_STORE]"),
+            with_secrets,
             click.option("--outputs", type=click.Path(file_okay=False), help="Keep every output as a file in DIR."),
             click.option("--durability", type=click.Choice(get_args(Durability)), default="strict", show_default=True),
             click.option("--rerun", multiple=True, metavar="WHAT", help="failed, flagged or a STEP: execute it again."),
@@ -59,6 +71,8 @@ class Execution(NamedTuple):
     """The options of ``execution_options``, as click hands them over."""
 
     store: str | None
+    secrets: tuple[str, ...]
+    redact: str | None
     outputs: str | None
     durability: Any
     rerun: tuple[str, ...]
@@ -97,9 +111,9 @@ def run(
     """
     execution = Execution(**options)
     flow = load_target(target)
-    values = parse_inputs(flow, inputs)
+    values = parse_inputs(flow, inputs, read_secrets(execution.secrets))
     named = target.rpartition(":")[2] if ":" in target else flow.name  # graphs and agents are often left unnamed
-    chosen = goal if goal is not None else " ".join([named, *inputs])
+    chosen = goal if goal is not None else " ".join([named, *named_after(flow, inputs)])
     if goal is None and len(chosen) > 200:
         raise ConfigError("The inputs are too long to name the task.", hint="Name it with --goal.")
     return execute(
@@ -135,7 +149,10 @@ def resume(name: str, app: str | None, stopped: bool, **options: Any) -> int:
         if flow.name != state.flow:
             raise ConfigError(f"Run {key} is of flow {state.flow!r}, and {app} is {flow.name!r}.", hint="Check --app.")
         _ = flow.signature  # makes the types of its inputs known
-        args, kwargs = client.value(state.inputs) if state.inputs is not None else ((), {})
+        guard = Guard(state.run_id, resolve=read_secrets(execution.secrets).get)
+        recalled = recall(state, client.blobs(state.inputs) if state.inputs is not None else {}, guard)
+        recalled.resolve()
+        args, kwargs = recalled.inputs
     return execute(
         flow, args, kwargs, execution, goal=key.goal, episode=key.episode, resume_stopped=stopped, target=app
     )
@@ -148,7 +165,12 @@ def execute(
     store = options.store or default_store()
     table = sys.stderr.isatty() and not (options.quiet or options.as_json)
     follower = Follower(store) if table or options.quiet else Lines(store)
-    config = CheckpointConfig(durability=options.durability, outputs=options.outputs)
+    config = CheckpointConfig(
+        durability=options.durability,
+        outputs=options.outputs,
+        secrets=read_secrets(options.secrets).get,
+        redact=load_rules(options.redact),
+    )
     RunKey.of(start["goal"])
     clash = inputs.keys() & inspect.signature(perdure_run).parameters.keys()
     if clash:
@@ -182,7 +204,7 @@ def execute(
             resume=again(follower) if run_name else "",
             show_traceback=options.show_traceback,
         )
-    _tell_result(value, follower, store, options, start["goal"])
+    _tell_result(value, follower, config.redact, options, start["goal"])
     return OK
 
 
@@ -253,10 +275,10 @@ def _stopped(follower: Follower, again: str, as_json: bool, code: int) -> int:
     return code
 
 
-def _tell_result(value: Any, follower: Follower, store: str, options: Execution, goal: str) -> None:
-    payload, blobs = codec.dumps(value, "result")
-    _, content = readable(payload, blobs)
+def _tell_result(value: Any, follower: Follower, rules: Redaction | None, options: Execution, goal: str) -> None:
     state = follower.state
+    payload, blobs = codec.dumps(value, "result", Guard(state.run_id if state is not None else "", rules))
+    _, content = readable(payload, blobs)
     if options.as_json:
         body = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
         told = {
@@ -288,6 +310,10 @@ def _again(options: Execution, start: dict[str, Any]) -> Callable[[Follower], st
             more += ["--outputs", options.outputs]
         if options.durability != "strict":
             more += ["--durability", options.durability]
+        for secret in options.secrets:
+            more += ["--secret", secret]
+        if options.redact:
+            more += ["--redact", options.redact]
         return command("resume", str(key), "--app", start["target"], *more, store=options.store)
 
     return words

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 import types
@@ -19,8 +20,10 @@ from typing import Any
 import msgspec
 
 from perdure.errors import ConfigError
+from perdure.redaction import Redaction, discreet_part, sounds_secret
 from perdure.runners.toml import load_pipeline
 from perdure.runtime.steps import Flow, Function, Step
+from perdure.secret import Secret
 
 _FORMS = "Give module:flow, file.py:flow or file.toml."
 
@@ -114,8 +117,11 @@ def _failed(place: str, error: Exception) -> ConfigError:
 # -- inputs ------------------------------------------------------------------------------------------------------------
 
 
-def parse_inputs(flow: Function[..., Any], words: Sequence[str]) -> dict[str, Any]:
+def parse_inputs(
+    flow: Function[..., Any], words: Sequence[str], secrets: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Inputs of ``flow`` from ``name=value`` words, converted to what it declares; ``name=@file`` reads a text file.
+    Those of the ``secrets`` that it takes are given to it as such.
 
     Raises ConfigError that lists what the flow takes.
     """
@@ -126,12 +132,17 @@ def parse_inputs(flow: Function[..., Any], words: Sequence[str]) -> dict[str, An
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            raise ConfigError(f"--input {word!r} has no '='.", hint="Write --input name=value or name=@file.")
+            raise ConfigError(
+                f"--input {discreet_part(word, 60)!r} has no '='.", hint="Write --input name=value or name=@file."
+            )
         if name not in parameters and not takes_any:
             raise ConfigError(f"{flow.name} takes no input {name!r}.", hint=takes(flow))
         if name in values:
             raise ConfigError(f"The input {name!r} is given twice.")
         values[name] = _convert(name, _read(name, text), hints.get(name))
+    for name, secret in (secrets or {}).items():
+        if name in parameters and name not in values:
+            values[name] = _as_secret(flow, name, secret, hints.get(name))
     missing = [
         p.name
         for p in parameters.values()
@@ -149,7 +160,7 @@ def takes(flow: Function[..., Any]) -> str:
     hints = _hints(flow)
     told = []
     for p in flow.signature.parameters.values():
-        default = "" if p.default is p.empty else f" (default {p.default!r})"
+        default = "" if p.default is p.empty or sounds_secret(p.name) else f" (default {p.default!r})"
         told.append(f"--input {p.name}={_named(hints.get(p.name))}{default}")
     return f"It takes: {', '.join(told)}." if told else "It takes no inputs."
 
@@ -176,8 +187,55 @@ def _read(name: str, text: str) -> str:
         raise ConfigError(f"The input {name} cannot be read from {text[1:]!r}: {error}.", hint=hint) from None
 
 
+def named_after(flow: Function[..., Any], words: Sequence[str]) -> list[str]:
+    """Those of the ``name=value`` words that may be a part of the run's name: it is shown everywhere."""
+    hints = _hints(flow)
+    names = [word.partition("=")[0] for word in words]
+    return [w for n, w in zip(names, words, strict=True) if not (_is_secret(hints.get(n)) or sounds_secret(n))]
+
+
+def read_secrets(words: Sequence[str]) -> dict[str, str]:
+    """Values of the ``NAME=VARIABLE`` words of --secret, from the environment. Raises ConfigError."""
+    found = {}
+    for word in words:
+        name, _, variable = word.partition("=")
+        value = os.environ.get(variable or name)
+        if not name or not value:
+            raise ConfigError(
+                f"--secret {name}: the environment has no variable {variable or name!r}, or it is empty.",
+                hint="Write --secret NAME or --secret NAME=VARIABLE: the name of a secret, and where its value is.",
+            )
+        found[name] = value
+    return found
+
+
+def load_rules(text: str | None) -> Redaction | None:
+    """What --redact names: "default", or a Redaction in the user's program. Raises ConfigError."""
+    if text is None:
+        return None
+    found = Redaction() if text == "default" else load_function(text, Path.cwd())
+    if not isinstance(found, Redaction):
+        raise ConfigError(f"{text} is a {type(found).__name__}, not a Redaction.", hint="Name one, or say default.")
+    return found
+
+
+def _is_secret(hint: Any) -> bool:
+    return hint is Secret or Secret in typing.get_args(hint)
+
+
+def _as_secret(flow: Function[..., Any], name: str, value: str, hint: Any) -> Secret:
+    if not (_is_secret(hint) or hint in (None, Any, inspect.Parameter.empty)):
+        raise ConfigError(
+            f"{flow.name} takes {name} as {_named(hint)}, and --secret gives a Secret.",
+            hint=f"Declare it so, {name}: perdure.Secret, and call its reveal() where the value is needed.",
+        )
+    return Secret(value, name)
+
+
 def _convert(name: str, text: str, hint: Any) -> Any:
     """``text`` as the declared type: text where that is possible, else JSON."""
+    if _is_secret(hint):
+        return Secret(text.rstrip("\r\n"), name)
     if hint in (None, str, Any, inspect.Parameter.empty):
         return text
     if hint is Path:
@@ -197,4 +255,6 @@ def _convert(name: str, text: str, hint: Any) -> Any:
             if validate is not None and not isinstance(candidate, str):
                 return validate(candidate)
             said = "give it from Python"
-    raise ConfigError(f"The input {name}={text[:60]!r} is no {_named(hint)}: {said}.")
+    if sounds_secret(name):
+        raise ConfigError(f"The input {name} is no {_named(hint)}.")
+    raise ConfigError(f"The input {name}={discreet_part(text, 60)!r} is no {_named(hint)}: {said}.")

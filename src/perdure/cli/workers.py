@@ -13,7 +13,8 @@ import msgspec
 
 from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, command, write
-from perdure.cli.target import load_app, load_target, parse_inputs
+from perdure.cli.run import with_secrets
+from perdure.cli.target import load_app, load_rules, load_target, named_after, parse_inputs, read_secrets
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, CorruptStore, RetryError, StoreError
 from perdure.runtime.config import CheckpointConfig, default_store
@@ -37,6 +38,7 @@ log = logging.getLogger("perdure")
 @click.option("--concurrency", default=0, metavar="N", help="At most N runs of the queue are executed at a time.")
 @click.option("--rate", metavar="N/SECONDS", help="At most N runs of the queue begin within so many seconds.")
 @click.option("--key", default="", help="Idempotency key: what was submitted under it is not submitted again.")
+@with_secrets
 @store_option
 @json_option
 def submit(
@@ -50,6 +52,8 @@ def submit(
     concurrency: int,
     rate: str | None,
     key: str,
+    secrets: tuple[str, ...],
+    redact: str | None,
     store: str | None,
     as_json: bool,
 ) -> int:
@@ -60,11 +64,12 @@ def submit(
       perdure submit review.py:review --input paper=p.md --queue night --priority 5 --concurrency 2
     """
     flow = load_target(target)
-    values = parse_inputs(flow, inputs)
-    named = goal or ("" if key else " ".join([target.rpartition(":")[2] if ":" in target else flow.name, *inputs]))
+    values = parse_inputs(flow, inputs, read_secrets(secrets))
+    called = target.rpartition(":")[2] if ":" in target else flow.name
+    named = goal or ("" if key else " ".join([called, *named_after(flow, inputs)]))
     if len(named) > 200 and not goal:
         raise ConfigError("The inputs are too long to name the task.", hint="Name it with --goal.")
-    with CheckpointManager(store) as manager:
+    with CheckpointManager(store, CheckpointConfig(redact=load_rules(redact))) as manager:
         if not manager.shared:
             raise ConfigError("Nobody could execute it: this store ends with the command.", hint="Use another store.")
         run = manager.submit(
@@ -120,6 +125,7 @@ def _rate(text: str | None) -> tuple[int, float]:
     help="Crashes in a row of one step after which its run is paused.",
 )
 @click.option("--outputs", type=click.Path(file_okay=False), help="Keep every output as a file in DIR.")
+@with_secrets
 @click.option("--quiet", is_flag=True, help="Tell of trouble only.")
 @store_option
 def worker(
@@ -130,6 +136,8 @@ def worker(
     until_idle: bool,
     crash_limit: int,
     outputs: str | None,
+    secrets: tuple[str, ...],
+    redact: str | None,
     quiet: bool,
     store: str | None,
 ) -> int:
@@ -146,7 +154,9 @@ def worker(
       perdure worker --app reviews.flows --queue night --concurrency 4
     """
     flows = list(by_name([flow for app in apps for flow in load_app(app)]).values())
-    config = CheckpointConfig(outputs=outputs, crash_limit=crash_limit)
+    config = CheckpointConfig(
+        outputs=outputs, crash_limit=crash_limit, secrets=read_secrets(secrets).get, redact=load_rules(redact)
+    )
     _log_to_terminal(quiet)
     place = store or default_store()
     told = ", ".join(flow.name for flow in flows)

@@ -29,7 +29,7 @@ from perdure.runtime.branches import Failure, result
 from perdure.runtime.children import Failed, returning
 from perdure.runtime.context import context, current
 from perdure.runtime.declare import step
-from perdure.runtime.execute import as_function, execute, execute_async
+from perdure.runtime.execute import as_function, execute, execute_async, inputs_of
 from perdure.runtime.live import LiveRun
 from perdure.runtime.lives import Start as Begin
 from perdure.runtime.steps import Function, Step
@@ -182,7 +182,7 @@ class BestOf(Shape):
         return value
 
     def _start(self, run: LiveRun, goal: str, episode: int, inputs: dict[str, Any]) -> Begin:
-        _, infos = self.flow.identify((), inputs)
+        given = inputs_of(self.flow, (), inputs, run.lives.config.redact)
         return Begin(
             goal,
             episode,
@@ -190,8 +190,7 @@ class BestOf(Shape):
             attribution=replace(run.state.attribution, parent=str(run.key)),
             flow=self.flow.name,
             digest=self.flow.digest,
-            args=infos,
-            inputs=((), inputs),
+            **given,
             wait=run.strands.stay,
         )
 

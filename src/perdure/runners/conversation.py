@@ -15,6 +15,7 @@ import msgspec
 
 from perdure import codec
 from perdure import journal as j
+from perdure.guard import OPEN, Guard
 from perdure.runners.messages import Message
 from perdure.runtime.context import Frame
 
@@ -30,6 +31,7 @@ class Conversation:
         self.digest = ""
         self.size = 0
         self._frame = frame
+        self._guard = frame.guard if frame is not None else OPEN
         self._unsaid: list[j.SpokenMessage] = []
         self._place = 0
         """how many messages there were, those that a summary covers included"""
@@ -41,15 +43,21 @@ class Conversation:
         spoken = self._unsaid
         for message, step, covers in added:
             self.messages.append(message)
-            raw = msgspec.json.encode(message)
+            raw = self._identified(message)
             self.digest = sha256(self.digest.encode() + raw).hexdigest()[:32]
             self.size += len(message["content"]) + sum(
                 len(call["function"]["arguments"]) for call in message.get("tool_calls", ())
             )
-            spoken.append(_spoken(message, step, covers))
+            spoken.append(_spoken(message, step, covers, self._guard))
         if not more:
             self._unsaid = []
             self._journal(spoken)
+
+    def _identified(self, message: Message) -> bytes:
+        """A message as its identity sees it: with rules of redaction, as a later life is going to find it."""
+        if self._guard.rules is None:
+            return msgspec.json.encode(message)
+        return codec.digest(message, "message", self._guard)[0].encode()
 
     def say(self, role: Literal["system", "user"], content: str) -> None:
         """A message that no step made."""
@@ -88,6 +96,6 @@ class Conversation:
                 run.emit((j.MessagesAdded(scope=scope, place=place, messages=tuple(spoken)),), lazy=True)
 
 
-def _spoken(message: Message, step: int, covers: int) -> j.SpokenMessage:
-    content = None if step else codec.dumps(message["content"], "message")[0]
+def _spoken(message: Message, step: int, covers: int, guard: Guard) -> j.SpokenMessage:
+    content = None if step else codec.dumps(message["content"], "a message", guard)[0]
     return j.SpokenMessage(message["role"], step, content, message.get("tool_call_id", ""), covers)

@@ -25,9 +25,12 @@ import msgspec
 from msgspec.structs import replace
 
 from perdure import codec
+from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, NewerFormat
+from perdure.guard import Guard
 from perdure.runners.shape import place
 from perdure.runners.task import Task
+from perdure.runtime.context import current
 from perdure.runtime.steps import Step
 
 
@@ -109,7 +112,9 @@ class Keeper(Task):
     def before(self, held: Mapping[str, Held]) -> str:
         """The state that the next call begins from, as a part of its identity."""
         kept = held[self.name].kept if self.name in held else None
-        return codec.digest(kept.state, f"state of {self.name}")[0] if kept is not None else ""
+        frame = current()
+        guard = frame.guard if frame is not None and frame.run is not None else Guard(SYSTEM.new_id())
+        return codec.digest(kept.state, f"state of {self.name}", guard)[0] if kept is not None else ""
 
     def _take(self, held: dict[str, Held]) -> Stateful:
         """The object in its present state; it is given back by ``_keep`` if all goes well."""

@@ -16,9 +16,11 @@ from typing import Any, Final
 from perdure import codec
 from perdure.clock import SYSTEM
 from perdure.errors import AnswerRefused, ConfigError
+from perdure.guard import OPEN, Guard
 from perdure.journal import Asked
 from perdure.life import Request, StepOptions
 from perdure.model import Question, check_name
+from perdure.redaction import discreet
 from perdure.replay import Machine, Wait
 from perdure.retry import RetryPolicy
 from perdure.runtime.context import Frame, current, requester
@@ -101,12 +103,13 @@ def asking(
     _learn(kind)
     shown = {"prompt": prompt, "answer": schema, "context": context}
 
-    def spec() -> Spec:
-        held, blobs = codec.dumps(context, "context") if context is not None else (None, {})
-        otherwise, more = codec.dumps(default, "default") if default is not _NOTHING else (None, {})
+    def spec(guard: Guard) -> Spec:
+        held, blobs = codec.dumps(context, f"context of {name}", guard) if context is not None else (None, {})
+        otherwise, more = codec.dumps(default, f"default of {name}", guard) if default is not _NOTHING else (None, {})
+        said = discreet(prompt, names=False)
         return Spec(
             **dated,
-            asked=Asked(prompt, schema, to, held, otherwise),
+            asked=Asked(said, schema, to, held, otherwise),
             blobs={**blobs, **more},
             take=take,
             default=None if default is _NOTHING else (default,),
@@ -136,7 +139,7 @@ def signal(
     _check_default("signal", default, take)
     _learn(type)
 
-    def spec() -> Spec:
+    def spec(_: Guard) -> Spec:
         return Spec(
             **_dated("signal: deadline", deadline),
             signal=name,
@@ -157,13 +160,13 @@ def sleep(duration: timedelta | float | None = None, *, until: datetime | None =
         raise ConfigError("sleep: give a duration, or until= a date.")
     dated = _dated("sleep", duration if until is None else until, positive=False)
     shown = {"seconds": dated.get("seconds"), "until": dated.get("until")}
-    return _Waiting("sleep", shown, None, lambda: Spec(**dated)).call().start()
+    return _Waiting("sleep", shown, None, lambda _: Spec(**dated)).call().start()
 
 
 class _Waiting(Step[..., Any]):
     """One call of the above, as a step without a body."""
 
-    def __init__(self, name: str, shown: dict[str, object], key: str | None, spec: Callable[[], Spec]) -> None:
+    def __init__(self, name: str, shown: dict[str, object], key: str | None, spec: Callable[[Guard], Spec]) -> None:
         super().__init__(_no_body, name, StepOptions(), None, key, ())
         self.is_async = _is_async(name)
         self.shown, self.spec = shown, spec
@@ -176,7 +179,7 @@ class _Waiting(Step[..., Any]):
         return kwargs.items()
 
     def request(self, frame: Frame, invocation: Invocation) -> Request:
-        fingerprint, infos = self.identify((), invocation.kwargs)
+        fingerprint, infos = self.identify((), invocation.kwargs, frame.guard)
         return Request(self.name, self.declared, fingerprint, infos)
 
     def run_body(self, invocation: Invocation) -> Any:
@@ -187,7 +190,7 @@ class _Waiting(Step[..., Any]):
             run = frame.run
             request = invocation.request = invocation.request or self.request(frame, invocation)
             cursor = invocation.cursor or frame.cursor
-            machine = execute(run.life, cursor, request, self.spec(), requester())
+            machine = execute(run.life, cursor, request, self.spec(run.life.guard), requester())
 
         def notify() -> Any:
             assert run is not None and invocation.request is not None
@@ -199,7 +202,7 @@ class _Waiting(Step[..., Any]):
         return (drive_async if self.is_async else drive)(machine, run, body)
 
     def _without_store(self) -> Machine:
-        spec = self.spec()
+        spec = self.spec(OPEN)
         if spec.asked is not None or spec.signal:
             raise ConfigError(
                 f"{self.name}: nobody can answer code that runs without a store.",

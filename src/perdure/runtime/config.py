@@ -10,6 +10,8 @@ from typing import Final, Literal, get_args
 
 from perdure.errors import ConfigError
 from perdure.model import Question
+from perdure.redaction import Redaction
+from perdure.secret import Resolver
 
 DEFAULT_STORE: Final = "sqlite:.perdure/runs.db"
 Durability = Literal["strict", "pipelined", "async", "exit"]
@@ -32,6 +34,9 @@ class CheckpointConfig:
       called again some times, and never stops the run.
     - ``crash_limit``: how often in a row one step, or a run that completes nothing in between, may take its process
       down before the run is paused, with the step named, instead of being executed once more.
+    - ``secrets``: a function from the name of a ``Secret`` to its value, where a record has no more than the name: a
+      worker asks it before it goes on with a run. It decides which names there are; stored data chooses among these.
+    - ``redact``: what is kept out of recorded values, besides Secrets. Texts for people need no rule.
     - ``outputs``: a folder in which every completed step's output is kept as a file of its own, with any store.
     """
 
@@ -41,6 +46,8 @@ class CheckpointConfig:
     crash_limit: int = 5
     outputs: str | Path | None = None
     on_question: tuple[Callable[[Question], object], ...] = ()
+    secrets: Resolver | None = None
+    redact: Redaction | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -55,6 +62,13 @@ class CheckpointConfig:
             raise ConfigError(f"crash_limit must be a whole number from 1, not {self.crash_limit!r}.")
         if not isinstance(self.on_question, tuple) or not all(callable(hook) for hook in self.on_question):
             raise ConfigError(f"on_question must be a tuple of functions, not {self.on_question!r}.")
+        if self.secrets is not None and not callable(self.secrets):
+            raise ConfigError(
+                f"secrets must be a function from names to values, not {type(self.secrets).__name__}.",
+                hint="Of a dict, pass its get.",
+            )
+        if self.redact is not None and not isinstance(self.redact, Redaction):
+            raise ConfigError(f"redact must be a Redaction, not {type(self.redact).__name__}.")
         if self.outputs is not None and not isinstance(self.outputs, str | Path):
             raise ConfigError(f"outputs must be a folder's path, not {self.outputs!r}.")
 

@@ -11,6 +11,7 @@ from typing import Any
 from perdure import codec
 from perdure import journal as j
 from perdure.errors import ConfigError, StepTimeout
+from perdure.guard import OPEN, Guard, Veil
 from perdure.life import Cursor
 from perdure.model import RunKey, Usage
 from perdure.replay import Call
@@ -37,6 +38,8 @@ class StepContext:
         self._over = False
         self._buffer: list[str] = []
         self._in_flight = False
+        rules = run.life.guard.rules if run is not None else None
+        self._veil = Veil(run.life.guard) if run is not None and rules is not None and rules.compiled else None
         self._connection: Any = None
 
     @property
@@ -76,9 +79,12 @@ class StepContext:
         if self._run is None:
             return Saved(None, None)
         self._check()
-        payload, blobs = codec.dumps(progress, f"progress of {self.name}()")
+        payload, blobs = codec.dumps(progress, f"progress of {self.name}()", self._run.life.guard)
         with self._run.lock:
-            entries = (*self._rest(), j.StepProgress(step=self._step, attempt=self.attempt, value=payload))
+            entries = (
+                *self._rest(all_of_it=True),
+                j.StepProgress(step=self._step, attempt=self.attempt, value=payload),
+            )
             ticket = self._run.emit(entries, blobs)
         if not self._is_async:
             self._run.wait(ticket)
@@ -126,13 +132,17 @@ class StepContext:
     def _flush(self) -> None:
         assert self._run is not None
         with self._run.lock:
-            self._in_flight = bool(self._buffer) and self._run.broken is None and not self._over
-            if self._in_flight:
-                self._run.emit(self._rest(), lazy=True).then(self._flush)
+            going_on = bool(self._buffer) and self._run.broken is None and not self._over
+            entries = self._rest() if going_on else ()
+            self._in_flight = bool(entries)
+            if entries:
+                self._run.emit(entries, lazy=True).then(self._flush)
 
-    def _rest(self) -> tuple[j.Entry, ...]:
-        """The text that is not queued yet, as entries."""
+    def _rest(self, all_of_it: bool = False) -> tuple[j.Entry, ...]:
+        """The text that is not queued yet, as entries: as much as can be redacted by itself, or ``all_of_it``."""
         text, self._buffer = "".join(self._buffer), []
+        if self._veil is not None:
+            text = self._veil.feed(text) + (self._veil.rest() if all_of_it else "")
         return (j.StepChunk(step=self._step, attempt=self.attempt, text=text),) if text else ()
 
     def _check(self) -> None:
@@ -147,7 +157,7 @@ class StepContext:
         """The attempt is over. Text not yet written is kept if the output does not replace it."""
         if self._run is not None:
             with self._run.lock:
-                rest = self._rest()
+                rest = self._rest(all_of_it=True)
                 if rest and keep_text and not self._over and self._run.broken is None:
                     self._run.emit(rest, lazy=True)
         self._over = True
@@ -175,6 +185,11 @@ class Frame:
         self.run, self.cursor, self.step = run, cursor, step
         self.is_async = is_async
         """the colour of the code"""
+
+    @property
+    def guard(self) -> Guard:
+        """What is kept out of records here."""
+        return self.run.life.guard if self.run is not None else OPEN
 
 
 _FRAME: ContextVar[Frame | None] = ContextVar("perdure_frame", default=None)

@@ -28,6 +28,7 @@ from perdure.errors import (
 )
 from perdure.fold import State
 from perdure.model import head
+from perdure.redaction import discreet
 from perdure.runtime.live import LiveRun
 
 log = logging.getLogger("perdure")
@@ -35,8 +36,8 @@ log = logging.getLogger("perdure")
 
 def completed(run: LiveRun, value: object) -> tuple[j.RunCompleted, dict[str, bytes]]:
     """The entry that ends a run well. Raises CodecError if its result cannot be stored."""
-    output, blobs = codec.dumps(value, f"result of {run.state.flow or 'the run'}")
     life = run.life
+    output, blobs = codec.dumps(value, f"result of {run.state.flow or 'the run'}", life.guard)
     saved = round(sum(life.reused.values()), 6)
     if life.reused:
         log.info("run %s completed: %d steps reused, %.1f s saved", run.key, len(life.reused), saved)
@@ -108,7 +109,7 @@ def _ending(run: LiveRun, error: BaseException, outside: bool) -> tuple[j.Entry,
             return j.RunInterrupted(reason="its clean-up waits"), suspended(run)
         error = run.cleanup_error or error
     if isinstance(error, RunPaused):
-        return j.RunPaused(reason=str(error)), error
+        return j.RunPaused(reason=discreet(str(error))), error
     if isinstance(error, Exception) or (run.supervised() and not run.halt):
         return j.RunFailed(error=codec.describe_error(error)), error
     return j.RunInterrupted(reason=_signal(error)), error

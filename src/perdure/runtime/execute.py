@@ -10,15 +10,18 @@ from contextlib import suppress
 from math import inf
 from typing import Any
 
+from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, LeaseHeld, PerdureError
+from perdure.guard import Guard
 from perdure.life import Cursor
 from perdure.model import RunKey
+from perdure.redaction import Redaction
 from perdure.runtime.context import Frame, entered
 from perdure.runtime.drive import post
 from perdure.runtime.endings import completed, finalised, unanswered
 from perdure.runtime.live import LiveRun
-from perdure.runtime.lives import Finished, Inputs, Lives, Start
-from perdure.runtime.steps import Function, Step
+from perdure.runtime.lives import Finished, Lives, Start
+from perdure.runtime.steps import Function, Inputs, Step
 from perdure.runtime.threads import in_thread
 
 _OF_THE_RUN = ("episode", "new", "rerun", "adopt_input", "resume_stopped", "attribution", "target", "budget", "wait")
@@ -26,7 +29,7 @@ _OF_THE_RUN = ("episode", "new", "rerun", "adopt_input", "resume_stopped", "attr
 
 
 def prepare(
-    flow: Callable[..., Any], args: tuple[Any, ...], goal: str, options: dict[str, Any]
+    flow: Callable[..., Any], args: tuple[Any, ...], goal: str, options: dict[str, Any], rules: Redaction | None = None
 ) -> tuple[Function[..., Any], Start]:
     """Split options of the run from keyword arguments of the flow, and check both before anything is opened."""
     RunKey.of(goal)
@@ -35,7 +38,7 @@ def prepare(
     kwargs = {name: value for name, value in options.items() if name not in chosen}
     chosen["wait"] = patience(chosen.get("wait", False))
     try:
-        _, infos = function.identify(args, kwargs)
+        given = inputs_of(function, args, kwargs, rules)
     except TypeError as error:
         if isinstance(error, PerdureError):
             raise
@@ -48,11 +51,21 @@ def prepare(
         flow=function.name,
         digest=function.digest,
         version=function.version,
-        args=infos,
-        inputs=(args, kwargs),
+        **given,
         **chosen,
     )
     return function, start
+
+
+def inputs_of(
+    function: Function[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], rules: Redaction | None
+) -> dict[str, Any]:
+    """The fields of a Start that tell its inputs. Raises CodecError, TypeError."""
+    trial = Guard(SYSTEM.new_id(), rules)  # whose run it will be is not known yet
+    _, infos = function.identify(args, kwargs, trial)
+    keyed = (lambda guard: function.identify(args, kwargs, guard)[1]) if trial.used else None
+    recorded = function.as_recorded(args, kwargs, trial) if rules is not None else None
+    return {"args": infos, "keyed": keyed, "inputs": (args, kwargs), "recorded": recorded}
 
 
 def patience(wait: object) -> float:

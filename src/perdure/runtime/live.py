@@ -18,6 +18,7 @@ from perdure import journal as j
 from perdure.clock import Clock
 from perdure.errors import Halted, LeaseLost, PerdureError, StoreError
 from perdure.fold import State
+from perdure.guard import Guard
 from perdure.hooks import Observer
 from perdure.life import Life
 from perdure.model import Lease, RunKey
@@ -68,6 +69,7 @@ class LiveRun:
         outputs: Outputs | None,
         observers: Sequence[Observer],
         lives: Lives,
+        guard: Guard,
         stay: float = 0.0,
     ) -> None:
         self.writer = writer
@@ -110,6 +112,7 @@ class LiveRun:
             tell=lambda message: log.warning("%s", message),
             lock=self.lock,
             elapsed=lambda: clock.monotonic() - began,
+            guard=guard,
         )
         self._degrade = degrade
         self._observers = tuple(observers)

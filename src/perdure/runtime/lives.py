@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from perdure import codec, states
 from perdure import journal as j
@@ -23,6 +23,7 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.fold import State, fold
+from perdure.guard import Guard
 from perdure.hooks import Observer
 from perdure.model import ArgInfo, Attribution, Budget, Lease, RunKey
 from perdure.runtime.config import CheckpointConfig
@@ -31,16 +32,16 @@ from perdure.runtime.live import LiveRun
 from perdure.runtime.outputs import Outputs, outputs_folder
 from perdure.runtime.poison import poison
 from perdure.runtime.queues import may_go_on
+from perdure.runtime.recorded import Recalled, attributed, recall
 from perdure.runtime.settle import move, send, write
-from perdure.runtime.steps import Function
+from perdure.runtime.steps import Function, Inputs
+from perdure.runtime.threads import in_thread
 from perdure.runtime.writer import Writer
+from perdure.secret import MASK
 from perdure.stores.base import Store, Which
 from perdure.stores.disk import run_folder_name
 
 log = logging.getLogger("perdure")
-
-
-Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Start(NamedTuple):
@@ -59,9 +60,17 @@ class Start(NamedTuple):
     digest: str = ""
     version: str = ""
     args: tuple[ArgInfo, ...] = ()
+    keyed: Callable[[Guard], tuple[ArgInfo, ...]] | None = None
+    """the same for the guard of a run, where something takes part by its keyed digest"""
     inputs: Inputs = ((), {})
+    recorded: Inputs | None = None
+    """the inputs as they are to be recorded, if not as they are"""
     wait: float = 0.0
     """seconds to stay in this process while nothing of the run can move"""
+
+    def seen(self, guard: Guard) -> tuple[ArgInfo, ...]:
+        """The inputs as the run of that guard sees them."""
+        return self.keyed(guard) if self.keyed is not None else self.args
 
 
 class Finished(NamedTuple):
@@ -102,7 +111,7 @@ class Lives:
         key, status = _which(store, start)
         if status == states.COMPLETED and not start.rerun:
             state = fold(key, store.read(key))
-            if not _differences(state, start):
+            if not self._differences(state, start):
                 return self._finished(store, state)
         lease = store.claim(key)
         try:
@@ -110,7 +119,7 @@ class Lives:
             state = fold(key, store.read(key))
             if state.status is not None:  # nobody can have posted to a run without records
                 move(store, lease, state, self.clock)
-            if state.status == states.COMPLETED and not start.rerun and not _differences(state, start):
+            if state.status == states.COMPLETED and not start.rerun and not self._differences(state, start):
                 store.release(lease)  # somebody completed it a moment ago
                 return self._finished(store, state)
             return self._enter(lease, state, start)
@@ -122,9 +131,26 @@ class Lives:
         """Begin a life of a run that was claimed because it may go on, with its recorded inputs. None, and the run is
         released, if there is nothing to execute. The future raises what prevents it; the run is released then too."""
         assert self.writer is not None
-        return self.writer.call(partial(self._take_up, self.writer.store, lease, function))
+        writer, store = self.writer, self.writer.store
+        if self.config.secrets is None:
+            return writer.call(partial(self._take_up, store, lease, function))
 
-    def _take_up(self, store: Store, lease: Lease, function: Function[..., Any]) -> tuple[LiveRun, Inputs] | None:
+        def resolving() -> tuple[LiveRun, Inputs] | None:  # which may take its time, and is not for the writer's thread
+            recalled = writer.call(partial(self._recall, store, lease, function)).result()
+            if recalled is None:
+                return None
+            try:
+                recalled.resolve()
+            except BaseException:
+                writer.call(partial(store.release, lease)).result()
+                raise
+            return writer.call(partial(self._take_up, store, lease, function, recalled)).result()
+
+        return in_thread(resolving, "secrets")
+
+    def _recall(self, store: Store, lease: Lease, function: Function[..., Any]) -> Recalled | None:
+        """A run that was claimed, and its recorded inputs. Releases it if there is nothing to execute, and when it
+        raises."""
         key = lease.key
         try:
             tell_warnings(store)
@@ -134,9 +160,21 @@ class Lives:
                 store.release(lease)
                 return None
             _ = function.signature  # makes the types of its inputs known
-            inputs: Inputs = ((), {})
-            if state.inputs is not None:
-                inputs = codec.loads(state.inputs, {digest: store.blob(digest) for digest in state.inputs.refs})
+            blobs = {digest: store.blob(digest) for digest in state.inputs.refs} if state.inputs is not None else {}
+            return recall(state, blobs, self.guard(state))
+        except BaseException:
+            store.release(lease)
+            raise
+
+    def _take_up(
+        self, store: Store, lease: Lease, function: Function[..., Any], recalled: Recalled | None = None
+    ) -> tuple[LiveRun, Inputs] | None:
+        recalled = recalled or self._recall(store, lease, function)
+        if recalled is None:
+            return None
+        key, state, inputs = lease.key, recalled.state, recalled.inputs
+        try:
+            recalled.resolve()
             start = Start(
                 key.goal,
                 key.episode,
@@ -168,24 +206,28 @@ class Lives:
         if state.status == states.PAUSED and state.stopped_by and not (start.resume_stopped or cancelling):
             raise stopped(state, "Nothing was executed.")
         fresh = state.status is None
-        differs = [] if fresh else _differences(state, start)
+        run_id = state.run_id or self.clock.new_id()
+        guard = self.guard(state, run_id)
+        args = start.seen(guard)
+        differs = [] if fresh else differences(state, args)
         if not fresh and not start.adopt_input:
-            refuse_other_inputs(state, start)
+            refuse_other_inputs(state, args)
         invalid = select(state, start.rerun)
         same_code = not differs and not invalid and state.digest == start.digest
-        run = self._live(lease, state, same_code, start.wait)
-        inputs, blobs = codec.dumps(start.inputs, "inputs") if fresh or differs else (None, {})
+        run = self._live(lease, state, same_code, guard, start.wait)
+        given = start.recorded or start.inputs
+        inputs, blobs = codec.dumps(given, "its input", guard) if fresh or differs else (None, {})
         if fresh:
             run.emit(
                 (
                     j.RunBegan(
-                        run_id=self.clock.new_id(),
+                        run_id=run_id,
                         flow=start.flow,
                         digest=start.digest,
                         version=start.version,
                         inputs=inputs,
-                        args=start.args,
-                        attribution=start.attribution,
+                        args=args,
+                        attribution=attributed(start.attribution, guard),
                         durability=self.config.durability,
                         target=start.target,
                         budget=start.budget,
@@ -206,7 +248,7 @@ class Lives:
             host=host,
             digest=start.digest,
             inputs=inputs,
-            args=start.args if differs else (),
+            args=args if differs else (),
             budget=budget if budget != state.budget else None,
             outputs=self._outputs(state.key),
             version=start.version if start.version != state.version else "",
@@ -240,7 +282,14 @@ class Lives:
             with _deafening(live[key]):
                 live[key].take(posts)
 
-    def _live(self, lease: Lease, state: State, same_code: bool, stay: float) -> LiveRun:
+    def guard(self, state: State, run_id: str = "") -> Guard:
+        """What is kept out of the records of a run."""
+        return Guard(run_id or state.run_id, self.config.redact, self.config.secrets, str(state.key))
+
+    def _differences(self, state: State, start: Start) -> list[str]:
+        return differences(state, start.seen(self.guard(state)))
+
+    def _live(self, lease: Lease, state: State, same_code: bool, guard: Guard, stay: float) -> LiveRun:
         assert self.writer is not None
         told = self._outputs(state.key)
         folder = Path(told) if told else outputs_folder(self.writer.store, state)
@@ -256,6 +305,7 @@ class Lives:
             outputs=Outputs(folder) if folder else None,
             observers=self.observers,
             lives=self,
+            guard=guard,
             stay=stay,
         )
         self.live.add(run)
@@ -331,13 +381,14 @@ class Lives:
     def _finished(self, store: Store, state: State) -> Finished:
         assert state.output is not None
         log.info("run %s had completed; its recorded result is returned and nothing is executed", state.key)
-        return Finished(codec.loads(state.output, {digest: store.blob(digest) for digest in state.output.refs}))
+        blobs = {digest: store.blob(digest) for digest in state.output.refs}
+        return Finished(codec.loads(state.output, blobs, self.guard(state)))
 
 
-def _differences(state: State, start: Start) -> list[str]:
+def differences(state: State, args: Sequence[ArgInfo]) -> list[str]:
     """Which inputs are not those the run was begun with."""
     old = {a.name: a for a in state.args}
-    new = {a.name: a for a in start.args}
+    new = {a.name: a for a in args}
 
     def told(args: dict[str, ArgInfo], name: str) -> str:
         return args[name].head if name in args else "absent"
@@ -349,14 +400,19 @@ def _differences(state: State, start: Start) -> list[str]:
     ]
 
 
-def refuse_other_inputs(state: State, start: Start) -> None:
+def refuse_other_inputs(state: State, args: Sequence[ArgInfo]) -> None:
     """Raises InputMismatch if the run was begun with other inputs than are asked for."""
-    differs = _differences(state, start)
+    differs = differences(state, args)
     if differs:
+        hint = (
+            "Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go on with "
+            "these and reuse every step whose own inputs are the same."
+        )
+        if any(MASK in told for told in differs):
+            hint += " A Secret that is declared with rotates=True may have another value."
         raise InputMismatch(
             f"run {state.key} was begun with other inputs: {'; '.join(differs)}. Nothing was executed or changed.",
-            hint="Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go "
-            "on with these and reuse every step whose own inputs are the same.",
+            hint=hint,
         )
 
 

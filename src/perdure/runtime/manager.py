@@ -162,8 +162,9 @@ class CheckpointManager:
         terms = check_terms(Terms(queue, priority, delay, limits_of(concurrency, rate), idempotency_key))
         named = getattr(flow, "name", None) or getattr(flow, "__name__", "flow")
         chosen = goal or f"{named} {idempotency_key or self._lives.clock.new_id()[:12]}"
-        _, start = prepare(flow, args, chosen, options)
-        return writer.call(lambda: submit(writer.store, self._lives.clock, start, terms)).result()
+        _, start = prepare(flow, args, chosen, options, self.config.redact)
+        lives = self._lives
+        return writer.call(lambda: submit(writer.store, lives.clock, start, terms, lives.guard)).result()
 
     def recover(
         self, *flows: Callable[..., Any], concurrency: int = 10, queues: Sequence[str] = ()
@@ -222,7 +223,7 @@ class CheckpointManager:
 
     async def run(self, flow: Callable[..., Any], *args: Any, goal: str, **options: Any) -> Any:
         """Run ``flow`` inside an event loop; sync flows run in a thread. Options as for ``perdure.run``."""
-        function, start = prepare(flow, args, goal, options)
+        function, start = prepare(flow, args, goal, options, self.config.redact)
         if not function.is_async:
             watched = Watched()
             work = in_thread(lambda: execute(self._lives, function, start, watched), "flow")
@@ -235,7 +236,7 @@ class CheckpointManager:
 
     def run_sync(self, flow: Callable[..., Any], *args: Any, goal: str, **options: Any) -> Any:
         """Run ``flow`` and block until it has ended; async flows get an event loop of their own."""
-        function, start = prepare(flow, args, goal, options)
+        function, start = prepare(flow, args, goal, options, self.config.redact)
         if function.is_async:
             _refuse_loop(
                 f"flow {function.name} is async",

@@ -18,7 +18,9 @@ from typing import Any, Self
 
 from perdure import codec
 from perdure.checks import not_empty
+from perdure.clock import SYSTEM
 from perdure.errors import ConfigError
+from perdure.guard import Guard
 from perdure.life import Cursor, Request, StepOptions
 from perdure.model import ArgInfo, RunKey, check_name
 from perdure.replay import Call, Outcome, execute
@@ -94,8 +96,9 @@ class ManualRun:
     def step(self, name: str, *inputs: object, key: str | None = None) -> ManualStep:
         """The next step of that name and inputs (or ``key``)."""
         check_name("step name", name)
-        infos = tuple(ArgInfo(f"input{i}", *codec.digest(value, f"input{i}")) for i, value in enumerate(inputs))
-        fingerprint = codec.digest(key if key is not None else [info.digest for info in infos], "key")[0]
+        guard = self._live.life.guard if self._live is not None else Guard(SYSTEM.new_id())
+        infos = tuple(ArgInfo(f"input{i}", *codec.digest(value, f"input{i}", guard)) for i, value in enumerate(inputs))
+        fingerprint = codec.digest(key if key is not None else [info.digest for info in infos], "key", guard)[0]
         return ManualStep(self._live, self._cursor, Request(name, StepOptions(check=not_empty), fingerprint, infos))
 
 

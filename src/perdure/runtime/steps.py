@@ -11,24 +11,29 @@ import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from hashlib import sha256
 from types import NoneType
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
 
 from perdure import codec
 from perdure.errors import CodecError, ConfigError
+from perdure.guard import OPEN, Guard, Hidden
 from perdure.life import Cursor, Request, StepOptions
 from perdure.model import ArgInfo, check_name
 from perdure.record import Identity
+from perdure.redaction import sounds_secret
 from perdure.replay import execute
 from perdure.runtime import live
 from perdure.runtime.context import Frame, current, entered, requester
 from perdure.runtime.drive import Body, drive, drive_async
+from perdure.secret import MASK, Secret
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_IMMUTABLE = frozenset({str, bytes, int, float, bool, NoneType})
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+_IMMUTABLE = frozenset({str, bytes, int, float, bool, NoneType, Secret})
+_EMPTY = ("null", "true", "false", '""')
 _NO_STORE = Frame(None, Cursor(None, ""))
 _told_outside: set[str] = set()
 log = logging.getLogger("perdure")
@@ -73,14 +78,17 @@ class Function(Generic[P, R]):
         """Digest of the source, comments and formatting aside; "" where there is no source."""
         return code_digest(self.fn)
 
-    def identify(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, tuple[ArgInfo, ...]]:
+    def identify(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard = OPEN
+    ) -> tuple[str, tuple[ArgInfo, ...]]:
         """(fingerprint, arguments as seen). Raises CodecError for an argument that cannot be part of an identity."""
         infos = []
         for name, value in self._bound(args, kwargs):
             if name in self.ignore:
                 continue
             try:
-                digest, head = codec.digest(value, name)
+                hidden = guard.rules is not None and guard.rules.hides(name)
+                digest, head = codec.digest(Hidden(value) if hidden else value, name, guard)
             except CodecError as error:
                 if self.key is None:
                     raise CodecError(
@@ -88,12 +96,21 @@ class Function(Generic[P, R]):
                         hint=f"Or leave it out of the identity: ignore=({name!r},).",
                     ) from None
                 digest, head = "", f"<{type(value).__qualname__}>"
-            infos.append(ArgInfo(name, digest, head))
+            infos.append(ArgInfo(name, digest, MASK if sounds_secret(name) and head not in _EMPTY else head))
         if self.key is not None:
-            text = self.key(*args, **kwargs) if callable(self.key) else self.key
+            text = guard.text(str(self.key(*args, **kwargs) if callable(self.key) else self.key))
             return sha256(f"key:{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
         joined = "".join(f"{info.name}={info.digest};" for info in infos)
         return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
+
+    def as_recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard) -> Inputs:
+        """The arguments as they are to be recorded: those whose names the rules hide are marked. (Those given by name
+        are recorded with it, and need no mark.)"""
+        if guard.rules is None:
+            return args, kwargs
+        names = [p.name for p in self.signature.parameters.values()]
+        told = [names[min(k, len(names) - 1)] for k in range(len(args))]  # more than there are go into the last, *args
+        return tuple(Hidden(a) if guard.rules.hides(n) else a for n, a in zip(told, args, strict=True)), kwargs
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, object]]:
         # by far the most calls, and binding is slow
@@ -165,10 +182,11 @@ class Step(Function[P, R]):
     def request(self, frame: Frame, invocation: Invocation) -> Request:
         if frame.run is None:
             return Request(self.name, self.declared)
-        fingerprint, infos = self.identify(invocation.args, invocation.kwargs)
+        guard = frame.guard
+        fingerprint, infos = self.identify(invocation.args, invocation.kwargs, guard)
         request = Request(self.name, self.declared, fingerprint, infos, self.digest)
         if not all(type(value) in _IMMUTABLE for value in (*invocation.args, *invocation.kwargs.values())):
-            request.look_again = lambda: self.identify(invocation.args, invocation.kwargs)[1]
+            request.look_again = lambda: self.identify(invocation.args, invocation.kwargs, guard)[1]
         return request
 
 
@@ -192,7 +210,7 @@ class Flow(Function[P, R]):
     def open(self, frame: Frame, invocation: Invocation) -> Cursor:
         """A scope of its own for this call, numbered now."""
         try:
-            fingerprint, _ = self.identify(invocation.args, invocation.kwargs)
+            fingerprint, _ = self.identify(invocation.args, invocation.kwargs, frame.guard)
         except CodecError:  # told apart by number alone
             fingerprint = ""
         return Cursor(frame.cursor.life, frame.cursor.branch(self.name, fingerprint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from perdure import codec
@@ -9,8 +10,10 @@ from perdure import journal as j
 from perdure.clock import Clock
 from perdure.errors import ConfigError, InputMismatch, LeaseHeld
 from perdure.fold import State, fold
+from perdure.guard import Guard
 from perdure.model import Lease, Limits, RunKey, check_name
 from perdure.runtime.lives import Start, refuse_other_inputs
+from perdure.runtime.recorded import attributed
 from perdure.runtime.settle import write
 from perdure.stores.base import Store, Which
 
@@ -51,16 +54,19 @@ def limits_of(concurrency: int, rate: tuple[int, float]) -> Limits:
     return Limits(concurrency=concurrency, rate=runs, per=seconds)
 
 
-def submit(store: Store, clock: Clock, start: Start, terms: Terms) -> RunKey:
-    """Write a run down as queued; if it is there already, with the same inputs, that is the one (rel:R8).
+def submit(store: Store, clock: Clock, start: Start, terms: Terms, guard: Callable[[State, str], Guard]) -> RunKey:
+    """Write a run down as queued; if it is there already, with the same inputs, that is the one (rel:R8). ``guard``:
+    that of a run, and of the id that it is to have.
 
-    Raises InputMismatch for other inputs; CodecError, StoreError. On the writer's thread.
+    Raises InputMismatch for other inputs; ConfigError for inputs that no worker could have from the record;
+    CodecError, StoreError. On the writer's thread.
     """
     end = clock.monotonic() + _PATIENCE
     while True:
         key, there = _place(store, start, terms)
         if there:
-            _refuse_other(fold(key, store.read(key)), start)
+            state = fold(key, store.read(key))
+            _refuse_other(state, start, guard(state, state.run_id))
             return key
         try:
             lease = store.claim(key)
@@ -71,20 +77,21 @@ def submit(store: Store, clock: Clock, start: Start, terms: Terms) -> RunKey:
             continue
         try:
             if not store.read(key):
-                _write_down(store, clock, State(key), start, terms, lease)
+                state, run_id = State(key), clock.new_id()
+                _write_down(store, clock, state, start, terms, lease, guard(state, run_id))
                 return key
         finally:
             store.release(lease)
 
 
-def _refuse_other(state: State, start: Start) -> None:
+def _refuse_other(state: State, start: Start, guard: Guard) -> None:
     """Raises InputMismatch if the run that is there is another one than was to be submitted."""
     if state.flow != start.flow:
         raise InputMismatch(
             f"run {state.key} is one of the flow {state.flow!r}, not of {start.flow!r}. Nothing was written.",
             hint="Name the task differently, or pass new=True for another episode.",
         )
-    refuse_other_inputs(state, start)
+    refuse_other_inputs(state, start.seen(guard))
 
 
 def _place(store: Store, start: Start, terms: Terms) -> tuple[RunKey, bool]:
@@ -98,16 +105,36 @@ def _place(store: Store, start: Start, terms: Terms) -> tuple[RunKey, bool]:
     return RunKey.of(start.goal, episode), any(row.episode == episode for row in rows)
 
 
-def _write_down(store: Store, clock: Clock, state: State, start: Start, terms: Terms, lease: Lease) -> None:
-    inputs, blobs = codec.dumps(start.inputs, "inputs")
+def _refuse_hidden(guard: Guard) -> None:
+    """Raises ConfigError for inputs that were written and that nobody could read back."""
+    if guard.nameless:
+        raise ConfigError(
+            "The run cannot be submitted: an input holds a Secret without a name, which a worker could not ask for. "
+            "Nothing was written.",
+            hint="Name it, Secret(value, name=...), and give workers CheckpointConfig(secrets=...).",
+        )
+    if guard.hid:
+        raise ConfigError(
+            "The run cannot be submitted: rules of redaction hide a part of its inputs, so no worker would have it. "
+            "Nothing was written.",
+            hint="Pass perdure.Secret(value, name=...) there, and give workers CheckpointConfig(secrets=...).",
+        )
+
+
+def _write_down(
+    store: Store, clock: Clock, state: State, start: Start, terms: Terms, lease: Lease, guard: Guard
+) -> None:
+    guard.run = ""  # what is hidden is an error here, and needs no line in the log
+    inputs, blobs = codec.dumps(start.recorded or start.inputs, "inputs", guard)
+    _refuse_hidden(guard)
     queued = j.RunQueued(
-        run_id=clock.new_id(),
+        run_id=guard.key,
         flow=start.flow,
         digest=start.digest,
         version=start.version,
         inputs=inputs,
-        args=start.args,
-        attribution=start.attribution,
+        args=start.seen(guard),
+        attribution=attributed(start.attribution, guard),
         target=start.target,
         budget=start.budget,
         queue=terms.queue,

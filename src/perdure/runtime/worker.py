@@ -45,10 +45,10 @@ from perdure.fold import State
 from perdure.model import OWN, Attribution, Lease, RunKey, RunMeta
 from perdure.runtime.execute import as_function, carry_out, carry_out_async
 from perdure.runtime.live import LiveRun
-from perdure.runtime.lives import Inputs, Lives
+from perdure.runtime.lives import Lives
 from perdure.runtime.queues import Offer, Search, Taken
 from perdure.runtime.settle import write
-from perdure.runtime.steps import Function
+from perdure.runtime.steps import Function, Inputs
 from perdure.runtime.threads import in_thread
 from perdure.stores.base import Store
 
