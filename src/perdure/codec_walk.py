@@ -156,14 +156,20 @@ class Writer(_Budget):
 
     def _dict(self, value: dict[Any, Any]) -> object:
         self.count(len(value))
+        hidden = False
         for key in value:
-            if type(key) is not str or key == "~" or not (key.isascii() or _encodable(key)) or self._matches(key):
+            if type(key) is not str or key == "~" or not (key.isascii() or _encodable(key)):
                 return {"~": "dict", "v": self._pairs(value)}
-        return self.named(value, "[{!r:.60}]")
-
-    def _matches(self, key: str) -> bool:
-        """Whether a key has something in it that is hidden."""
-        return self._rules is not None and bool(self._rules.compiled) and bool(self._rules.spans(key))
+            if self._rules is not None and self._rules.compiled:
+                hidden = hidden or bool(self._rules.spans(key))
+        if not hidden:
+            return self.named(value, "[{!r:.60}]")
+        if not self.canonical:
+            return {"~": "dict", "v": self._pairs(value)}
+        # as the dict that will be read back; its items are hidden by their own names, which are gone then
+        self.hid = True
+        items = self.named(value, "[{!r:.60}]")
+        return {self.guard.text(key): item for key, item in items.items()}
 
     def named(self, value: Mapping[str, Any], place: str) -> dict[str, object]:
         done: dict[str, object] = {}

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Final
-from weakref import WeakSet
+from weakref import ref
 
 from perdure.errors import ConfigError
 from perdure.secret import MASK, mask_known
@@ -57,7 +57,7 @@ _BEHIND = re.compile(
     r'|"(?:[^"\\\n]|\\.){1,4096}+"?'
     r"|'(?:[^'\\\n]|\\.){1,4096}+'?"
     r"|[(\[{][^)\]}\n]{1,4096}+[)\]}]?"
-    r"|(?:[A-Za-z]{3,12} {1,3}+(?=[A-Za-z0-9+/=._~-]{8}))?[^\s,;&)\]}\"'<>\\]{1,4096}+"
+    r"|(?:(?i:bearer|basic|token|digest|apikey) {1,3}+)?[^\s,;&)\]}\"'<>\\]{1,4096}+"
 )
 _SAYS_NOTHING: Final = frozenset(
     ("None", "null", "True", "true", "False", "false", "str", "int", "bool", "bytes", "Secret", "TEXT", "SECRET", MASK)
@@ -98,6 +98,7 @@ class Redaction:
     patterns: Sequence[str | re.Pattern[str]] = DEFAULT_PATTERNS
     compiled: tuple[re.Pattern[str], ...] = field(default=(), init=False, repr=False)
     _rules: tuple[tuple[str, ...], ...] = field(default=(), init=False, repr=False)
+    _stems: tuple[str, ...] = field(default=(), init=False, repr=False)
     _seen: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -116,8 +117,12 @@ class Redaction:
             raise ConfigError("Redaction: a pattern matches the empty text, so it would match everywhere.")
         object.__setattr__(self, "types", tuple(self.types))
         object.__setattr__(self, "compiled", compiled)
-        object.__setattr__(self, "_rules", tuple(dict.fromkeys(map(_words, self.names))))
-        _declared.add(self)
+        rules = tuple(dict.fromkeys(map(_words, self.names)))
+        longest = sorted({max(rule, key=len) for rule in rules}, key=len)
+        stems = [word for k, word in enumerate(longest) if not any(other in word for other in longest[:k])]
+        object.__setattr__(self, "_rules", rules)
+        object.__setattr__(self, "_stems", tuple(stems))
+        _declare(self)
 
     def hides(self, name: str) -> bool:
         """Whether what has this name is hidden."""
@@ -128,6 +133,10 @@ class Redaction:
             if len(self._seen) < _MANY:
                 self._seen[name] = known
         return known
+
+    def may_name(self, text: str) -> bool:
+        """Whether some name in a text can be hidden at all; quickly, ``text`` is in lower case."""
+        return any(stem in text for stem in self._stems)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """What the patterns match, overlapping matches as one; marks stay what they are."""
@@ -143,9 +152,24 @@ class Redaction:
         return [span for span in merged if not _is_marked(text, *span)] if "[redacted" in text else merged
 
 
-_declared: WeakSet[Redaction] = WeakSet()
-"""rules that this process has: texts for people follow all of them"""
-_PEOPLE = Redaction(patterns=())
+_declared: tuple[ref[Redaction], ...] = ()
+"""rules of the application, as long as it has them; replaced, never changed, as any thread may look"""
+
+
+def _declare(rules: Redaction) -> None:
+    global _declared
+    _declared = (*(known for known in _declared if known() is not None), ref(rules))
+
+
+def _rules() -> tuple[Redaction, ...]:
+    """What texts for people follow: our names and the rules of the application."""
+    if not _declared:
+        return _ONLY_OURS
+    return (*_ONLY_OURS, *(rules for known in _declared if (rules := known()) is not None))
+
+
+_ONLY_OURS = (Redaction(patterns=()),)
+_declared = ()
 
 
 def _is_marked(text: str, start: int, end: int) -> bool:
@@ -157,7 +181,7 @@ def _is_marked(text: str, start: int, end: int) -> bool:
 
 def sounds_secret(name: str) -> bool:
     """Whether the name says that what it names is not to be shown to people."""
-    return any(rules.hides(name) for rules in list(_declared))
+    return any(rules.hides(name) for rules in _rules())
 
 
 def discreet(text: str, *, names: bool = True) -> str:
@@ -166,14 +190,17 @@ def discreet(text: str, *, names: bool = True) -> str:
     text = mask_known(text)
     if any(hint in text for hint in _HINTS) or any(hint in text for hint in _MORE_HINTS):
         text = _SHAPES.sub(MASK, text)
-    for rules in list(_declared):
-        if rules.patterns is not DEFAULT_PATTERNS:
+    for rules in _rules():
+        if rules.compiled and rules.patterns is not DEFAULT_PATTERNS:
             for start, end in reversed(rules.spans(text)):
                 text = text[:start] + MASK + text[end:]
     return _mask_named(text) if names and (":" in text or "=" in text) else text
 
 
 def _mask_named(text: str) -> str:
+    lower = text.lower()
+    if not any(rules.may_name(lower) for rules in _rules()):
+        return text
     done, end = [], 0
     for match in _NAMED.finditer(text):
         if match.start() < end or not sounds_secret(match[1]):
@@ -191,7 +218,7 @@ def discreet_part(text: str, length: int) -> str:
     """The beginning of a text for people; what is masked is found also if it does not end there."""
     window = text[: length + _MARGIN]
     told = discreet(window)
-    return (told[: -_MARGIN // 4] if len(window) < len(text) and len(told) > _MARGIN // 4 else told)[:length]
+    return (told[: -_MARGIN // 2] if len(window) < len(text) and len(told) > _MARGIN // 2 else told)[:length]
 
 
 def discreet_end(text: str, length: int) -> str:
@@ -203,7 +230,7 @@ def discreet_end(text: str, length: int) -> str:
     return told
 
 
-_MARGIN = 1024
+_MARGIN = 320
 _LONG_MARGIN = 8192
 """characters beyond a cut that are looked at: a key that is cut in two is not recognised, and these are dropped"""
 

@@ -84,7 +84,7 @@ class Secret:
         if not self._name:
             raise ConfigError(
                 "The value of a Secret without a name is asked for, and the record that it comes from has none.",
-                hint="Run the run again with the value given; or name it, Secret(value, name=...), so that it is resolved.",
+                hint="Run the run again with the value; or name it, Secret(value, name=...), to have it resolved.",
             )
         try:
             value = self._resolve(self._name) if self._resolve is not None else None
@@ -169,7 +169,7 @@ def mask_known(text: str) -> str:
     """The text without the values of the Secrets that this process knows at this moment."""
     if not _alive:
         return text
-    found = {form for secret in list(_alive.values()) for form in secret.shown_as() if form in text}
+    found = {form for known in _alive.valuerefs() if (secret := known()) for form in secret.shown_as() if form in text}
     for form in sorted(found, key=len, reverse=True):
         text = text.replace(form, MASK)
     return text

@@ -15,6 +15,7 @@ from perdure.cli.words import plain_table
 from perdure.errors import CodecError, ConfigError
 from perdure.model import File
 from perdure.record import Step
+from perdure.redaction import discreet
 from perdure.runners.transcript import Line, transcript
 from perdure.runtime.client import Client
 
@@ -43,9 +44,9 @@ def show_transcript(name: str, scope: str | None, store: str | None, as_json: bo
             click.echo(f"=== agent in scope {shown or '(top)'} ===")
         click.echo(f"--- {_head(line)}")
         if line.content:
-            click.echo(line.content)
+            click.echo(discreet(line.content))
         for call in line.calls:
-            click.echo(f"-> {call}")
+            click.echo(f"-> {discreet(call)}")
     return OK
 
 

@@ -16,6 +16,7 @@ from perdure.clock import SYSTEM
 from perdure.fold import State
 from perdure.model import RunMeta, head
 from perdure.record import Step
+from perdure.redaction import discreet
 from perdure.runtime.client import Client
 
 _STATUSES = (
@@ -224,7 +225,7 @@ def output(name: str, step: str | None, store: str | None, as_json: bool) -> int
             what = f"Step {found.number} ({found.path})" if found else f"Run {name}"
             click.echo(f"{what} has no output: it is {found.status if found else client.find(name).status}.", err=True)
             if found and found.partial_text:
-                click.echo(f"It had streamed:\n{found.partial_text}", err=True)
+                click.echo(f"It had streamed:\n{discreet(found.partial_text)}", err=True)
             return 1
         if as_json:
             blobs = client.blobs(payload)

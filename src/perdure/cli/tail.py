@@ -12,6 +12,7 @@ from perdure.cli.outcome import OK, write
 from perdure.cli.progress import tell
 from perdure.clock import SYSTEM
 from perdure.fold import State
+from perdure.redaction import discreet
 from perdure.runtime.client import Client
 
 _PAUSE = 0.2
@@ -56,7 +57,7 @@ class _Printer:
             if entry.step != self._streaming:
                 self._line(f"  {entry.step:3d} {self.state.steps[entry.step].path} streams:")
                 self._streaming = entry.step
-            click.echo(entry.text, nl=False)
+            click.echo(discreet(entry.text), nl=False)
             return
         line = tell(self.state, entry)
         if line:

@@ -17,6 +17,7 @@ from perdure.clock import SYSTEM
 from perdure.errors import AnswerRefused, ConfigError
 from perdure.fold import State
 from perdure.model import Question, head
+from perdure.redaction import discreet
 from perdure.runtime.client import Client
 from perdure.runtime.forms import misfit, told
 
@@ -155,7 +156,7 @@ def _show(question: Question) -> None:
     )
     click.echo(f" of {question.to}:" if question.to else ":", err=True)
     if question.context:
-        click.echo("\n".join(f"  | {line}" for line in question.context.splitlines()), err=True)
+        click.echo("\n".join(f"  | {line}" for line in discreet(question.context).splitlines()), err=True)
     click.echo(f"  {question.prompt}", err=True)
     if question.refused:
         click.echo(f"  The last answer was not taken: {question.refused}", err=True)

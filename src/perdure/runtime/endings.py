@@ -87,7 +87,8 @@ def _record_end(run: LiveRun, error: BaseException, outside: bool) -> BaseExcept
     entry, told = _ending(run, error, outside)
     try:
         run.wait(run.emit((entry,), last=True))
-        log.info("run %s: %s recorded (%s)", run.key, j.kind_of(entry), told or type(told).__name__)
+        said = told if isinstance(told, PerdureError) else type(told).__name__  # another's message is his own affair
+        log.info("run %s: %s recorded (%s)", run.key, j.kind_of(entry), said)
     except PerdureError as problem:
         log.error("run %s: how it ended could not be recorded: %s", run.key, problem)
     return told

@@ -87,8 +87,7 @@ class Function(Generic[P, R]):
             if name in self.ignore:
                 continue
             try:
-                hidden = guard.rules is not None and guard.rules.hides(name)
-                digest, head = codec.digest(Hidden(value) if hidden else value, name, guard)
+                digest, head = codec.digest(Hidden(value) if guard.hides(name) else value, name, guard)
             except CodecError as error:
                 if self.key is None:
                     raise CodecError(
@@ -108,9 +107,10 @@ class Function(Generic[P, R]):
         are recorded with it, and need no mark.)"""
         if guard.rules is None:
             return args, kwargs
-        names = [p.name for p in self.signature.parameters.values()]
-        told = [names[min(k, len(names) - 1)] for k in range(len(args))]  # more than there are go into the last, *args
-        return tuple(Hidden(a) if guard.rules.hides(n) else a for n, a in zip(told, args, strict=True)), kwargs
+        declared = list(self.signature.parameters.values())
+        rest = [p.name for p in declared if p.kind is p.VAR_POSITIONAL] * len(args)
+        names = [p.name for p in declared if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)] + rest
+        return tuple(Hidden(a) if guard.hides(n) else a for n, a in zip(names, args, strict=False)), kwargs
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, object]]:
         # by far the most calls, and binding is slow
