@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 import perdure
 from perdure import CheckpointConfig, CheckpointManager, Secret
-from perdure.errors import ConfigError, InputMismatch, RunSuspended
+from perdure.errors import ConfigError, InputMismatch, LimitReached, RunSuspended
 from perdure.redaction import Redaction
 from perdure.runners import Agent, Graph, Reply, ToolCall, tool
+from perdure.runners.state import Held, Keeper, Kept
 
 CANARY = "canary-7QzX-hunter2"
 PLAIN = "cust-4711-plain"
@@ -47,6 +50,10 @@ def nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[[], No
         assert CANARY not in caplog.text and PLAIN not in caplog.text
 
     return check
+
+
+class Order(pydantic.BaseModel):
+    n: int
 
 
 @dataclass
@@ -178,6 +185,45 @@ def test_failures_keep_the_secret_to_themselves(url: str, nowhere: Callable[[], 
     nowhere()
 
 
+def test_reasons_and_flags_keep_it_too(url: str, nowhere: Callable[[], None]) -> None:
+    @perdure.step(check=lambda said: f"no {said[0].reveal()}", on_refused="flag")
+    def flagged(key: Secret) -> list[Secret]:
+        return [key]
+
+    @perdure.flow
+    def inner(key: Secret) -> None:
+        raise ValueError(key.reveal())
+
+    @perdure.flow
+    def pausing(key: Secret) -> None:
+        flagged(key)
+        perdure.child(inner, on_error="return")(key)
+        raise LimitReached(f"too much for {key.reveal()}")
+
+    with pytest.raises(LimitReached):
+        perdure.run(pausing, Secret(CANARY), goal="p", store=url)
+    with perdure.Client(url) as client:
+        state = client.state("p")
+        assert (state.status, state.reason) == ("paused", "too much for ***")
+        assert [step.flagged for step in state.steps.values()] == ["step flagged: no ***", "***"]
+    nowhere()
+
+
+def test_a_validators_words_do_not_quote_what_came(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    @perdure.flow
+    def waiting() -> int:
+        came: Order = perdure.signal("order", type=Order)
+        return came.n
+
+    with pytest.raises(RunSuspended):
+        perdure.run(waiting, goal="w", store=url)
+    with perdure.Client(url) as client:
+        client.signal("w", "order", {"n": "quoted-value"})
+    with pytest.raises(RunSuspended):
+        perdure.run(waiting, goal="w", store=url)
+    assert "does not fit: n: Input should be a valid integer" in caplog.text and "quoted-value" not in caplog.text
+
+
 # ---- by others
 
 
@@ -209,8 +255,15 @@ def test_a_worker_has_the_value_from_its_own_resolver(url: str, nowhere: Callabl
         raise ConnectionError("the key service is down")
 
     assert worker(url, secrets=unreachable) == {}
-    assert worker(url, secrets={"shop": CANARY}.get) == {key: "completed"}
+    asked: list[tuple[str, str]] = []
+
+    def resolve(name: str) -> str:
+        asked.append((name, threading.current_thread().name))
+        return CANARY
+
+    assert worker(url, secrets=resolve) == {key: "completed"}
     assert RAN == [CANARY, CANARY]
+    assert asked == [("shop", "perdure-secrets")], "not on the thread that commits"
     nowhere()
 
 
@@ -259,9 +312,9 @@ def test_an_agent_whose_words_are_redacted_is_asked_nothing_twice(url: str, nowh
     def model(messages: list[Any], tools: Any) -> Reply:
         RAN.append("model")
         asked = sum(message["role"] == "assistant" for message in messages)
-        if RAN == ["model", "find", "model"]:
+        if RAN == ["model", "find", "model", "find", "model"]:
             raise KeyboardInterrupt
-        return Reply("", (ToolCall("find", {"query": PLAIN}),)) if asked == 0 else Reply(f"it is {PLAIN}")
+        return Reply("", (ToolCall("find", {"query": f"{asked} {PLAIN}"}),)) if asked < 2 else Reply(f"it is {PLAIN}")
 
     config = CheckpointConfig(redact=RULES)
     agent = Agent(model, [find])
@@ -269,7 +322,7 @@ def test_an_agent_whose_words_are_redacted_is_asked_nothing_twice(url: str, nowh
         perdure.run(agent, f"find {PLAIN}", goal="a", store=url, config=config)
     nowhere()
     assert perdure.run(agent, f"find {PLAIN}", goal="a", store=url, config=config) == f"it is {PLAIN}"
-    assert RAN == ["model", "find", "model", "model"]
+    assert RAN == ["model", "find", "model", "find", "model", "model"]
     nowhere()
 
 
@@ -286,8 +339,9 @@ def test_graphs_children_and_attempts_keep_them_too(url: str, nowhere: Callable[
         perdure.run(several, Secret(CANARY, "shop"), goal="t", store=url)
     assert perdure.run(several, Secret(CANARY, "shop"), goal="t", store=url) == 6
     assert RAN == [CANARY] * 4 + ["stop"] + [CANARY] * 2
-    graph = Graph({"use": use_in_graph}, inputs=("key",))
-    assert perdure.run(graph, key=Secret(CANARY, "shop"), goal="g", store=url) == len(CANARY)
+    graph = Graph({"use": use_in_graph, "keep": Keeps}, edges=[("use", "keep")], inputs=("key",))
+    for _ in range(2):
+        assert perdure.run(graph, key=Secret(CANARY, "shop"), goal="g", store=url) == len(CANARY)
     nowhere()
 
 
@@ -295,8 +349,31 @@ def judge(key: Secret, output: int) -> float:
     return 1.0 if output else 0.0
 
 
+class Keeps:
+    """A node that remembers a secret."""
+
+    state_version = 1
+
+    def __init__(self) -> None:
+        self.kept: list[Secret] = [Secret(CANARY)]
+
+    def __call__(self, use: int) -> int:
+        return use
+
+    def save_state(self) -> object:
+        return self.kept
+
+    def restore_state(self, state: Any, version: int) -> None:
+        self.kept = state
+
+
 def use_in_graph(key: Secret) -> int:
     return len(key.reveal())
+
+
+def test_a_state_with_a_secret_in_it_has_an_identity() -> None:
+    node = Keeper("keeps", Keeps, None, {})
+    assert len(node.before({"keeps": Held(Kept(1, [Secret(CANARY)], 1), None)})) == 32
 
 
 def test_marked_by_hand(url: str, nowhere: Callable[[], None]) -> None:

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import perdure
 from perdure import Secret
 from perdure.codec import describe_error, digest, dumps, load, loads, register
 from perdure.errors import CodecError, ConfigError
-from perdure.guard import Guard, Veil
+from perdure.guard import Guard, Hidden, Veil
 from perdure.model import head
 from perdure.redaction import Redaction, discreet, sounds_secret
 
@@ -341,6 +342,23 @@ def test_rules_hide_by_name_type_and_pattern_and_leave_the_rest() -> None:  # re
     changed = {**value, "api_key": "another"}
     assert digest(changed, "it", RULES)[0] != digest(value, "it", RULES)[0], "what is hidden takes part"
     assert dumps({"n": 1}, "it", RULES) == dumps({"n": 1}), "nothing hidden: as without rules"
+
+
+def test_an_argument_whose_name_is_hidden_takes_part_by_a_keyed_digest() -> None:
+    @perdure.step
+    def find(ssn: str, *tokens: str, n: int = 1) -> str:
+        return ssn
+
+    def seen(key: str, ssn: str) -> Any:
+        return find.identify((ssn,), {}, Guard(key, Redaction(names=("ssn",))))
+
+    fingerprint, (ssn, *_) = seen("a1", "12-34")
+    assert (ssn.name, ssn.head) == ("ssn", "***")
+    assert seen("a1", "12-34")[0] == fingerprint
+    assert seen("a1", "56-78")[0] != fingerprint != seen("b2", "12-34")[0]
+    rules = Guard("a1", Redaction(names=("tokens",)))
+    given, _ = find.as_recorded(("12-34", "a", "b"), {"n": 2}, rules)
+    assert [isinstance(value, Hidden) for value in given] == [False, True, True]
 
 
 texts = st.sampled_from(["cust-1", "cust-22 and cust-3", "pin 1234", "x", KEYS[0], f"a {KEYS[1]} b", "[redacted:", ""])

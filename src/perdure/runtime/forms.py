@@ -90,12 +90,20 @@ def taker(kind: Any, choices: Sequence[object] | None) -> Callable[[bytes], obje
         try:
             value = convert(msgspec.json.decode(data), kind)
         except Exception as problem:  # validators of a model are the user's code
-            raise AnswerRefused(f"what came does not fit: {problem}") from None
+            raise AnswerRefused(f"what came does not fit: {_without_value(problem)}") from None
         if choices is not None and value not in choices:
             raise AnswerRefused("what came is not one of the choices.")
         return value
 
     return take
+
+
+def _without_value(problem: Exception) -> str:
+    """What a validator found wrong. Pydantic's message would quote what it was given, into records and logs."""
+    errors = getattr(problem.__cause__ or problem, "errors", None)  # msgspec says again what a hook of ours has said
+    if not callable(errors):
+        return str(problem)
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in errors())
 
 
 def fitting(question: Question, value: object) -> msgspec.Raw:
