@@ -42,7 +42,7 @@ DEFAULT_PATTERNS: Final = (
     r"(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{30,100}",
     r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,8192}+\.[A-Za-z0-9_-]{8,8192}+(?:\.[A-Za-z0-9_-]{0,8192}+)?",
     r"(?<![A-Za-z0-9])[Bb][Ee][Aa][Rr][Ee][Rr]\s{1,4}+[A-Za-z0-9._~+/=-]{16,4096}",
-    r"(?<=://)[^\s/:@]{0,100}+:[^\s/@]{1,200}+(?=@)",
+    r"://[^\s/:@]{0,100}+:(?P<hidden>[^\s/@]{1,200}+)@",
     rf"-----BEGIN {_PEM}[^-]{{0,16384}}+(?:-(?!----END)[^-]{{0,16384}}+){{0,8}}(?:-----END {_PEM})?",
 )
 """Forms of well-known keys: of model providers, payment, hosting and cloud, JWT, bearer tokens, passwords in URLs,
@@ -85,8 +85,8 @@ class Redaction:
 
     - ``names``: of arguments, dict keys and fields; what stands there is hidden whole, whatever it is.
     - ``types``: classes; their objects, and those of subclasses, are hidden whole.
-    - ``patterns``: regular expressions for texts; what they match is hidden. They see each text of a value by itself,
-      and must not take long: each recorded text is searched.
+    - ``patterns``: regular expressions for texts; what they match is hidden, or of that the group called ``hidden``.
+      They see each text of a value by itself, and must not take long: each recorded text is searched.
 
     What is hidden is replaced by a text, ``[redacted:3f2a9c0d1e2f3a4b]``, also where it is a result that a later life
     is given. It takes part in the identity of steps by that keyed digest. ``Redaction()`` has the default names and
@@ -140,7 +140,7 @@ class Redaction:
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """What the patterns match, overlapping matches as one; marks stay what they are."""
-        found = sorted(match.span() for pattern in self.compiled for match in pattern.finditer(text))
+        found = sorted(_span(match) for pattern in self.compiled for match in pattern.finditer(text))
         merged: list[tuple[int, int]] = []
         for start, end in found:
             if start == end:
@@ -172,6 +172,16 @@ _ONLY_OURS = (Redaction(patterns=()),)
 _declared = ()
 
 
+def _span(match: re.Match[str]) -> tuple[int, int]:
+    """What of a match is hidden: all, or its group of that name."""
+    return match.span("hidden" if match.groupdict().get("hidden") is not None else 0)
+
+
+def _masked(match: re.Match[str]) -> str:
+    start, end = _span(match)
+    return match.string[match.start() : start] + MASK + match.string[end : match.end()]
+
+
 def _is_marked(text: str, start: int, end: int) -> bool:
     """Whether a match is a mark, or lies within one."""
     near = text[max(start - 32, 0) : end + 32]
@@ -189,7 +199,7 @@ def discreet(text: str, *, names: bool = True) -> str:
     (``password=...``, ``"token": "..."``, ``Authorization: ...``)."""
     text = mask_known(text)
     if any(hint in text for hint in _HINTS) or any(hint in text for hint in _MORE_HINTS):
-        text = _SHAPES.sub(MASK, text)
+        text = _SHAPES.sub(_masked, text)
     for rules in _rules():
         if rules.compiled and rules.patterns is not DEFAULT_PATTERNS:
             for start, end in reversed(rules.spans(text)):

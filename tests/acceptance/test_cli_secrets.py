@@ -11,6 +11,7 @@ import pytest
 from stranger import Shell
 
 from perdure.cli import main
+from perdure.cli.outcome import command
 
 CANARY = "canary-7QzX-hunter2"
 PROGRAM = """
@@ -116,6 +117,12 @@ def test_killed_failed_and_resumed_a_run_shows_its_secret_nowhere(
     assert shell.ran() == sorted([*RAN, "2", "2"])
     looked_at(shell, name)
     assert shell(*RUN, SHOP_KEY="another", code=2).stderr.count("***") >= 2
+
+
+def test_a_command_to_go_on_with_says_nothing_of_the_stores_password() -> None:
+    told = command("resume", "a#0", store="postgresql://ann:hunter2@db/runs?schema=a")
+    assert "postgresql://ann:***@db/runs?schema=a" in told
+    assert command("ls", store="sqlite:runs.db").endswith(" ls --store sqlite:runs.db")
 
 
 def test_a_worker_is_told_where_its_secrets_are(start: Callable[[str], Shell], looked_at: Look) -> None:

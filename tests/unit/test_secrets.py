@@ -236,7 +236,7 @@ def test_well_known_forms_of_keys_are_masked_wherever_they_stand(key: str) -> No
         ('{"api_key":"a\\"b","max_tokens":4}', '{"api_key":"***","max_tokens":4}'),
         ('Client(api_key="x", retries=2)', 'Client(api_key="***", retries=2)'),
         ("OPENAI_API_KEY=abc PATH=/bin", "OPENAI_API_KEY=*** PATH=/bin"),
-        ("postgresql://ann:pw@host/db", "postgresql://***@host/db"),
+        ("postgresql://ann:pw@host/db", "postgresql://ann:***@host/db"),
         ('{\\"password\\": \\"abc\\"}', '{\\"password\\": ***}'),
         ("https://host/a:b", "https://host/a:b"),
         ("def f(token: str, password: str = None)", "def f(token: str, password: str = None)"),

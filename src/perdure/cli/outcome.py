@@ -98,10 +98,10 @@ def write(content: bytes) -> None:
 
 def command(*words: str, store: str | None = None) -> str:
     """A command line that a shell reads back as these words, and that finds this program; for ``store``, if it is not
-    the default."""
+    the default, and without its password."""
     program = [sys.executable, "-m", "perdure"]
     if shutil.which("perdure"):
         program = ["perdure"]
     elif Path(sys.argv[0]).name == "perdure":
         program = [sys.argv[0]]
-    return shlex.join([*program, *words, *(("--store", store) if store else ())])
+    return shlex.join([*program, *words, *(("--store", discreet(store)) if store else ())])
