@@ -64,7 +64,7 @@ class Guard:
             self.hid.add(what)
             if self.run:
                 log.warning(
-                    "run %s: %s is recorded without what the rules of redaction hide: a later life finds a mark there.",
+                    "run %s: the rules of redaction hide a part of %s in its records; a later life finds a mark there.",
                     self.run,
                     what,
                 )

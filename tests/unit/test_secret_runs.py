@@ -291,7 +291,7 @@ def test_a_run_whose_input_was_hidden_goes_on_with_whoever_gives_it_again(
     config = CheckpointConfig(redact=RULES)
     with pytest.raises(KeyboardInterrupt):
         perdure.run(lookup, "12-34", goal="l", store=url, config=config)
-    assert "its input is recorded without what the rules of redaction hide" in caplog.text
+    assert "the rules of redaction hide a part of inputs in its records" in caplog.text
     with CheckpointManager(url, config) as manager:
         assert manager.recover(lookup) == {}
     assert "rules of redaction hid some of them" in caplog.text and RAN == ["12-34"]

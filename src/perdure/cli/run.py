@@ -14,7 +14,7 @@ import msgspec
 from perdure import codec
 from perdure.cli.outcome import CTRL_C, OK, STOPPED, command, report, write
 from perdure.cli.progress import Follower, Lines, live_table
-from perdure.cli.target import load_rules, load_target, named_after, parse_inputs, read_secrets
+from perdure.cli.target import load_rules, load_target, named_after, parse_inputs, read_secrets, resolver
 from perdure.cli.words import moment
 from perdure.errors import ConfigError, RunSuspended
 from perdure.guard import Guard
@@ -149,7 +149,7 @@ def resume(name: str, app: str | None, stopped: bool, **options: Any) -> int:
         if flow.name != state.flow:
             raise ConfigError(f"Run {key} is of flow {state.flow!r}, and {app} is {flow.name!r}.", hint="Check --app.")
         _ = flow.signature  # makes the types of its inputs known
-        guard = Guard(state.run_id, resolve=read_secrets(execution.secrets).get)
+        guard = Guard(state.run_id, resolve=resolver(execution.secrets))
         recalled = recall(state, client.blobs(state.inputs) if state.inputs is not None else {}, guard)
         recalled.resolve()
         args, kwargs = recalled.inputs
@@ -168,7 +168,7 @@ def execute(
     config = CheckpointConfig(
         durability=options.durability,
         outputs=options.outputs,
-        secrets=read_secrets(options.secrets).get,
+        secrets=resolver(options.secrets),
         redact=load_rules(options.redact),
     )
     RunKey.of(start["goal"])

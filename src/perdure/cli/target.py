@@ -23,7 +23,7 @@ from perdure.errors import ConfigError
 from perdure.redaction import Redaction, discreet_part, sounds_secret
 from perdure.runners.toml import load_pipeline
 from perdure.runtime.steps import Flow, Function, Step
-from perdure.secret import Secret
+from perdure.secret import Resolver, Secret
 
 _FORMS = "Give module:flow, file.py:flow or file.toml."
 
@@ -192,6 +192,11 @@ def named_after(flow: Function[..., Any], words: Sequence[str]) -> list[str]:
     hints = _hints(flow)
     names = [word.partition("=")[0] for word in words]
     return [w for n, w in zip(names, words, strict=True) if not (_is_secret(hints.get(n)) or sounds_secret(n))]
+
+
+def resolver(words: Sequence[str]) -> Resolver | None:
+    """Who knows the secrets of the --secret words; None if there are none. Raises ConfigError."""
+    return read_secrets(words).get if words else None
 
 
 def read_secrets(words: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import msgspec
 from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, command, write
 from perdure.cli.run import with_secrets
-from perdure.cli.target import load_app, load_rules, load_target, named_after, parse_inputs, read_secrets
+from perdure.cli.target import load_app, load_rules, load_target, named_after, parse_inputs, read_secrets, resolver
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, CorruptStore, RetryError, StoreError
 from perdure.runtime.config import CheckpointConfig, default_store
@@ -155,7 +155,7 @@ def worker(
     """
     flows = list(by_name([flow for app in apps for flow in load_app(app)]).values())
     config = CheckpointConfig(
-        outputs=outputs, crash_limit=crash_limit, secrets=read_secrets(secrets).get, redact=load_rules(redact)
+        outputs=outputs, crash_limit=crash_limit, secrets=resolver(secrets), redact=load_rules(redact)
     )
     _log_to_terminal(quiet)
     place = store or default_store()

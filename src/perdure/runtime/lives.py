@@ -16,7 +16,6 @@ from perdure.clock import Clock, process_identity
 from perdure.errors import (
     ConfigError,
     CorruptStore,
-    InputMismatch,
     LeaseLost,
     LimitReached,
     PerdureError,
@@ -32,12 +31,11 @@ from perdure.runtime.live import LiveRun
 from perdure.runtime.outputs import Outputs, outputs_folder
 from perdure.runtime.poison import poison
 from perdure.runtime.queues import may_go_on
-from perdure.runtime.recorded import Recalled, attributed, recall
+from perdure.runtime.recorded import Recalled, attributed, differences, recall, refuse_other_inputs
 from perdure.runtime.settle import move, send, write
 from perdure.runtime.steps import Function, Inputs
 from perdure.runtime.threads import in_thread
 from perdure.runtime.writer import Writer
-from perdure.secret import MASK
 from perdure.stores.base import Store, Which
 from perdure.stores.disk import run_folder_name
 
@@ -216,7 +214,7 @@ class Lives:
         same_code = not differs and not invalid and state.digest == start.digest
         run = self._live(lease, state, same_code, guard, start.wait)
         given = start.recorded or start.inputs
-        inputs, blobs = codec.dumps(given, "its input", guard) if fresh or differs else (None, {})
+        inputs, blobs = codec.dumps(given, "inputs", guard) if fresh or differs else (None, {})
         if fresh:
             run.emit(
                 (
@@ -383,37 +381,6 @@ class Lives:
         log.info("run %s had completed; its recorded result is returned and nothing is executed", state.key)
         blobs = {digest: store.blob(digest) for digest in state.output.refs}
         return Finished(codec.loads(state.output, blobs, self.guard(state)))
-
-
-def differences(state: State, args: Sequence[ArgInfo]) -> list[str]:
-    """Which inputs are not those the run was begun with."""
-    old = {a.name: a for a in state.args}
-    new = {a.name: a for a in args}
-
-    def told(args: dict[str, ArgInfo], name: str) -> str:
-        return args[name].head if name in args else "absent"
-
-    return [
-        f"{name} was {told(old, name)}, now {told(new, name)}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in old or name not in new or old[name].digest != new[name].digest
-    ]
-
-
-def refuse_other_inputs(state: State, args: Sequence[ArgInfo]) -> None:
-    """Raises InputMismatch if the run was begun with other inputs than are asked for."""
-    differs = differences(state, args)
-    if differs:
-        hint = (
-            "Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go on with "
-            "these and reuse every step whose own inputs are the same."
-        )
-        if any(MASK in told for told in differs):
-            hint += " A Secret that is declared with rotates=True may have another value."
-        raise InputMismatch(
-            f"run {state.key} was begun with other inputs: {'; '.join(differs)}. Nothing was executed or changed.",
-            hint=hint,
-        )
 
 
 def tell_warnings(store: Store) -> None:

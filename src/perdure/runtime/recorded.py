@@ -1,17 +1,17 @@
-"""The inputs of a run as they were recorded: what is needed to go on with a run without being given them anew."""
+"""The inputs of a run as they were recorded: whether others are given, and what it takes to go on without any."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from perdure import codec
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, InputMismatch
 from perdure.fold import State
 from perdure.guard import Guard
-from perdure.model import Attribution
+from perdure.model import ArgInfo, Attribution
 from perdure.redaction import discreet, sounds_secret
 from perdure.runtime.steps import Inputs
 from perdure.secret import MASK, Secret
@@ -60,3 +60,34 @@ def attributed(attribution: Attribution, guard: Guard) -> Attribution:
         for name, value in attribution.tags.items()
     }
     return replace(attribution, **changed, **({"tags": tags} if tags != attribution.tags else {}))
+
+
+def differences(state: State, args: Sequence[ArgInfo]) -> list[str]:
+    """Which inputs are not those the run was begun with."""
+    old = {a.name: a for a in state.args}
+    new = {a.name: a for a in args}
+
+    def told(args: dict[str, ArgInfo], name: str) -> str:
+        return args[name].head if name in args else "absent"
+
+    return [
+        f"{name} was {told(old, name)}, now {told(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in old or name not in new or old[name].digest != new[name].digest
+    ]
+
+
+def refuse_other_inputs(state: State, args: Sequence[ArgInfo]) -> None:
+    """Raises InputMismatch if the run was begun with other inputs than are asked for."""
+    differs = differences(state, args)
+    if differs:
+        hint = (
+            "Pass the same inputs, or new=True for another episode, or adopt_input=True (--adopt-input) to go on with "
+            "these and reuse every step whose own inputs are the same."
+        )
+        if any(MASK in told for told in differs):
+            hint += " A Secret that is declared with rotates=True may have another value."
+        raise InputMismatch(
+            f"run {state.key} was begun with other inputs: {'; '.join(differs)}. Nothing was executed or changed.",
+            hint=hint,
+        )

@@ -12,8 +12,8 @@ from perdure.errors import ConfigError, InputMismatch, LeaseHeld
 from perdure.fold import State, fold
 from perdure.guard import Guard
 from perdure.model import Lease, Limits, RunKey, check_name
-from perdure.runtime.lives import Start, refuse_other_inputs
-from perdure.runtime.recorded import attributed
+from perdure.runtime.lives import Start
+from perdure.runtime.recorded import attributed, refuse_other_inputs
 from perdure.runtime.settle import write
 from perdure.stores.base import Store, Which
 
