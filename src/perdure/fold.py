@@ -12,6 +12,7 @@ from perdure import journal as j
 from perdure import states
 from perdure.codec import Payload
 from perdure.errors import CorruptStore
+from perdure.limits import MAX_SCOPE
 from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, RunKey, RunMeta, Usage
 from perdure.pending import Pending
 from perdure.record import Attempt, Identity, Step, enclosing
@@ -316,13 +317,18 @@ class State:
         return step
 
     def _scope_opened(self, entry: j.ScopeOpened) -> None:
-        self.scopes[Identity(entry.parent, entry.name, entry.fingerprint, entry.n)] = entry.path
+        self.scopes[Identity(entry.parent, entry.name, entry.fingerprint, entry.n)] = self._scope(entry.path)
+
+    def _scope(self, path: str) -> str:
+        if len(path) > MAX_SCOPE:
+            raise CorruptStore(f"run {self.key}: entry {self.seq + 1} has a scope of {len(path):,} characters.")
+        return path
 
     def _branch_taken(self, entry: j.BranchTaken) -> None:
         self.taken.setdefault((entry.scope, entry.fan), []).append(entry.branch)
 
     def _new_step(self, entry: j.StepStarted | j.StepCopied | j.StepPending) -> Step:
-        identity = Identity(entry.scope, entry.name, entry.fingerprint, entry.n)
+        identity = Identity(self._scope(entry.scope), entry.name, entry.fingerprint, entry.n)
         step = Step(entry.step, identity, entry.args, entry.digest)
         self.steps[entry.step] = self.index[identity] = step
         self.by_name.setdefault((entry.scope, entry.name), []).append(step)
@@ -371,7 +377,10 @@ class State:
 
     def _messages_added(self, entry: j.MessagesAdded) -> None:
         messages = self.conversations.setdefault(entry.scope, [])
-        if entry.place > len(messages):
+        for message in entry.messages:
+            if message.step:
+                self._step(message.step)
+        if not 0 <= entry.place <= len(messages):
             raise CorruptStore(f"run {self.key}: entry {entry.seq} is message {entry.place} after {len(messages)}.")
         messages[entry.place :] = entry.messages
 
@@ -433,6 +442,7 @@ class State:
 
     def _question_closed(self, entry: j.QuestionClosed) -> None:
         self._take_post(entry)
+        self._step(entry.step)
         if entry.question:
             self.waits.decided[entry.question] = entry
         if entry.expired:

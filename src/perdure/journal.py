@@ -14,6 +14,7 @@ import msgspec
 from perdure.codec import Payload
 from perdure.errors import CorruptStore, NewerFormat
 from perdure.framing import frame, unframe
+from perdure.limits import decoded
 from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, RunKey, Usage
 
 
@@ -456,8 +457,8 @@ def decode(key: RunKey, line: bytes, expected_seq: int) -> Entry:
     """The entry in a record. Raises CorruptStore (damage, a gap) or NewerFormat (a kind we do not know)."""
     try:
         body = unframe(key, line)
-        entry = _DECODER.decode(body)
-    except (ValueError, msgspec.MsgspecError) as problem:
+        entry = decoded(body, _DECODER.decode)
+    except ValueError as problem:
         _refuse_newer(key, line, expected_seq)
         raise CorruptStore(
             f"run {key}: record {expected_seq} is damaged ({problem}). Nothing was changed.",
@@ -474,8 +475,8 @@ def decode(key: RunKey, line: bytes, expected_seq: int) -> Entry:
 
 def _refuse_newer(key: RunKey, line: bytes, seq: int) -> None:
     try:
-        tag = _TAG_DECODER.decode(unframe(key, line)).kind
-    except (ValueError, msgspec.MsgspecError):
+        tag = decoded(unframe(key, line), _TAG_DECODER.decode).kind
+    except ValueError:
         return
     if tag and tag not in _TAGS:
         raise NewerFormat(

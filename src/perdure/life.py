@@ -17,6 +17,7 @@ import msgspec
 from perdure import journal as j
 from perdure.errors import AmbiguousStep, ConfigError, LimitReached
 from perdure.fold import State
+from perdure.limits import MAX_SCOPE
 from perdure.model import ArgInfo, Usage
 from perdure.record import Identity, enclosing
 from perdure.retry import RetryPolicy
@@ -105,6 +106,12 @@ class Life:
                 k = self._labels.get((identity.scope, identity.name), 0)
                 self._labels[identity.scope, identity.name] = k + 1
                 path = f"{identity.scope}/{identity.name}-{k}" if identity.scope else f"{identity.name}-{k}"
+                if len(path) > MAX_SCOPE:
+                    raise LimitReached(
+                        f"run {self.state.key}: scopes inside one another have a path of more than {MAX_SCOPE:,} "
+                        "characters. What finished is kept.",
+                        hint="Does something begin itself again and again?",
+                    )
                 self.emit(
                     j.ScopeOpened(
                         path=path,

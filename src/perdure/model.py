@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, CorruptStore
 
 OWN = "\x1f"
 """With this begin names of what is kept like a run and is none: the lock of a queue, a worker. No user can give one."""
@@ -70,6 +70,12 @@ class RunKey(msgspec.Struct, frozen=True, order=True):
         if not isinstance(episode, int) or isinstance(episode, bool) or not 0 <= episode < 2**31:
             raise ConfigError(f"episode must be a whole number from 0, not {episode!r}.")
         return cls(goal, episode)
+
+
+def key_named(name: str) -> RunKey | None:
+    """The run that ``goal#episode`` names; None if the text has no such form."""
+    goal, _, episode = name.rpartition("#")
+    return RunKey(goal, int(episode)) if goal and episode.isdecimal() and len(episode) <= 10 else None
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -150,8 +156,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> RunKey:
-        goal, _, episode = self.run.rpartition("#")
-        return RunKey(goal, int(episode))
+        key = key_named(self.run)
+        if key is None:
+            raise CorruptStore(f"A stored question says that it is of run {self.run[:80]!r}. Nothing was changed.")
+        return key
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -18,7 +18,7 @@ from perdure.errors import AnswerRefused, ConfigError, RunNotFound
 from perdure.fold import State, fold
 from perdure.inbox import refuse_closed
 from perdure.journal import decode
-from perdure.model import OWN, Question, RunKey, RunMeta, check_name
+from perdure.model import OWN, Question, RunKey, RunMeta, check_name, key_named
 from perdure.record import Step
 from perdure.runtime.config import default_store
 from perdure.runtime.forms import as_json, fitting
@@ -29,6 +29,7 @@ from perdure.runtime.why import announced, why_waiting
 from perdure.runtime.worker import WORKER
 from perdure.stores import open_store
 from perdure.stores.base import Capabilities, Store, Which
+from perdure.stores.handle import blobs_of
 
 
 class Client:
@@ -84,9 +85,9 @@ class Client:
         rows = self.runs(name)
         if rows:
             return rows[-1]
-        goal, _, episode = name.rpartition("#")
-        for row in self.runs(goal) if goal and episode.isdecimal() else ():
-            if row.episode == int(episode):
+        key = key_named(name)
+        for row in self.runs(key.goal) if key is not None else ():
+            if row.key == key:
                 return row
         raise RunNotFound(f"There is no run {name!r} in {self.url}.", hint="List what there is: perdure ls")
 
@@ -121,7 +122,7 @@ class Client:
 
     def blobs(self, payload: codec.Payload) -> dict[str, bytes]:
         """The blobs that a payload refers to."""
-        return {digest: self._store.blob(digest) for digest in payload.refs}
+        return blobs_of(self._store, payload.refs)
 
     def readable(self, payload: codec.Payload) -> tuple[str, bytes]:
         """A value as people read it, and the suffix of its file: text (".md"), bytes (".bin"), else JSON (".json").

@@ -36,6 +36,7 @@ from perdure.runtime.steps import Function
 from perdure.runtime.writer import Writer
 from perdure.stores.base import Store, Which
 from perdure.stores.disk import run_folder_name
+from perdure.stores.handle import blobs_of
 
 log = logging.getLogger("perdure")
 
@@ -136,7 +137,7 @@ class Lives:
             _ = function.signature  # makes the types of its inputs known
             inputs: Inputs = ((), {})
             if state.inputs is not None:
-                inputs = codec.loads(state.inputs, {digest: store.blob(digest) for digest in state.inputs.refs})
+                inputs = codec.loads(state.inputs, blobs_of(store, state.inputs.refs))
             start = Start(
                 key.goal,
                 key.episode,
@@ -331,7 +332,7 @@ class Lives:
     def _finished(self, store: Store, state: State) -> Finished:
         assert state.output is not None
         log.info("run %s had completed; its recorded result is returned and nothing is executed", state.key)
-        return Finished(codec.loads(state.output, {digest: store.blob(digest) for digest in state.output.refs}))
+        return Finished(codec.loads(state.output, blobs_of(store, state.output.refs)))
 
 
 def _differences(state: State, start: Start) -> list[str]:

@@ -26,6 +26,7 @@ from perdure.clock import SYSTEM, Clock
 from perdure.errors import CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
 from perdure.fold import summarise as fold_summary
 from perdure.framing import joined
+from perdure.limits import MAX_NOTE, MAX_VALUE, decoded
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import EVERY, Append, Capabilities, Which
@@ -38,6 +39,7 @@ from perdure.stores.handle import (
     not_found,
     nothing_there,
     sound_blob,
+    stored_digest,
     unusable,
     wrong_seq,
 )
@@ -194,8 +196,8 @@ class FileStore(Handle):
 
     def blob(self, digest: str) -> bytes:
         self._check()
-        path = self._blob_path(checked_digest(digest))
-        return sound_blob(digest, disk.read_file(path), str(path))
+        path = self._blob_path(stored_digest(digest, self.url))
+        return sound_blob(digest, disk.read_file(path, MAX_VALUE), str(path))
 
     def close(self) -> None:
         if self._closed or self._foreign:
@@ -318,6 +320,7 @@ class FileStore(Handle):
             return
         path = self._blob_path(digest)
         disk.make_dir(path.parent)
+        disk.refuse_link(path.parent)
         if disk.exists(path):
             disk.sync_dir(path.parent)  # another process may have renamed it and not have got further
         else:
@@ -380,8 +383,10 @@ class FileStore(Handle):
     def _prepare(self, create: bool) -> None:
         """Make the folders, in an order that tells a crash in between from a folder of somebody else."""
         path = self.root / "format.json"
+        for folder in (self._runs, self._blobs, self._tmp, self.root / "owners"):
+            disk.refuse_link(folder)
         settled = disk.exists(self._runs)  # looked at first: it appears after format.json
-        text = disk.read_file(path)
+        text = disk.read_file(path, MAX_NOTE)
         if text is None and settled:
             raise CorruptStore(
                 f"{self.root} has a folder 'runs' and no format.json: it is not a Perdure store, or a damaged one. "
@@ -423,8 +428,8 @@ class FileStore(Handle):
 
 def _check_format(path: Path, text: bytes) -> None:
     try:
-        found = msgspec.json.decode(text, type=_Format)
-    except msgspec.DecodeError as error:
+        found = decoded(text, msgspec.json.Decoder(_Format).decode)
+    except ValueError as error:
         found, problem = None, str(error)
     if found is None or found.store != "perdure" or found.version < 1:
         problem = problem if found is None else "it is another program's"
