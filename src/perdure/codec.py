@@ -43,6 +43,7 @@ from perdure.codec_tags import BLOB_THRESHOLD
 from perdure.codec_types import declare, learn, register
 from perdure.codec_walk import ATOMS, MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Reader, Writer
 from perdure.errors import CodecError
+from perdure.limits import decoded
 from perdure.model import ErrorInfo, File
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "learn",
     "loads",
     "register",
+    "stored_json",
 ]
 
 CODEC_VERSION = 1
@@ -66,6 +68,7 @@ _MAX_MESSAGE = 20_000
 _HEAD = 120
 _to_json = msgspec.json.Encoder().encode
 _from_json = msgspec.json.Decoder().decode
+_SKIP = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -137,6 +140,19 @@ def _stored_json(payload: Payload, blobs: Mapping[str, bytes]) -> bytes:
     if blob is None:
         raise Refused(f" is a blob that is missing: sha256 {payload.refs[0][:64]}.")
     return blob
+
+
+def stored_json(payload: Payload, blobs: Mapping[str, bytes]) -> bytes:
+    """The tagged JSON of a payload, as it stands. Raises CodecError if there is none, or it is too large."""
+    try:
+        raw = _stored_json(payload, blobs)
+        Reader(blobs).spend(len(raw))
+        decoded(raw, _SKIP)
+    except Refused as problem:
+        raise CodecError(f"value{problem.path()}{problem}", hint=problem.hint) from None
+    except ValueError as problem:
+        raise CodecError(f"a stored value is no JSON ({problem}).", hint="Nothing was changed.") from None
+    return raw
 
 
 def digest(value: object, where: str) -> tuple[str, str]:

@@ -258,7 +258,7 @@ def _tell_result(value: Any, follower: Follower, store: str, options: Execution,
     _, content = readable(payload, blobs)
     state = follower.state
     if options.as_json:
-        body = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
+        body = codec.stored_json(payload, blobs)
         told = {
             "run": str(state.key) if state is not None else goal,
             "status": "completed",

@@ -119,6 +119,19 @@ def _call(call: object) -> ToolCall:
     return ToolCall(function["name"], arguments, str(call.get("id") or ""))
 
 
+def asked_for(message: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tool calls of a recorded message, as people read them; ``(no tool call)`` for what is none."""
+    listed = message.get("tool_calls") or ()
+    return tuple(map(_asked, listed)) if isinstance(listed, list | tuple) else ("(no tool call)",)
+
+
+def _asked(call: object) -> str:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return "(no tool call)"
+    return f"{function.get('name')}({function.get('arguments')})"
+
+
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + "..."

@@ -21,11 +21,15 @@ from perdure import codec
 from perdure import journal as j
 from perdure.errors import CodecError
 from perdure.fold import State
+from perdure.limits import MAX_VALUE
 from perdure.model import File
 from perdure.record import Step
 from perdure.stores import disk
 from perdure.stores.base import Store
 from perdure.stores.disk import run_folder_name
+
+_SMALL = 2**16
+"""bytes of JSON that may be indented whatever it is like"""
 
 
 class Outputs:
@@ -81,7 +85,9 @@ def render(step: Step, payload: codec.Payload, blobs: Mapping[str, bytes]) -> tu
 
 
 def readable(payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, bytes]:
-    """A value for people and other programs, and the suffix of its file: text as text, bytes as bytes, else JSON."""
+    """A value for people and other programs, and the suffix of its file: text as text, bytes as bytes, else JSON.
+
+    Raises CodecError for what is no JSON either."""
     try:
         value = codec.loads(payload, blobs)
     except CodecError:  # of a type that this program does not know: its JSON says all
@@ -92,5 +98,28 @@ def readable(payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, b
         return ".bin", value
     if isinstance(value, File):
         return Path(value.name).suffix or ".bin", value.content
-    text = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
-    return ".json", msgspec.json.format(text, indent=2) + b"\n"
+    return ".json", _indented(codec.stored_json(payload, blobs)) + b"\n"
+
+
+def _indented(text: bytes) -> bytes:
+    """JSON over as many lines as it has values, unless that would multiply its size."""
+    try:
+        if len(text) > _SMALL and _blanks(text) > MAX_VALUE:
+            return text
+        return msgspec.json.format(text, indent=2)
+    except (ValueError, RecursionError):  # numbers or depths that nothing reads
+        return text
+
+
+def _blanks(text: bytes) -> int:
+    """How many blanks would stand in front of the lines, at most."""
+    level, depth = [msgspec.json.decode(text)], 0
+    while level:
+        depth += 1
+        level = [
+            item
+            for part in level
+            if isinstance(part, dict | list)
+            for item in (part.values() if isinstance(part, dict) else part)
+        ]
+    return 2 * depth * (text.count(b",") + 2 * text.count(b"[") + 2 * text.count(b"{"))

@@ -187,8 +187,10 @@ class RedisStore(Handle):
     def blob(self, digest: str) -> bytes:
         self._check()
         key = self._keys.blob(stored_digest(digest, self.url))
-        found = self._ask("read", [("GETRANGE", key, 0, MAX_VALUE)])[0]  # one byte more than it may have
-        return sound_blob(digest, found or None, self.url)
+        there, found = self._ask(
+            "read", [("EXISTS", key), ("GETRANGE", key, 0, MAX_VALUE)]
+        )  # a byte more than it may be
+        return sound_blob(digest, found if there else None, self.url)
 
     def delete(self, lease: Lease) -> None:
         self._check()
