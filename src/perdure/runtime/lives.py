@@ -28,7 +28,7 @@ from perdure.model import ArgInfo, Attribution, Budget, Lease, RunKey
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.endings import cancelled, stopped
 from perdure.runtime.live import LiveRun
-from perdure.runtime.outputs import Outputs, outputs_folder
+from perdure.runtime.outputs import Outputs, own_outputs
 from perdure.runtime.poison import poison
 from perdure.runtime.queues import may_go_on
 from perdure.runtime.settle import move, send, write
@@ -244,7 +244,10 @@ class Lives:
     def _live(self, lease: Lease, state: State, same_code: bool, stay: float) -> LiveRun:
         assert self.writer is not None
         told = self._outputs(state.key)
-        folder = Path(told) if told else outputs_folder(self.writer.store, state)
+        folder = Path(told) if told else own_outputs(self.writer.store, state)
+        if state.outputs and not told:  # a folder that stored data names is read, and never written to (rel:S5)
+            text = "run %s: its outputs were kept in %s; name that folder again (outputs=) to have the rest there too"
+            log.warning(text, state.key, state.outputs)
         run = LiveRun(
             self.writer,
             lease,

@@ -66,8 +66,11 @@ class Outputs:
 
 def outputs_folder(store: Store, state: State) -> Path | None:
     """Where the outputs of a run stand as files: in the folder recorded with it, or in the store's own."""
-    if state.outputs:
-        return Path(state.outputs)
+    return Path(state.outputs) if state.outputs else own_outputs(store, state)
+
+
+def own_outputs(store: Store, state: State) -> Path | None:
+    """The folder for the outputs of a run in the store itself, if it keeps any."""
     root = store.capabilities.outputs
     return root / run_folder_name(state.key) / "outputs" if root else None
 
