@@ -24,6 +24,8 @@ class State:
     def __init__(self, key: RunKey) -> None:
         self.key = key
         self.seq = 0
+        self.size = 0
+        """bytes of its records"""
         self.status: str | None = None
         self.reason = ""
         self.run_id = ""
@@ -457,6 +459,7 @@ class State:
             self._arrive(step, entry)
 
     def _answer_rejected(self, entry: j.AnswerRejected) -> None:
+        self._step(entry.step)
         self.waits.reject(entry)
 
     def _stop_requested(self, entry: j.StopRequested) -> None:
@@ -521,6 +524,7 @@ def fold(key: RunKey, lines: Iterable[bytes]) -> State:
     state = State(key)
     for line in lines:
         state.apply(j.decode(key, line, state.seq + 1))
+        state.size += len(line)
     return state
 
 

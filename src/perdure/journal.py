@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from perdure.codec import Payload
-from perdure.errors import CorruptStore, NewerFormat
+from perdure.errors import CodecError, CorruptStore, NewerFormat
 from perdure.framing import frame, unframe
 from perdure.limits import decoded
 from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, RunKey, Usage
@@ -442,8 +442,16 @@ def kind_of(entry: Entry) -> str:
 
 
 def encode(key: RunKey, entry: Entry) -> bytes:
-    """``entry`` as one framed record of run ``key``."""
-    return frame(key, _ENCODER.encode(entry))
+    """``entry`` as one framed record of run ``key``. Raises CodecError for text with broken Unicode, and for an entry
+    that is too large."""
+    try:
+        body = _ENCODER.encode(entry)
+    except (ValueError, OverflowError, RecursionError) as problem:
+        raise CodecError(
+            f"run {key}: an entry {kind_of(entry)} cannot be written down ({problem}). Nothing was written.",
+            hint="Is some text of it broken Unicode, or a number far too large?",
+        ) from None
+    return frame(key, body)
 
 
 def damaged_post(key: RunKey, number: int, problem: object) -> CorruptStore:

@@ -35,7 +35,7 @@ def check_name(what: str, text: str, *, path_like: bool = False) -> str:
             f"{what} {shown!r} has {len(text):,} characters; the limit is {MAX_NAME}.",
             hint="Name the task briefly and pass long text as an input.",
         )
-    if text != text.strip() or any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+    if text != text.strip() or not printable(text):
         raise ConfigError(
             f"{what} {shown!r} has blank ends, control characters or broken Unicode.",
             hint="Use printable characters without leading or trailing blanks.",
@@ -52,6 +52,11 @@ def head(text: str, width: int) -> str:
     """The beginning of a text on one line."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def printable(text: str) -> bool:
+    """Whether a text can be shown and stored as it is: no control characters, no broken Unicode."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
 class RunKey(msgspec.Struct, frozen=True, order=True):
@@ -280,6 +285,29 @@ class Attribution(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     parent: str = ""
     """the run that started this one, as goal#episode"""
     tags: dict[str, str] = {}
+
+
+MAX_ATTRIBUTION = 2**16
+"""Characters of all that is said of who and what a run is for: it is written again with every append."""
+
+
+def check_attribution(said: Attribution) -> Attribution:
+    """The same. Raises ConfigError for what is no text, for too much of it, and for tags that have no name (rel:B6)."""
+    if not isinstance(said, Attribution) or not isinstance(said.tags, dict):
+        raise ConfigError(f"attribution must be an Attribution, not {type(said).__name__}.")
+    texts = {field: getattr(said, field) for field in said.__struct_fields__ if field != "tags"}
+    for name, value in said.tags.items():
+        texts[f"tag {check_name('the name of a tag', name)!r}"] = value
+    for name, text in texts.items():
+        if not isinstance(text, str) or any(unicodedata.category(c) == "Cs" for c in text):
+            raise ConfigError(f"attribution: {name} must be text, without broken Unicode, not {text!r:.60}.")
+    size = sum(map(len, texts.values())) + sum(map(len, said.tags))
+    if size > MAX_ATTRIBUTION:
+        raise ConfigError(
+            f"attribution: it has {size:,} characters; the limit is {MAX_ATTRIBUTION:,}.",
+            hint="Pass long text as an input, and name it here.",
+        )
+    return said
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -13,6 +13,7 @@ from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 import msgspec
 
 from perdure.errors import ConfigError, OutputRefused
+from perdure.limits import decoded
 from perdure.model import Usage
 
 
@@ -109,8 +110,8 @@ def _call(call: object) -> ToolCall:
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
-            arguments = msgspec.json.decode(arguments)
-        except msgspec.DecodeError as error:
+            arguments = decoded(arguments, msgspec.json.decode)
+        except ValueError as error:
             raise OutputRefused(
                 f"the model's call of {function['name']} has arguments that are no JSON ({error}): {_shown(arguments)}."
             ) from None

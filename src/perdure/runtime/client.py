@@ -18,7 +18,7 @@ from perdure.errors import AnswerRefused, ConfigError, RunNotFound
 from perdure.fold import State, fold
 from perdure.inbox import refuse_closed
 from perdure.journal import decode
-from perdure.model import OWN, Question, RunKey, RunMeta, check_name, key_named
+from perdure.model import OWN, Question, RunKey, RunMeta, check_name, key_named, printable
 from perdure.record import Step
 from perdure.runtime.config import default_store
 from perdure.runtime.forms import as_json, fitting
@@ -65,6 +65,8 @@ class Client:
 
     def runs(self, goal: str | None = None) -> list[RunMeta]:
         """A row for every run; one that nobody runs any more, and that did not end, has status "crashed" (B2)."""
+        if goal is not None and not printable(goal):
+            return []  # no run is called so, and not every store can be asked
         rows = self._store.runs(Which(goal=goal))
         return [self._seen(row) for row in rows if not row.goal.startswith(OWN)]
 

@@ -50,6 +50,7 @@ class Outputs:
         """Write one output, complete or not at all. Raises StoreError."""
         name, content = render(step, payload, blobs)
         disk.make_dir(self.folder)
+        disk.refuse_link(self.folder)
         disk.replace_file(self.folder / name, content)
 
     def find(self, step: Step) -> Path | None:
@@ -61,6 +62,7 @@ class Outputs:
             path = self.find(step)
             if path is not None:
                 disk.make_dir(self.folder / "superseded")
+                disk.refuse_link(self.folder / "superseded")
                 disk.move(path, self.folder / "superseded" / path.name)
 
 

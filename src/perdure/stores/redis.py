@@ -187,9 +187,8 @@ class RedisStore(Handle):
     def blob(self, digest: str) -> bytes:
         self._check()
         key = self._keys.blob(stored_digest(digest, self.url))
-        there, found = self._ask(
-            "read", [("EXISTS", key), ("GETRANGE", key, 0, MAX_VALUE)]
-        )  # a byte more than it may be
+        bounded: Command = ("GETRANGE", key, 0, MAX_VALUE)  # a byte more than it may have
+        there, found = self._ask("read", [("EXISTS", key), bounded])
         return sound_blob(digest, found if there else None, self.url)
 
     def delete(self, lease: Lease) -> None:
