@@ -139,7 +139,7 @@ class RunFolder:
 
     def grant(self) -> Grant | None:
         """The last grant; None if the run was never granted. Raises CorruptStore when both copies are damaged."""
-        texts = [disk.read_file(self._lease, MAX_NOTE), disk.read_file(self._lock, MAX_NOTE)]
+        texts = [_note(self._lease), _note(self._lock)]
         grants = [grant for text in texts if text and (grant := _decode(text)) is not None]
         if grants:
             return max(grants, key=lambda grant: grant.epoch)  # of equals the first: lease.json is the synced one
@@ -319,6 +319,14 @@ def _same_file(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def _note(path: Path) -> bytes | None:
+    """A small file; what is no file, or far too large, is as good as damaged."""
+    try:
+        return disk.read_file(path, MAX_NOTE)
+    except CorruptStore:
+        return b"damaged"
 
 
 def _decode(text: bytes) -> Grant | None:
