@@ -49,6 +49,7 @@ from perdure.codec_types import declare, learn, register
 from perdure.codec_walk import ATOMS, MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Reader, Writer
 from perdure.errors import CodecError
 from perdure.guard import OPEN, Guard
+from perdure.limits import decoded
 from perdure.model import ErrorInfo, File
 from perdure.redaction import discreet_part
 from perdure.secret import MASK, Secret
@@ -68,6 +69,7 @@ __all__ = [
     "load",
     "loads",
     "register",
+    "stored_json",
 ]
 
 CODEC_VERSION = 1
@@ -75,6 +77,7 @@ _MAX_MESSAGE = 20_000
 _HEAD = 120
 _to_json = msgspec.json.Encoder().encode
 _from_json = msgspec.json.Decoder().decode
+_SKIP = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -165,6 +168,19 @@ def _stored_json(payload: Payload, blobs: Mapping[str, bytes]) -> bytes:
     if blob is None:
         raise Refused(f" is a blob that is missing: sha256 {payload.refs[0][:64]}.")
     return blob
+
+
+def stored_json(payload: Payload, blobs: Mapping[str, bytes]) -> bytes:
+    """The tagged JSON of a payload, as it stands. Raises CodecError if there is none, or it is too large."""
+    try:
+        raw = _stored_json(payload, blobs)
+        Reader(blobs).spend(len(raw))
+        decoded(raw, _SKIP)
+    except Refused as problem:
+        raise CodecError(f"value{problem.path()}{problem}", hint=problem.hint) from None
+    except ValueError as problem:
+        raise CodecError(f"a stored value is no JSON ({problem}).", hint="Nothing was changed.") from None
+    return raw
 
 
 def digest(value: object, where: str, guard: Guard = OPEN) -> tuple[str, str]:

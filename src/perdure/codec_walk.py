@@ -12,13 +12,14 @@ from perdure.codec_kinds import PLAIN, Refused, type_name
 from perdure.codec_tags import BLOB_THRESHOLD, READ, WRITE, to_base64, write_numpy
 from perdure.codec_types import Known, find, known, learnable
 from perdure.guard import OPEN, Guard, Hidden, is_mark
+from perdure.limits import MAX_VALUE
 from perdure.secret import Secret
 
 MAX_DEPTH = 100
 """Containers and objects inside one another; far below the depth at which Python itself gives up."""
 MAX_ITEMS = 2**24
 """Elements of all containers of one value; ends a list that holds one list ten times, which holds one ten times ..."""
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = MAX_VALUE
 """JSON and blobs of one value together."""
 _BIG = 2**63
 _INF = float("inf")

@@ -12,6 +12,7 @@ from perdure import journal as j
 from perdure import states
 from perdure.codec import Payload
 from perdure.errors import CorruptStore
+from perdure.limits import MAX_SCOPE
 from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, RunKey, RunMeta, Usage
 from perdure.pending import Pending
 from perdure.record import Attempt, Identity, Step, enclosing
@@ -23,6 +24,8 @@ class State:
     def __init__(self, key: RunKey) -> None:
         self.key = key
         self.seq = 0
+        self.size = 0
+        """bytes of its records"""
         self.status: str | None = None
         self.reason = ""
         self.run_id = ""
@@ -319,13 +322,18 @@ class State:
         return step
 
     def _scope_opened(self, entry: j.ScopeOpened) -> None:
-        self.scopes[Identity(entry.parent, entry.name, entry.fingerprint, entry.n)] = entry.path
+        self.scopes[Identity(entry.parent, entry.name, entry.fingerprint, entry.n)] = self._scope(entry.path)
+
+    def _scope(self, path: str) -> str:
+        if len(path) > MAX_SCOPE:
+            raise CorruptStore(f"run {self.key}: entry {self.seq + 1} has a scope of {len(path):,} characters.")
+        return path
 
     def _branch_taken(self, entry: j.BranchTaken) -> None:
         self.taken.setdefault((entry.scope, entry.fan), []).append(entry.branch)
 
     def _new_step(self, entry: j.StepStarted | j.StepCopied | j.StepPending) -> Step:
-        identity = Identity(entry.scope, entry.name, entry.fingerprint, entry.n)
+        identity = Identity(self._scope(entry.scope), entry.name, entry.fingerprint, entry.n)
         step = Step(entry.step, identity, entry.args, entry.digest)
         self.steps[entry.step] = self.index[identity] = step
         self.by_name.setdefault((entry.scope, entry.name), []).append(step)
@@ -374,7 +382,10 @@ class State:
 
     def _messages_added(self, entry: j.MessagesAdded) -> None:
         messages = self.conversations.setdefault(entry.scope, [])
-        if entry.place > len(messages):
+        for message in entry.messages:
+            if message.step:
+                self._step(message.step)
+        if not 0 <= entry.place <= len(messages):
             raise CorruptStore(f"run {self.key}: entry {entry.seq} is message {entry.place} after {len(messages)}.")
         messages[entry.place :] = entry.messages
 
@@ -436,6 +447,7 @@ class State:
 
     def _question_closed(self, entry: j.QuestionClosed) -> None:
         self._take_post(entry)
+        self._step(entry.step)
         if entry.question:
             self.waits.decided[entry.question] = entry
         if entry.expired:
@@ -450,6 +462,7 @@ class State:
             self._arrive(step, entry)
 
     def _answer_rejected(self, entry: j.AnswerRejected) -> None:
+        self._step(entry.step)
         self.waits.reject(entry)
 
     def _stop_requested(self, entry: j.StopRequested) -> None:
@@ -518,6 +531,7 @@ def fold(key: RunKey, lines: Iterable[bytes]) -> State:
     state = State(key)
     for line in lines:
         state.apply(j.decode(key, line, state.seq + 1))
+        state.size += len(line)
     return state
 
 

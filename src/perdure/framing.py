@@ -23,14 +23,24 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from perdure.errors import CorruptStore
+from perdure.errors import CodecError, CorruptStore
+from perdure.limits import MAX_RECORD
 from perdure.model import RunKey
 
+FRAME = 43
+"""bytes of a record besides its entry"""
 _HEAD = 41  # len('{"crc":"01234567","len":01234567,"entry":')
 
 
 def frame(key: RunKey, entry: bytes) -> bytes:
-    """``entry`` (a JSON object) as one record of the run ``key``, newline included."""
+    """``entry`` (a JSON object) as one record of the run ``key``, newline included. Raises CodecError for one that is
+    too large."""
+    if len(entry) > MAX_RECORD:
+        raise CodecError(
+            f"run {key}: {len(entry):,} bytes are too much for one entry of its journal; the limit is {MAX_RECORD:,}. "
+            "Nothing was written.",
+            hint="Stream less text at a time, or return it as the result of a step.",
+        )
     return b'{"crc":"%08x","len":%8d,"entry":%b}\n' % (_crc(key, entry), len(entry), entry)
 
 
@@ -40,6 +50,8 @@ def unframe(key: RunKey, line: bytes) -> bytes:
         raise ValueError("the record is cut short")
     if line[:8] != b'{"crc":"' or line[16:24] != b'","len":' or line[32:_HEAD] != b',"entry":':
         raise ValueError("this is not a record of a Perdure journal")
+    if len(line) > MAX_RECORD + FRAME:
+        raise ValueError(f"the record has {len(line):,} bytes, and the limit is {MAX_RECORD:,}")
     entry = line[_HEAD:-2]
     try:
         length, crc = int(line[24:32]), int(line[8:16], 16)

@@ -85,7 +85,10 @@ def refuse_closed(state: State, named: str | None) -> None:
 
 def when(at: float) -> str:
     """A time for people: in UTC, to the second."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):  # stored data may say anything
+        return f"second {at:g}"
 
 
 def moved(state: State, posts: Iterable[bytes]) -> Iterator[j.Entry]:
@@ -119,6 +122,8 @@ def encode(state: State, post: j.Posted) -> bytes:
 
 def decode(state: State, record: bytes, number: int) -> j.Posted:
     """One post. Raises CorruptStore for a damaged one, NewerFormat."""
+    if len(record) > MAX_POST:
+        raise j.damaged_post(state.key, number, f"it has {len(record):,} bytes, and the limit is {MAX_POST:,}")
     try:
         post = j.decode(state.key, record, 0)
     except CorruptStore as problem:

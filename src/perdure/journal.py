@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from perdure.codec import Payload
-from perdure.errors import ConfigError, CorruptStore, NewerFormat
+from perdure.errors import CodecError, ConfigError, CorruptStore, NewerFormat
 from perdure.framing import frame, unframe
+from perdure.limits import decoded
 from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, RunKey, Usage
 
 
@@ -449,8 +450,16 @@ def kind_of(entry: Entry) -> str:
 
 
 def encode(key: RunKey, entry: Entry) -> bytes:
-    """``entry`` as one framed record of run ``key``."""
-    return frame(key, _ENCODER.encode(entry))
+    """``entry`` as one framed record of run ``key``. Raises CodecError for text with broken Unicode, and for an entry
+    that is too large."""
+    try:
+        body = _ENCODER.encode(entry)
+    except (ValueError, OverflowError, RecursionError) as problem:
+        raise CodecError(
+            f"run {key}: an entry {kind_of(entry)} cannot be written down ({problem}). Nothing was written.",
+            hint="Is some text of it broken Unicode, or a number far too large?",
+        ) from None
+    return frame(key, body)
 
 
 def refs(entry: Entry) -> list[str]:
@@ -481,8 +490,8 @@ def decode(key: RunKey, line: bytes, expected_seq: int) -> Entry:
     """The entry in a record. Raises CorruptStore (damage, a gap) or NewerFormat (a kind we do not know)."""
     try:
         body = unframe(key, line)
-        entry = _DECODER.decode(body)
-    except (ValueError, msgspec.MsgspecError) as problem:
+        entry = decoded(body, _DECODER.decode)
+    except ValueError as problem:
         _refuse_newer(key, line, expected_seq)
         raise CorruptStore(
             f"run {key}: record {expected_seq} is damaged ({problem}). Nothing was changed.",
@@ -499,8 +508,8 @@ def decode(key: RunKey, line: bytes, expected_seq: int) -> Entry:
 
 def _refuse_newer(key: RunKey, line: bytes, seq: int) -> None:
     try:
-        tag = _TAG_DECODER.decode(unframe(key, line)).kind
-    except (ValueError, msgspec.MsgspecError):
+        tag = decoded(unframe(key, line), _TAG_DECODER.decode).kind
+    except ValueError:
         return
     if tag.startswith("sealed/"):
         raise ConfigError(

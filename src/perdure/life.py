@@ -18,9 +18,13 @@ from perdure import journal as j
 from perdure.errors import AmbiguousStep, ConfigError, LimitReached
 from perdure.fold import State
 from perdure.guard import OPEN, Guard
+from perdure.limits import MAX_JOURNAL, MAX_SCOPE
 from perdure.model import ArgInfo, Usage
 from perdure.record import Identity, enclosing
 from perdure.retry import RetryPolicy
+
+_SPARE = MAX_JOURNAL // 8
+"""bytes of a journal that are left for what steps add that were begun before"""
 
 
 class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +113,12 @@ class Life:
                 k = self._labels.get((identity.scope, identity.name), 0)
                 self._labels[identity.scope, identity.name] = k + 1
                 path = f"{identity.scope}/{identity.name}-{k}" if identity.scope else f"{identity.name}-{k}"
+                if len(path) > MAX_SCOPE:
+                    raise LimitReached(
+                        f"run {self.state.key}: scopes inside one another have a path of more than {MAX_SCOPE:,} "
+                        "characters. What finished is kept.",
+                        hint="Does something begin itself again and again?",
+                    )
                 self.emit(
                     j.ScopeOpened(
                         path=path,
@@ -140,7 +150,13 @@ class Life:
         return {n for n, step in steps.items() if any(path in scopes for path in enclosing(step.identity.scope))}
 
     def check_budget(self, metered: bool) -> None:
-        """Raises LimitReached when the run's budget leaves nothing for another attempt (X6)."""
+        """Raises LimitReached when the run's budget leaves nothing for another attempt (X6), or its journal is full."""
+        if self.state.size > MAX_JOURNAL - _SPARE:
+            raise LimitReached(
+                f"run {self.state.key}: its journal has {self.state.size:,} bytes, and {MAX_JOURNAL:,} can be read. "
+                "What finished is kept.",
+                hint="Go on in another run, or episode, and keep large data out of it: in files, say.",
+            )
         budget = self.state.budget
         reached = budget.used_up(self.state.usage, self.state.seconds + self.elapsed(), calls=metered) if budget else ""
         if reached:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, CorruptStore
 from perdure.redaction import discreet_part
 
 OWN = "\x1f"
@@ -36,7 +36,7 @@ def check_name(what: str, text: str, *, path_like: bool = False) -> str:
             f"{what} {shown!r} has {len(text):,} characters; the limit is {MAX_NAME}.",
             hint="Name the task briefly and pass long text as an input.",
         )
-    if text != text.strip() or any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+    if text != text.strip() or not printable(text):
         raise ConfigError(
             f"{what} {shown!r} has blank ends, control characters or broken Unicode.",
             hint="Use printable characters without leading or trailing blanks.",
@@ -56,6 +56,11 @@ def head(text: str, width: int) -> str:
     return shown if len(line) <= width else shown[: width - 3] + "..."
 
 
+def printable(text: str) -> bool:
+    """Whether a text can be shown and stored as it is: no control characters, no broken Unicode."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+
+
 class RunKey(msgspec.Struct, frozen=True, order=True):
     """Which run: the task (``goal``) and which attempt at the task (``episode``, 0 for the first)."""
 
@@ -72,6 +77,12 @@ class RunKey(msgspec.Struct, frozen=True, order=True):
         if not isinstance(episode, int) or isinstance(episode, bool) or not 0 <= episode < 2**31:
             raise ConfigError(f"episode must be a whole number from 0, not {episode!r}.")
         return cls(goal, episode)
+
+
+def key_named(name: str) -> RunKey | None:
+    """The run that ``goal#episode`` names; None if the text has no such form."""
+    goal, _, episode = name.rpartition("#")
+    return RunKey(goal, int(episode)) if goal and episode.isdecimal() and len(episode) <= 10 else None
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -152,8 +163,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> RunKey:
-        goal, _, episode = self.run.rpartition("#")
-        return RunKey(goal, int(episode))
+        key = key_named(self.run)
+        if key is None:
+            raise CorruptStore(f"A stored question says that it is of run {self.run[:80]!r}. Nothing was changed.")
+        return key
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -280,6 +293,29 @@ class Attribution(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     parent: str = ""
     """the run that started this one, as goal#episode"""
     tags: dict[str, str] = {}
+
+
+MAX_ATTRIBUTION = 2**16
+"""Characters of all that is said of who and what a run is for: it is written again with every append."""
+
+
+def check_attribution(said: Attribution) -> Attribution:
+    """The same. Raises ConfigError for what is no text, for too much of it, and for tags that have no name (rel:B6)."""
+    if not isinstance(said, Attribution) or not isinstance(said.tags, dict):
+        raise ConfigError(f"attribution must be an Attribution, not {type(said).__name__}.")
+    texts = {field: getattr(said, field) for field in said.__struct_fields__ if field != "tags"}
+    for name, value in said.tags.items():
+        texts[f"tag {check_name('the name of a tag', name)!r}"] = value
+    for name, text in texts.items():
+        if not isinstance(text, str) or any(unicodedata.category(c) == "Cs" for c in text):
+            raise ConfigError(f"attribution: {name} must be text, without broken Unicode, not {text!r:.60}.")
+    size = sum(map(len, texts.values())) + sum(map(len, said.tags))
+    if size > MAX_ATTRIBUTION:
+        raise ConfigError(
+            f"attribution: it has {size:,} characters; the limit is {MAX_ATTRIBUTION:,}.",
+            hint="Pass long text as an input, and name it here.",
+        )
+    return said
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -10,6 +10,7 @@ import msgspec
 from perdure import journal as j
 from perdure.codec import Payload
 from perdure.errors import CorruptStore
+from perdure.limits import decoded
 from perdure.model import Question, RunKey
 from perdure.record import Step
 
@@ -50,7 +51,15 @@ class Pending:
         if self._heads is None:
             asked = self.questions()
             cut = [
-                msgspec.structs.replace(q, prompt=q.prompt[:200], schema={}, context="", otherwise=q.otherwise[:80])
+                msgspec.structs.replace(
+                    q,
+                    prompt=q.prompt[:200],
+                    schema={},
+                    context="",
+                    otherwise=q.otherwise[:80],
+                    to=q.to[:200],
+                    refused=q.refused[:400],
+                )
                 for q in asked[:_SHOWN]
             ]
             self._heads = len(asked), tuple(cut)
@@ -110,7 +119,7 @@ def _question(entry: j.StepPending, asked: j.Asked, step: Step, key: RunKey, run
         run=str(key),
         step=entry.step,
         path=step.path,
-        id=_id(entry, step, run_id),
+        id=_id(entry, step, key, run_id),
         prompt=asked.prompt,
         to=asked.to,
         asked=entry.at,
@@ -121,16 +130,22 @@ def _question(entry: j.StepPending, asked: j.Asked, step: Step, key: RunKey, run
     )
 
 
-def _id(entry: j.StepPending, step: Step, run_id: str) -> str:
+def _id(entry: j.StepPending, step: Step, key: RunKey, run_id: str) -> str:
     """Names what was asked: the run, the step, which time, and everything that is shown (rel:H2)."""
     parts = (run_id, str(entry.step), str(entry.attempt), step.identity.fingerprint)
-    shown = msgspec.json.encode(entry.asked)
+    try:
+        shown = msgspec.json.encode(entry.asked)
+    except RecursionError:
+        raise CorruptStore(f"run {key}: what step {entry.step} asks is nested too deeply.") from None
     return sha256("\0".join(parts).encode("utf-8", "surrogatepass") + shown).hexdigest()[:16]
 
 
 def _text(payload: Payload | None) -> str:
-    """A value as people read it, if it stands in the journal itself."""
+    """A value as people read it, if it stands in the journal itself and can be read."""
     if payload is None or payload.refs:
         return ""
-    value = msgspec.json.decode(payload.value)
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    try:
+        value = decoded(bytes(payload.value), msgspec.json.decode)
+        return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    except (ValueError, RecursionError):  # whoever needs the value is told
+        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -39,10 +40,11 @@ class Identity(NamedTuple):
     """ordinal among requests equal in all the rest"""
 
 
-def enclosing(scope: str) -> list[str]:
+def enclosing(scope: str) -> Iterator[str]:
     """A scope's path and those of all scopes around it, but for the top."""
-    parts = scope.split("/")
-    return ["/".join(parts[:k]) for k in range(len(parts), 0, -1)] if scope else []
+    while scope:
+        yield scope
+        scope = scope.rpartition("/")[0]
 
 
 class Step(msgspec.Struct):

@@ -35,7 +35,10 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         """
         if failures > self.retries or not isinstance(error, self.on) or is_final(error):
             return None
-        full = min(self.backoff * self.factor ** (failures - 1), self.maximum)
+        try:
+            full = min(self.backoff * self.factor ** (failures - 1), self.maximum)
+        except OverflowError:  # after a thousand failures
+            full = self.maximum
         return full * (1 - zlib.crc32(f"{seed}/{failures}".encode()) / 2**34)
 
 

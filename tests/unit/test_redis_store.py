@@ -318,11 +318,15 @@ def test_damage_is_told_with_the_run(place: Place) -> None:  # rel:D9
         store.read(KEY)
     assert isinstance(store.append([item(lease, 3)])[0], CorruptStore)
     place.raw.hset(store._keys.run(KEY), "meta", b"\xff{")
-    with pytest.raises(CorruptStore, match="paper#0"):
-        store.runs()
-    place.raw.hset(store._keys.run(KEY), "epoch", "many")
-    with pytest.raises(CorruptStore, match="paper#0"):
-        store.runs()
+    healthy = RunKey("healthy")
+    store.append([item(store.claim(healthy), 0)])
+    place.raw.zadd(store._keys.runs, {b"no name of a run": 0, b"\xff": 0})
+    for field, value in (("meta", b"\xff{"), ("meta", msgspec.json.encode(meta(healthy, 3))), ("epoch", b"many")):
+        place.raw.hset(store._keys.run(KEY), field, value)
+        sound, bad = store.runs()
+        assert (sound.key, sound.reason, bad.key) == (healthy, "", KEY) and "paper#0 is damaged" in bad.reason
+        assert bad.reason in store.warnings()
+    place.raw.hset(store._keys.run(KEY), "epoch", 1)
     store.post(KEY, 1, posts(KEY, 1)[0])
     place.raw.delete(store._keys.inbox(KEY))
     with pytest.raises(CorruptStore, match="posts of run paper#0"):
@@ -1116,7 +1120,7 @@ class Worker(threading.Thread):
             return
         seq = len(store.read(key))
         row = store._fetch("read", [key])[0]
-        read = row.shown(False, "").posts if row.seq else 0
+        read = msgspec.json.decode(row.meta, type=RunMeta).posts if row.seq else 0
         for _ in range(chance.randrange(4)):
             if chance.random() < 0.5:
                 read = len(store.posts({key: 0}).get(key, []))

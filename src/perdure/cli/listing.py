@@ -8,15 +8,17 @@ from typing import Any
 import click
 import msgspec
 
-from perdure import states
+from perdure import codec, states
 from perdure.cli.outcome import OK, command, write
 from perdure.cli.progress import elapsed, progress
 from perdure.cli.words import age, holder, inputs_text, moment, plain_table, step_word
 from perdure.clock import SYSTEM
 from perdure.fold import State
+from perdure.limits import decoded
 from perdure.model import RunMeta, head
 from perdure.record import Step
 from perdure.redaction import discreet
+from perdure.runners.messages import asked_for
 from perdure.runtime.client import Client
 
 _STATUSES = (
@@ -198,13 +200,14 @@ def _step(client: Client, state: State, step: Step) -> dict[str, Any]:
 
 def _said(content: bytes) -> str:
     """A model's reply in a few words; "" for anything else."""
-    message = msgspec.json.decode(content)
+    try:
+        message = decoded(content, msgspec.json.decode)
+    except ValueError:
+        return ""
     if not isinstance(message, dict) or message.get("role") != "assistant":
         return ""
-    calls = [
-        f"-> {call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls", ())
-    ]
-    return head(" ".join([message.get("content", ""), *calls]), 120)
+    calls = [f"-> {call}" for call in asked_for(message)]
+    return head(" ".join([str(message.get("content", "")), *calls]), 120)
 
 
 @click.command()
@@ -228,8 +231,7 @@ def output(name: str, step: str | None, store: str | None, as_json: bool) -> int
                 click.echo(f"It had streamed:\n{discreet(found.partial_text)}", err=True)
             return 1
         if as_json:
-            blobs = client.blobs(payload)
-            body = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
+            body = codec.stored_json(payload, client.blobs(payload))
             write(msgspec.json.encode({"step": found.number if found else None, "output": msgspec.Raw(body)}))
             return OK
         suffix, content = client.readable(payload)

@@ -280,7 +280,7 @@ def _tell_result(value: Any, follower: Follower, rules: Redaction | None, option
     payload, blobs = codec.dumps(value, "result", Guard(state.run_id if state is not None else "", rules))
     _, content = readable(payload, blobs)
     if options.as_json:
-        body = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
+        body = codec.stored_json(payload, blobs)
         told = {
             "run": str(state.key) if state is not None else goal,
             "status": "completed",

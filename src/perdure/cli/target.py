@@ -14,12 +14,14 @@ import traceback
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from perdure.errors import ConfigError
+from perdure.limits import MAX_VALUE, decoded
 from perdure.redaction import Redaction, discreet_part, sounds_secret
 from perdure.runners.toml import load_pipeline
 from perdure.runtime.steps import Flow, Function, Step
@@ -181,8 +183,12 @@ def _read(name: str, text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        return Path(text[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
+        with open(text[1:], "rb") as file:  # it may be a pipe, or /dev/zero
+            data = file.read(MAX_VALUE + 1)
+        if len(data) > MAX_VALUE:
+            raise ValueError(f"it has more than {MAX_VALUE:,} bytes")
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
         hint = f"For a text that begins with '@' use a file, or pass the path as {name}=PATH if the flow reads it."
         raise ConfigError(f"The input {name} cannot be read from {text[1:]!r}: {error}.", hint=hint) from None
 
@@ -246,10 +252,8 @@ def _convert(name: str, text: str, hint: Any) -> Any:
     if hint is Path:
         return Path(text)
     candidates: list[Any] = [text]
-    try:
-        candidates.append(msgspec.json.decode(text))
-    except msgspec.DecodeError:
-        pass
+    with suppress(ValueError):
+        candidates.append(decoded(text, msgspec.json.decode))
     for candidate in candidates:
         try:
             return msgspec.convert(candidate, hint, strict=not isinstance(candidate, str))

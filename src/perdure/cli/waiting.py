@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -16,6 +17,8 @@ from perdure.cli.words import age, moment, plain_table
 from perdure.clock import SYSTEM
 from perdure.errors import AnswerRefused, ConfigError
 from perdure.fold import State
+from perdure.inbox import MAX_POST
+from perdure.limits import decoded
 from perdure.model import Question, head
 from perdure.redaction import discreet
 from perdure.runtime.client import Client
@@ -191,11 +194,18 @@ def read(value: str | None, as_json: str | None, question: Question | None) -> A
         raise ConfigError("--value and --json both give the value; use one.")
     if as_json is not None:
         try:
-            return msgspec.json.decode(as_json)
-        except msgspec.DecodeError as problem:
+            return decoded(as_json, msgspec.json.decode)
+        except ValueError as problem:
             raise ConfigError(f"--json {as_json[:60]!r} is no JSON: {problem}.") from None
-    text = value if value is not None else sys.stdin.read().removesuffix("\n")
+    text = value if value is not None else _from_stdin()
     return read_text(text, question) if question is not None else text
+
+
+def _from_stdin() -> str:
+    text = sys.stdin.read(MAX_POST + 1).removesuffix("\n")
+    if len(text) > MAX_POST:
+        raise AnswerRefused(f"Standard input has more than {MAX_POST:,} characters. Nothing was written.")
+    return text
 
 
 def read_text(text: str, question: Question) -> Any:
@@ -206,11 +216,9 @@ def read_text(text: str, question: Question) -> Any:
     if text.strip().lower() in _YES_NO:
         candidates.append(_YES_NO[text.strip().lower()])
     candidates.append(text)
-    try:
-        candidates.append(msgspec.json.decode(text))
-    except msgspec.DecodeError:
-        pass
-    if text.strip().isdecimal() and 0 < int(text) <= len(choices):
+    with suppress(ValueError):
+        candidates.append(decoded(text, msgspec.json.decode))
+    if text.strip().isdecimal() and len(text) < 10 and 0 < int(text) <= len(choices):
         candidates.append(choices[int(text) - 1])
     problems = [misfit(candidate, question.schema) for candidate in candidates]
     fits = [candidate for candidate, problem in zip(candidates, problems, strict=True) if not problem]

@@ -25,7 +25,10 @@ def age(seconds: float) -> str:
 
 def moment(at: float) -> str:
     """A time of the journal as ISO 8601 in the local zone; "" for none."""
-    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(timespec="seconds") if at else ""
+    try:
+        return datetime.fromtimestamp(at, UTC).astimezone().isoformat(timespec="seconds") if at else ""
+    except (ValueError, OverflowError, OSError):  # stored data may say anything
+        return f"second {at:g}"
 
 
 def error_text(error: ErrorInfo, width: int = 160) -> str:

@@ -22,11 +22,16 @@ import msgspec
 
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, RateLimited
+from perdure.limits import decoded
 from perdure.model import Usage
 from perdure.runners.messages import Message, Reply, ToolSchema, reply_of
 
 _NEEDS_A_CHANGE: Final = (400, 401, 403, 404)
 """statuses of answers that stay the same however often they are asked for: no retry is made"""
+
+
+MAX_REPLY: Final = 64 * 2**20
+"""bytes of an answer, streamed or not: far more than any model writes"""
 
 
 class ModelError(Exception):
@@ -102,7 +107,7 @@ class ChatModel:
         stays refused however often it is asked.
         """
         with self._ask(messages, tools, stream=False) as response:
-            answer = self._json(response.read())
+            answer = self._json(self._all(response))
         said = _choice(answer).get("message")
         reply = reply_of(said) if isinstance(said, Mapping) else Reply()
         return Reply(reply.content, reply.tool_calls, self._usage(answer))
@@ -111,9 +116,13 @@ class ChatModel:
         """The answer piece by piece. Raises as a call does; ModelError too when the stream breaks off early."""
         with self._ask(messages, (), stream=True) as response:
             if response.headers.get_content_type() == "application/json":  # a server that does not stream
-                yield _content(self._json(response.read()), "message")
+                yield _content(self._json(self._all(response)), "message")
                 return
-            while line := response.readline():
+            left = MAX_REPLY
+            while line := response.readline(MAX_REPLY + 1):
+                left -= len(line)
+                if left < 0:
+                    raise self._too_long()
                 event = line.strip()
                 if not event.startswith(b"data:"):  # blank lines, comments that keep the connection alive
                     continue
@@ -154,6 +163,15 @@ class ChatModel:
         finally:
             connection.close()
 
+    def _all(self, response: HTTPResponse) -> bytes:
+        data = response.read(MAX_REPLY + 1)
+        if len(data) > MAX_REPLY:
+            raise self._too_long()
+        return data
+
+    def _too_long(self) -> ModelError:
+        return ModelError(f"{self.place} answered more than {MAX_REPLY:,} bytes.")
+
     def _refused(self, response: HTTPResponse) -> Exception:
         head = self._safe(response.read(2000).decode("utf-8", "replace"))
         wait = response.headers.get("Retry-After")
@@ -172,8 +190,8 @@ class ChatModel:
     def _json(self, data: bytes) -> Any:
         """What was answered. Raises ModelError for no JSON, and for an error that came with status 200."""
         try:
-            answer = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            answer = decoded(data, msgspec.json.decode)
+        except ValueError:
             said = self._safe(data[:300].decode("utf-8", "replace"))
             raise ModelError(f"{self.place} answered no JSON: {said!r}") from None
         if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):

@@ -13,6 +13,7 @@ from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 import msgspec
 
 from perdure.errors import ConfigError, OutputRefused
+from perdure.limits import decoded
 from perdure.model import Usage
 
 
@@ -109,14 +110,27 @@ def _call(call: object) -> ToolCall:
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
-            arguments = msgspec.json.decode(arguments)
-        except msgspec.DecodeError as error:
+            arguments = decoded(arguments, msgspec.json.decode)
+        except ValueError as error:
             raise OutputRefused(
                 f"the model's call of {function['name']} has arguments that are no JSON ({error}): {_shown(arguments)}."
             ) from None
     if not isinstance(arguments, dict):
         raise OutputRefused(f"the model's call of {function['name']} has arguments without names: {_shown(arguments)}.")
     return ToolCall(function["name"], arguments, str(call.get("id") or ""))
+
+
+def asked_for(message: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tool calls of a recorded message, as people read them; ``(no tool call)`` for what is none."""
+    listed = message.get("tool_calls") or ()
+    return tuple(map(_asked, listed)) if isinstance(listed, list | tuple) else ("(no tool call)",)
+
+
+def _asked(call: object) -> str:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return "(no tool call)"
+    return f"{function.get('name')}({function.get('arguments')})"
 
 
 def _shown(value: object) -> str:

@@ -35,6 +35,8 @@ from perdure.runners.task import Task
 _TASK: Final = ("run", "name", "given", "retries", "backoff", "timeout", "on_refused", "on_crash")
 _CREW: Final = ("crew", "experts", "gather", "require")
 _TOP: Final = ("name", "inputs", "stage")
+MAX_TOML: Final = 2**18
+"""bytes of a file: some thousand stages"""
 Load = Callable[[str, Path], Any]
 
 
@@ -44,12 +46,22 @@ def load_pipeline(path: Path, load: Load) -> Pipeline:
     Raises ConfigError with everything that is wrong.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(_text(path))
     except FileNotFoundError:
         raise ConfigError(f"There is no file {path}.", hint="Give module:flow, file.py:flow or file.toml.") from None
-    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # the second: not UTF-8, no TOML, a number of a thousand digits
         raise ConfigError(f"{path} cannot be read: {error}.", hint="Nothing was executed.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read: it is nested too deeply.", hint="Nothing was executed.") from None
     return _File(path, load).pipeline(table)
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_TOML + 1)
+    if len(data) > MAX_TOML:
+        raise ValueError(f"it has more than {MAX_TOML:,} bytes")
+    return data.decode("utf-8").replace("\r\n", "\n")
 
 
 class _File:

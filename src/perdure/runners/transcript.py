@@ -10,6 +10,7 @@ from perdure.codec import Payload
 from perdure.errors import CodecError, RunNotFound
 from perdure.fold import State
 from perdure.journal import SpokenMessage
+from perdure.runners.messages import asked_for
 from perdure.runners.tool import told
 from perdure.runtime.client import Client
 
@@ -48,8 +49,7 @@ def _line(client: Client, state: State, scope: str, said: SpokenMessage) -> Line
     calls: tuple[str, ...] = ()
     if said.role == "assistant" and isinstance(value, dict):
         content = value.get("content", "")
-        asked = [call["function"] for call in value.get("tool_calls", ())]
-        calls = tuple(f"{function['name']}({function['arguments']})" for function in asked)
+        calls = asked_for(value)
     return Line(
         scope=scope,
         role=said.role,

@@ -18,7 +18,7 @@ from perdure.errors import AnswerRefused, ConfigError, RunNotFound
 from perdure.fold import State, fold
 from perdure.inbox import refuse_closed
 from perdure.journal import decode
-from perdure.model import OWN, Question, RunKey, RunMeta, check_name
+from perdure.model import OWN, Question, RunKey, RunMeta, check_name, key_named, printable
 from perdure.record import Step
 from perdure.runtime.config import default_store
 from perdure.runtime.forms import as_json, fitting
@@ -30,7 +30,7 @@ from perdure.runtime.why import announced, why_waiting
 from perdure.runtime.worker import WORKER
 from perdure.stores import Encryption, open_store
 from perdure.stores.base import Capabilities, Store, Which
-from perdure.stores.handle import not_found
+from perdure.stores.handle import blobs_of, not_found
 
 
 class Client:
@@ -68,6 +68,8 @@ class Client:
 
     def runs(self, goal: str | None = None) -> list[RunMeta]:
         """A row for every run; one that nobody runs any more, and that did not end, has status "crashed" (B2)."""
+        if goal is not None and not printable(goal):
+            return []  # no run is called so, and not every store can be asked
         rows = self._store.runs(Which(goal=goal))
         return [self._seen(row) for row in rows if not row.goal.startswith(OWN)]
 
@@ -88,9 +90,9 @@ class Client:
         rows = self.runs(name)
         if rows:
             return rows[-1]
-        goal, _, episode = name.rpartition("#")
-        for row in self.runs(goal) if goal and episode.isdecimal() else ():
-            if row.episode == int(episode):
+        key = key_named(name)
+        for row in self.runs(key.goal) if key is not None else ():
+            if row.key == key:
                 return row
         raise RunNotFound(f"There is no run {name!r} in {self.url}.", hint="List what there is: perdure ls")
 
@@ -125,7 +127,7 @@ class Client:
 
     def blobs(self, payload: codec.Payload) -> dict[str, bytes]:
         """The blobs that a payload refers to."""
-        return {digest: self._store.blob(digest) for digest in payload.refs}
+        return blobs_of(self._store, payload.refs)
 
     def readable(self, payload: codec.Payload) -> tuple[str, bytes]:
         """A value as people read it, and the suffix of its file: text (".md"), bytes (".bin"), else JSON (".json").

@@ -21,6 +21,7 @@ from perdure.runtime.live import LiveRun
 from perdure.runtime.strands import deeper, lending
 from perdure.runtime.threads import in_thread
 from perdure.runtime.transact import transact
+from perdure.stores.handle import blobs_of
 from perdure.waits import Dropped
 
 
@@ -144,7 +145,7 @@ def fetch(run: LiveRun, digests: tuple[str, ...]) -> dict[str, bytes]:
 
 def _fetch(run: LiveRun, digests: tuple[str, ...]) -> Future[dict[str, bytes]]:
     store = run.writer.store
-    return run.writer.call(lambda: {d: store.blob(d) for d in digests})
+    return run.writer.call(lambda: blobs_of(store, digests))
 
 
 def _frame(call: Call, run: LiveRun | None, body: Body) -> tuple[StepContext, Frame]:

@@ -14,7 +14,7 @@ from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, LeaseHeld, PerdureError
 from perdure.guard import Guard
 from perdure.life import Cursor
-from perdure.model import RunKey
+from perdure.model import RunKey, check_attribution
 from perdure.redaction import Redaction
 from perdure.runtime.context import Frame, entered
 from perdure.runtime.drive import post
@@ -43,6 +43,8 @@ def prepare(
         if isinstance(error, PerdureError):
             raise
         raise ConfigError(f"flow {function.name}: {error}.", hint=f"It takes {function.signature}.") from None
+    if "attribution" in chosen:
+        check_attribution(chosen["attribution"])
     rerun = chosen.pop("rerun", ())
     rerun = (rerun,) if isinstance(rerun, str) else tuple(rerun)
     start = Start(

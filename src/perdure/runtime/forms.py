@@ -135,6 +135,8 @@ def misfit(value: object, schema: dict[str, Any]) -> str:
         error = best_match(checker.iter_errors(value))
     except Unresolvable as problem:
         return f"its schema refers to what is not there ({problem})"
+    except Exception as problem:  # the schema is stored data, and may be none
+        return f"what it has to fit is no schema ({type(problem).__name__})"
     if error is None:
         return ""
     place = "".join(f"[{part!r}]" for part in error.absolute_path)
@@ -168,19 +170,26 @@ def _reads_as(text: object, kind: Any) -> bool:
 
 def told(schema: dict[str, Any]) -> str:
     """What a schema takes, in a few words for people."""
+    try:
+        return _told(schema)
+    except (TypeError, AttributeError, RecursionError):  # it is stored data, and may be no schema
+        return "any JSON"
+
+
+def _told(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(msgspec.json.encode(choice).decode() for choice in schema["enum"])
     if "const" in schema:
         return msgspec.json.encode(schema["const"]).decode()
     if "anyOf" in schema:
-        return " or ".join(told(part) for part in schema["anyOf"])
+        return " or ".join(_told(part) for part in schema["anyOf"])
     kind = schema.get("type")
     if kind == "boolean":
         return "true or false"
     if kind == "object" and "properties" in schema:
-        fields = [f'"{name}": {told(part)}' for name, part in schema["properties"].items()]
+        fields = [f'"{name}": {_told(part)}' for name, part in schema["properties"].items()]
         return "{" + ", ".join(fields) + "}"
     if kind == "array":
-        return f"a list of {told(schema['items'])}" if isinstance(schema.get("items"), dict) else "a list"
+        return f"a list of {_told(schema['items'])}" if isinstance(schema.get("items"), dict) else "a list"
     words = {"string": "text", "integer": "a whole number", "number": "a number", "null": "null", "object": "an object"}
-    return schema.get("format") or words.get(str(kind), "any JSON")
+    return str(schema.get("format") or words.get(str(kind), "any JSON"))

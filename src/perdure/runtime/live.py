@@ -154,6 +154,7 @@ class LiveRun:
                     entry.seq, entry.at = self.state.seq + 1, self.clock.now()
                     self.state.apply(entry)
                     records.append(j.encode(self.key, entry))
+                    self.state.size += len(records[-1])
                     if self.outputs is not None:
                         before += self.outputs.work(self.state, entry, blobs or {})
             except BaseException as error:  # the state may be ahead of the journal: nothing may follow

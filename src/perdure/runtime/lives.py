@@ -28,7 +28,7 @@ from perdure.model import ArgInfo, Attribution, Budget, Lease, RunKey
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.endings import cancelled, stopped
 from perdure.runtime.live import LiveRun
-from perdure.runtime.outputs import Outputs, outputs_folder
+from perdure.runtime.outputs import Outputs, own_outputs
 from perdure.runtime.poison import poison
 from perdure.runtime.queues import may_go_on
 from perdure.runtime.recorded import Recalled, attributed, differences, recall, refuse_other_inputs
@@ -38,6 +38,7 @@ from perdure.runtime.threads import in_thread
 from perdure.runtime.writer import Writer
 from perdure.stores.base import Store, Which
 from perdure.stores.disk import run_folder_name
+from perdure.stores.handle import blobs_of
 
 log = logging.getLogger("perdure")
 
@@ -158,7 +159,7 @@ class Lives:
                 store.release(lease)
                 return None
             _ = function.signature  # makes the types of its inputs known
-            blobs = {digest: store.blob(digest) for digest in state.inputs.refs} if state.inputs is not None else {}
+            blobs = blobs_of(store, state.inputs.refs) if state.inputs is not None else {}
             return recall(state, blobs, self.guard(state))
         except BaseException:
             store.release(lease)
@@ -290,7 +291,10 @@ class Lives:
     def _live(self, lease: Lease, state: State, same_code: bool, guard: Guard, stay: float) -> LiveRun:
         assert self.writer is not None
         told = self._outputs(state.key)
-        folder = Path(told) if told else outputs_folder(self.writer.store, state)
+        folder = Path(told) if told else own_outputs(self.writer.store, state)
+        if state.outputs and not told:  # a folder that stored data names is read, and never written to (rel:S5)
+            text = "run %s: its outputs were kept in %s; name that folder again (outputs=) to have the rest there too"
+            log.warning(text, state.key, state.outputs)
         run = LiveRun(
             self.writer,
             lease,
@@ -379,8 +383,7 @@ class Lives:
     def _finished(self, store: Store, state: State) -> Finished:
         assert state.output is not None
         log.info("run %s had completed; its recorded result is returned and nothing is executed", state.key)
-        blobs = {digest: store.blob(digest) for digest in state.output.refs}
-        return Finished(codec.loads(state.output, blobs, self.guard(state)))
+        return Finished(codec.loads(state.output, blobs_of(store, state.output.refs), self.guard(state)))
 
 
 def tell_warnings(store: Store) -> None:

@@ -12,7 +12,7 @@ from perdure.clock import SYSTEM, Clock
 from perdure.errors import ConfigError, StoreError
 from perdure.fold import State
 from perdure.hooks import Observer
-from perdure.model import Attribution, Budget, RunKey
+from perdure.model import Attribution, Budget, RunKey, check_attribution
 from perdure.runtime.config import CheckpointConfig, default_store
 from perdure.runtime.execute import Watched, execute, execute_async, prepare
 from perdure.runtime.lease import Keeper, StoreClock, clock_of
@@ -126,7 +126,7 @@ class CheckpointManager:
             new,
             wanted,
             resume_stopped=resume_stopped,
-            attribution=attribution or Attribution(),
+            attribution=check_attribution(attribution or Attribution()),
             budget=budget,
             flow="(manual)",
         )

@@ -21,11 +21,15 @@ from perdure import codec
 from perdure import journal as j
 from perdure.errors import CodecError
 from perdure.fold import State
+from perdure.limits import MAX_VALUE
 from perdure.model import File
 from perdure.record import Step
 from perdure.stores import disk
 from perdure.stores.base import Store
 from perdure.stores.disk import run_folder_name
+
+_SMALL = 2**16
+"""bytes of JSON that may be indented whatever it is like"""
 
 
 class Outputs:
@@ -46,6 +50,7 @@ class Outputs:
         """Write one output, complete or not at all. Raises StoreError."""
         name, content = render(step, payload, blobs)
         disk.make_dir(self.folder)
+        disk.refuse_link(self.folder)
         disk.replace_file(self.folder / name, content)
 
     def find(self, step: Step) -> Path | None:
@@ -57,13 +62,17 @@ class Outputs:
             path = self.find(step)
             if path is not None:
                 disk.make_dir(self.folder / "superseded")
+                disk.refuse_link(self.folder / "superseded")
                 disk.move(path, self.folder / "superseded" / path.name)
 
 
 def outputs_folder(store: Store, state: State) -> Path | None:
     """Where the outputs of a run stand as files: in the folder recorded with it, or in the store's own."""
-    if state.outputs:
-        return Path(state.outputs)
+    return Path(state.outputs) if state.outputs else own_outputs(store, state)
+
+
+def own_outputs(store: Store, state: State) -> Path | None:
+    """The folder for the outputs of a run in the store itself, if it keeps any."""
     root = store.capabilities.outputs
     return root / run_folder_name(state.key) / "outputs" if root else None
 
@@ -81,7 +90,9 @@ def render(step: Step, payload: codec.Payload, blobs: Mapping[str, bytes]) -> tu
 
 
 def readable(payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, bytes]:
-    """A value for people and other programs, and the suffix of its file: text as text, bytes as bytes, else JSON."""
+    """A value for people and other programs, and the suffix of its file: text as text, bytes as bytes, else JSON.
+
+    Raises CodecError for what is no JSON either."""
     try:
         value = codec.loads(payload, blobs)
     except CodecError:  # of a type that this program does not know: its JSON says all
@@ -92,5 +103,28 @@ def readable(payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, b
         return ".bin", value
     if isinstance(value, File):
         return Path(value.name).suffix or ".bin", value.content
-    text = blobs[payload.refs[0]] if payload.whole else bytes(payload.value)
-    return ".json", msgspec.json.format(text, indent=2) + b"\n"
+    return ".json", _indented(codec.stored_json(payload, blobs)) + b"\n"
+
+
+def _indented(text: bytes) -> bytes:
+    """JSON over as many lines as it has values, unless that would multiply its size."""
+    try:
+        if len(text) > _SMALL and _blanks(text) > MAX_VALUE:
+            return text
+        return msgspec.json.format(text, indent=2)
+    except (ValueError, RecursionError):  # numbers or depths that nothing reads
+        return text
+
+
+def _blanks(text: bytes) -> int:
+    """How many blanks would stand in front of the lines, at most."""
+    level, depth = [msgspec.json.decode(text)], 0
+    while level:
+        depth += 1
+        level = [
+            item
+            for part in level
+            if isinstance(part, dict | list)
+            for item in (part.values() if isinstance(part, dict) else part)
+        ]
+    return 2 * depth * (text.count(b",") + 2 * text.count(b"[") + 2 * text.count(b"{"))

@@ -12,7 +12,7 @@ from perdure import journal as j
 from perdure.clock import Clock
 from perdure.errors import LeaseHeld
 from perdure.fold import State, fold
-from perdure.model import Lease, RunKey
+from perdure.model import Lease, RunKey, key_named
 from perdure.stores.base import Append, Store, Which
 from perdure.stores.handle import not_found
 
@@ -86,8 +86,10 @@ def send(store: Store, clock: Clock, key: RunKey, make: Make, patience: float = 
     """Post what ``make`` says, given the state with everything that was posted before, and settle it. On the writer's
     thread without ``patience``: the holder that is waited for could be ourselves.
 
-    Returns the state then. Raises AnswerRefused when the run cannot take it; RunNotFound, StoreBusy, StoreError.
+    Returns the state then. Raises AnswerRefused when the run cannot take it; RunNotFound, StoreBusy, StoreError;
+    CorruptStore when the inbox has fewer posts than the journal has taken.
     """
+    refused = 0
     while True:
         state = _journaled(store, key)
         unread = store.posts({key: state.posts}).get(key)
@@ -101,6 +103,9 @@ def send(store: Store, clock: Clock, key: RunKey, make: Make, patience: float = 
             settle(store, clock, state, number, patience)
             _wake_parent(store, clock, state, patience)
             return state
+        if number == refused:  # nobody was faster, who would have used that number
+            raise j.damaged_post(key, number, "posts before it, which the journal has, are missing")
+        refused = number
 
 
 def seen(store: Store, key: RunKey) -> State:
@@ -125,10 +130,9 @@ def _with(state: State, posts: Iterable[bytes]) -> State:
 
 def _wake_parent(store: Store, clock: Clock, state: State, patience: float) -> None:
     """The run that began this one, and waits because this one did, can go on too."""
-    goal, _, episode = state.attribution.parent.rpartition("#")
-    if not goal or not episode.isdecimal() or state.status not in (states.READY, states.CANCELLED):
+    parent = key_named(state.attribution.parent)
+    if parent is None or state.status not in (states.READY, states.CANCELLED):
         return
-    parent = RunKey(goal, int(episode))
-    rows = [row for row in store.runs(Which(goal=goal)) if row.key == parent]
+    rows = [row for row in store.runs(Which(goal=parent.goal)) if row.key == parent]
     if rows and rows[0].status in (states.RUNNING, *states.RUN_SUSPENDED):
         send(store, clock, parent, lambda _: j.RunWoken(by=str(state.key), why=state.status or ""), patience)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 from typing import NamedTuple
 
@@ -11,9 +12,12 @@ import msgspec
 
 from perdure import states
 from perdure.inbox import when
+from perdure.limits import decoded
 from perdure.model import RunMeta
 from perdure.runtime.queues import room
 from perdure.runtime.worker import WORKER, Announcement
+
+_ANNOUNCEMENT = msgspec.json.Decoder(Announcement)
 
 
 class Announced(NamedTuple):
@@ -33,11 +37,13 @@ class Announced(NamedTuple):
 def announced(rows: Sequence[RunMeta]) -> list[Announced]:
     """The workers that live, among all rows of a store."""
     executing = Counter(row.holder.owner for row in rows if row.holder is not None and row.flow != WORKER)
-    return [
-        Announced(msgspec.json.decode(row.tags["worker"], type=Announcement), executing[row.holder.owner])
-        for row in rows
-        if row.flow == WORKER and row.holder is not None
-    ]
+    found = []
+    for row in rows:
+        if row.flow == WORKER and row.holder is not None:
+            with suppress(ValueError):  # it says nothing that can be read, and explains nothing
+                said = decoded(row.tags.get("worker", ""), _ANNOUNCEMENT.decode)
+                found.append(Announced(said, executing[row.holder.owner]))
+    return found
 
 
 def why_waiting(row: RunMeta, rows: Sequence[RunMeta], workers: Sequence[Announced], now: float) -> str:

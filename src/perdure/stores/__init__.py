@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from perdure.errors import ConfigError
-from perdure.model import RunKey, RunMeta
+from perdure.model import RunKey, RunMeta, printable
 from perdure.stores.base import Store, Summarise
 from perdure.stores.encryption import MARK, Encryption
 from perdure.stores.memory import MemoryStore
 
 __all__ = ["Encryption", "Store", "missing", "open_store"]
+MAX_URL = 2**14
+"""characters of a store's URL"""
 _KINDS = "memory:, file:DIR, sqlite:PATH, postgresql://..., redis://..."
 
 
@@ -79,7 +81,7 @@ def _with_keys(store: Store, encryption: Encryption | None, create: bool, migrat
 def _open(url: str, create: bool, rows: Summarise) -> Store:
     scheme, colon, rest = url.partition(":")
     scheme = scheme.lower()
-    if not colon or "\0" in url:
+    if not colon or len(url) > MAX_URL or not printable(url):
         raise ConfigError(f"{url[:80]!r} is not the URL of a store.", hint=f"Use one of {_KINDS}.")
     if scheme == "memory":
         if rest.strip("/"):
@@ -101,7 +103,10 @@ def _path(url: str, rest: str) -> Path:
     if not rest or rest == ":memory:" or rest.startswith("//"):
         hint = "Use 'memory:' for a store in memory." if "memory" in rest else f"Use one of {_KINDS}."
         raise ConfigError(f"The store URL {url[:80]!r} names no path on this machine.", hint=hint)
-    return Path(rest)
+    try:
+        return Path(rest).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # the second: a loop of links, and nobody's home
+        raise ConfigError(f"The store URL {url[:80]!r} names no path on this machine: {error}.") from None
 
 
 # Imported here and not above: the drivers and the fold are loaded only by who uses them.

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from perdure.clock import Clock
+from perdure.limits import MAX_BLOB
 from perdure.stores import disk
 from perdure.stores.handle import checked_digest, sound_blob
 
@@ -30,7 +31,7 @@ class Blobs:
     def read(self, digest: str) -> bytes:
         """The content. Raises CorruptStore if it is missing or another than was stored."""
         path = self._path(digest)
-        return sound_blob(digest, disk.read_file(path), str(path))
+        return sound_blob(digest, disk.read_file(path, MAX_BLOB), str(path))
 
     def keep(self, run: str, blobs: Mapping[str, bytes], temp: Path) -> None:
         """Store blobs durably, and that ``run`` was given them."""
@@ -38,6 +39,7 @@ class Blobs:
             for digest, content in blobs.items():
                 path = self._path(digest)
                 disk.make_dir(path.parent)
+                disk.refuse_link(path.parent)
                 os.close(disk.create(self._mark(digest, run), os.O_WRONLY))
                 if disk.exists(path):
                     disk.sync_dir(path.parent)

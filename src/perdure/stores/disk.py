@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Final
 
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import StoreBusy, StoreError
+from perdure.errors import CorruptStore, StoreBusy, StoreError
 from perdure.model import RunKey
 
 hook: Callable[[str, Path], None] | None = None
 """Called with what is about to happen ("write", "sync", "rename" ...) and to which path. For tests only."""
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""the last, because opening a pipe that somebody put there would wait for ever"""
 _POLL = 0.002  # seconds between two tries for a lock: shorter than a sync, long enough not to burn a core
 
 
@@ -119,19 +120,42 @@ def list_dir(path: Path) -> list[str]:
         raise failure("list", path, error) from error
 
 
-def read_file(path: Path) -> bytes | None:
-    """The whole file, or None if there is none."""
+def read_file(path: Path, most: int) -> bytes | None:
+    """The whole file, or None if there is none. Raises CorruptStore for one of more than ``most`` bytes, and for what
+    is no file; StoreError, also when the process has too little memory for it."""
     try:
         fd = open_existing(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise CorruptStore(f"{path} is no file. Nothing was changed.", hint="Restore it from a copy.")
+        if found.st_size > most:
+            raise CorruptStore(
+                f"{path} has {found.st_size:,} bytes, and the limit is {most:,}. Nothing was changed.",
+                hint="Restore it from a copy.",
+            )
         with open(fd, "rb", closefd=False) as file:
-            return file.read()
+            return file.read(most)
     except OSError as error:
         raise failure("read", path, error) from error
+    except MemoryError as error:
+        raise StoreError(
+            f"Cannot read {path}: its {found.st_size:,} bytes are too much for the memory of this process.",
+            hint="Nothing that was acknowledged is lost. Give it more memory, then run again.",
+        ) from error
     finally:
         os.close(fd)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises CorruptStore if that is a link: what is written through it would leave the store (rel:S5)."""
+    if os.path.islink(path):
+        raise CorruptStore(
+            f"{path} is a link, and what is written there would leave the store. Nothing was changed.",
+            hint="Put what it points to in its place.",
+        )
 
 
 def write_all(fd: int, data: bytes, path: Path) -> None:
@@ -140,6 +164,12 @@ def write_all(fd: int, data: bytes, path: Path) -> None:
         left = memoryview(data)
         while left:
             left = left[os.write(fd, left) :]
+
+
+def read_start(fd: int, size: int, path: Path) -> bytes:
+    """The first bytes of an open file."""
+    with _act("read", path):
+        return os.pread(fd, size, 0)
 
 
 def sync(fd: int, path: Path) -> None:

@@ -27,17 +27,19 @@ from perdure.clock import SYSTEM, Clock
 from perdure.errors import CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
 from perdure.fold import summarise as fold_summary
 from perdure.framing import joined
+from perdure.limits import MAX_JOURNAL, MAX_NOTE, decoded
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Summarise, Which
 from perdure.stores.blobs import Blobs
-from perdure.stores.folder import Gone, Grant, RunFolder, Whose, epoch_floor
+from perdure.stores.folder import WHOSE, Gone, Grant, RunFolder, epoch_floor
 from perdure.stores.handle import (
     Handle,
     held,
     lost,
     not_found,
     nothing_there,
+    stored_digest,
     unusable,
     wrong_seq,
 )
@@ -199,7 +201,7 @@ class FileStore(Handle):
 
     def blob(self, digest: str) -> bytes:
         self._check()
-        return self._blobs.read(digest)
+        return self._blobs.read(stored_digest(digest, self.url))
 
     def close(self) -> None:
         if self._closed or self._foreign:
@@ -422,8 +424,10 @@ class FileStore(Handle):
     def _prepare(self, create: bool) -> None:
         """Make the folders, in an order that tells a crash in between from a folder of somebody else."""
         path = self.root / "format.json"
+        for folder in (self._runs, self._blobs.root, self._tmp, self.root / "owners"):
+            disk.refuse_link(folder)
         settled = disk.exists(self._runs)  # looked at first: it appears after format.json
-        text = disk.read_file(path)
+        text = disk.read_file(path, MAX_NOTE)
         if text is None and settled:
             raise CorruptStore(
                 f"{self.root} has a folder 'runs' and no format.json: it is not a Perdure store, or a damaged one. "
@@ -448,7 +452,7 @@ class FileStore(Handle):
         """A store of format 1 does not know which runs were given a blob: whatever journal has its name."""
         for name in disk.list_dir(self._runs):
             folder = RunFolder(self._runs / name, RunKey(name), name)
-            found = {digest.decode() for digest in _DIGEST.findall(disk.read_file(folder.journal) or b"")}
+            found = {digest.decode() for digest in _DIGEST.findall(disk.read_file(folder.journal, MAX_JOURNAL) or b"")}
             blobs = {digest: self._blobs.read(digest) for digest in sorted(found) if self._blobs.there(digest)}
             if blobs:
                 self._blobs.keep(folder.mark, blobs, self._temp())
@@ -464,8 +468,8 @@ class FileStore(Handle):
 
     def _discard(self, path: Path) -> None:
         """Remove what has no name any more, or none yet; a run with the blobs that only it was given."""
-        with suppress(msgspec.DecodeError):  # it was not written whole yet
-            whose = msgspec.json.decode(disk.read_file(path / "run.json") or b"", type=Whose)
+        with suppress(ValueError):  # it was not written whole yet
+            whose = decoded(disk.read_file(path / "run.json", MAX_NOTE) or b"", WHOSE)
             self._blobs.drop(whose.mark, {digest for digest, _ in RunFolder(path, whose.key).blobs()})
         disk.remove(path)
 
@@ -483,8 +487,8 @@ class FileStore(Handle):
 
 def _check_format(path: Path, text: bytes) -> int:
     try:
-        found = msgspec.json.decode(text, type=_Format)
-    except msgspec.DecodeError as error:
+        found = decoded(text, msgspec.json.Decoder(_Format).decode)
+    except ValueError as error:
         found, problem = None, str(error)
     if found is None or found.store != "perdure" or found.version < 1:
         problem = problem if found is None else "it is another program's"

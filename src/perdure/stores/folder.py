@@ -26,6 +26,7 @@ import msgspec
 from perdure.clock import Clock
 from perdure.errors import CorruptStore
 from perdure.framing import Scan, joined, scan
+from perdure.limits import MAX_EPOCH, MAX_JOURNAL, MAX_NOTE, MAX_ROW, decoded
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 
@@ -79,6 +80,11 @@ class _Cache(msgspec.Struct, frozen=True):
     meta: RunMeta
 
 
+WHOSE = msgspec.json.Decoder(Whose).decode
+_GRANT = msgspec.json.Decoder(Grant)
+_CACHE = msgspec.json.Decoder(_Cache)
+
+
 class Gone(Exception):
     """The folder was deleted between finding it and locking it."""
 
@@ -100,7 +106,7 @@ class RunFolder:
     @classmethod
     def at(cls, path: Path) -> RunFolder | None:
         """The run in an existing folder, None if there is no folder. Raises CorruptStore if it does not say whose."""
-        text = disk.read_file(path / "run.json")
+        text = disk.read_file(path / "run.json", MAX_NOTE)
         if text is None:
             if disk.exists(path):
                 raise CorruptStore(
@@ -109,8 +115,8 @@ class RunFolder:
                 )
             return None
         try:
-            whose = msgspec.json.decode(text, type=Whose)
-        except msgspec.DecodeError as error:
+            whose = decoded(text, WHOSE)
+        except ValueError as error:
             raise CorruptStore(
                 f"{path / 'run.json'} is damaged ({error}). Nothing was changed.",
                 hint='Write {"goal": ..., "episode": ...} into it again, or restore it from a copy.',
@@ -162,7 +168,7 @@ class RunFolder:
 
     def grant(self) -> Grant | None:
         """The last grant; None if the run was never granted. Raises CorruptStore when both copies are damaged."""
-        texts = [disk.read_file(self._lease), disk.read_file(self._lock)]
+        texts = [_note(self._lease), _note(self._lock)]
         grants = [grant for text in texts if text and (grant := _decode(text)) is not None]
         if grants:
             return max(grants, key=lambda grant: grant.epoch)  # of equals the first: lease.json is the synced one
@@ -187,7 +193,7 @@ class RunFolder:
     def scan(self) -> tuple[Scan, bytes]:
         """The records and all bytes of the journal. Raises CorruptStore with the path for damage in the middle, or if
         there is no journal: a folder gets its name with one inside, and a run that lost it is no new run."""
-        data = disk.read_file(self.journal)
+        data = disk.read_file(self.journal, MAX_JOURNAL)
         if data is None:
             if disk.exists(self.path):
                 raise CorruptStore(
@@ -275,14 +281,14 @@ class RunFolder:
 
     def blobs(self) -> list[tuple[str, int]]:
         """Names and sizes of what the run was given, as far as that is known; those that it was given twice twice."""
-        found = _NOTE.findall(disk.read_file(self._blobs) or b"")
+        found = _NOTE.findall(disk.read_file(self._blobs, MAX_JOURNAL) or b"")
         return [(digest.decode(), int(size)) for digest, size in found]
 
     # -- the inbox -------------------------------------------------------------------------------------------------
 
     def posts(self) -> tuple[Scan, bytes]:
         """The posts, and all bytes of the inbox. Raises CorruptStore with the path for damage in the middle."""
-        data = disk.read_file(self.inbox) or b""
+        data = disk.read_file(self.inbox, MAX_JOURNAL) or b""
         try:
             return scan(self.key, data), data
         except CorruptStore as error:
@@ -328,10 +334,9 @@ class RunFolder:
 
     def cached_meta(self) -> tuple[RunMeta | None, bool]:
         """The remembered row, if there is one, and whether it belongs to the journal as it is now."""
-        text = disk.read_file(self._meta)
         try:
-            cache = msgspec.json.decode(text or b"", type=_Cache)
-        except msgspec.DecodeError:  # a cache that was never synced may be anything after a power cut
+            cache = decoded(disk.read_file(self._meta, MAX_ROW) or b"", _CACHE.decode)
+        except (ValueError, CorruptStore):  # a cache that was never synced may be anything after a power cut
             return None, False
         if cache.meta.key != self.key:
             return None, False
@@ -352,8 +357,8 @@ def epoch_floor(path: Path, least: int, wait: float, clock: Clock) -> int:
     fd = disk.create(path, os.O_RDWR)
     try:
         with disk.locked(fd, path, wait, clock):
-            text = os.pread(fd, 20, 0)
-            if text.strip(b"0123456789"):
+            text = disk.read_start(fd, 20, path)
+            if text.strip(b"0123456789") or int(text or b"0") >= MAX_EPOCH:
                 raise CorruptStore(f"{path} is damaged. Nothing was changed.", hint="Restore it from a copy.")
             floor = int(text or b"0")
             if least > floor:
@@ -371,8 +376,17 @@ def _same_file(fd: int, path: Path) -> bool:
         return False
 
 
+def _note(path: Path) -> bytes | None:
+    """A small file; what is no file, or far too large, is as good as damaged."""
+    try:
+        return disk.read_file(path, MAX_NOTE)
+    except CorruptStore:
+        return b"damaged"
+
+
 def _decode(text: bytes) -> Grant | None:
     try:
-        return msgspec.json.decode(text, type=Grant)
-    except msgspec.DecodeError:
+        grant = decoded(text, _GRANT.decode)
+    except ValueError:
         return None
+    return grant if 0 <= grant.epoch < MAX_EPOCH else None

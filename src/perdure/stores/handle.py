@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from typing import Final
+
+import msgspec
 
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, RunNotFound, StoreError
 from perdure.inbox import when
+from perdure.limits import MAX_BLOB, MAX_RECORD, MAX_ROW, MAX_VALUE, decoded
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.states import FAILED
 from perdure.stores import disk
-from perdure.stores.base import Append
+from perdure.stores.base import Append, Store
 
 SEALED_BLOB: Final = b"perdure sealed blob 1\n"
 """with this begins a blob that is encrypted"""
@@ -117,10 +121,35 @@ def wrong_seq(item: Append, last: int) -> Bug:
     return Bug(f"Run {item.lease.key} has {last} records and was to be continued after record {item.seq}.")
 
 
-def damaged_row(key: RunKey, where: str, problem: Exception) -> RunMeta:
-    """What a listing shows instead of a row that cannot be read, so that the others show. Its journal may be sound."""
+_META = msgspec.json.Decoder(RunMeta)
+
+
+def shown_row(key: RunKey, text: bytes | str, where: str, warnings: list[str]) -> RunMeta:
+    """A run's row in listings, from how it is stored. One that cannot be read, or is another run's, is told as a
+    warning and in its own place, so that the others show. Its journal may be sound."""
+    try:
+        meta = decoded(text, _META.decode, MAX_ROW)
+        if meta.key == key:
+            return meta
+        problem = f"it says that it is of run {str(meta.key)[:80]}"
+    except ValueError as error:
+        problem = str(error)
+    damage = damaged_row(key, where, problem)
+    warnings.append(damage.reason)
+    return damage
+
+
+def damaged_row(key: RunKey, where: str, problem: str) -> RunMeta:
+    """What a listing shows instead of a row that cannot be read."""
     reason = f"{where}: the row of run {key} is damaged ({problem}). Restore it from a copy."
     return RunMeta(goal=key.goal, episode=key.episode, status=FAILED, reason=reason)
+
+
+def too_large(where: str, key: RunKey, what: str) -> CorruptStore:
+    return CorruptStore(
+        f"{where}: run {key}: {what} has more than {MAX_RECORD:,} bytes, or is none. Nothing was changed.",
+        hint="Restore the store from a copy.",
+    )
 
 
 def missing_records(where: str, key: RunKey, found: int, expected: int) -> CorruptStore:
@@ -131,16 +160,38 @@ def missing_records(where: str, key: RunKey, found: int, expected: int) -> Corru
 
 
 def checked_digest(digest: str) -> str:
-    """A name for a blob. Raises Bug for anything else: digests become file names."""
+    """A name for a blob that is to be stored. Raises Bug for anything else: digests become file names."""
     if not _DIGEST.fullmatch(digest):
         raise Bug(f"{digest[:80]!r} is not a sha256.")
     return digest
 
 
+def stored_digest(digest: str, where: str) -> str:
+    """The same for one that stored data names. Raises CorruptStore."""
+    if not _DIGEST.fullmatch(digest):
+        raise CorruptStore(f"{where}: {digest[:80]!r} is named as a blob, and is no sha256. Nothing was changed.")
+    return digest
+
+
+def blobs_of(store: Store, digests: Iterable[str]) -> dict[str, bytes]:
+    """The blobs that one value needs. Raises CorruptStore, also when they are more than a value may have."""
+    found: dict[str, bytes] = {}
+    left = MAX_VALUE
+    for digest in dict.fromkeys(digests):
+        found[digest] = store.blob(digest)
+        left -= len(found[digest])
+        if left < 0:
+            raise CorruptStore(
+                f"{store.url}: a stored value names blobs of more than {MAX_VALUE:,} bytes, and no value has so many. "
+                "Nothing was changed."
+            )
+    return found
+
+
 def sound_blob(digest: str, content: bytes | None, where: str) -> bytes:
     """``content`` if it is that of the blob. One that is encrypted ends in a checksum of its own: its name is none.
     Raises CorruptStore."""
-    if content is not None:
+    if isinstance(content, bytes) and len(content) <= MAX_BLOB:
         own = content.startswith(SEALED_BLOB) and hashlib.sha256(content[:-32]).digest() == content[-32:]
         if own or hashlib.sha256(content).hexdigest() == digest:
             return content

@@ -14,7 +14,7 @@ from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Which
-from perdure.stores.handle import Handle, checked_digest, held, lost, not_found, sound_blob, wrong_seq
+from perdure.stores.handle import Handle, checked_digest, held, lost, not_found, sound_blob, stored_digest, wrong_seq
 
 
 class _Run(msgspec.Struct):
@@ -112,7 +112,7 @@ class MemoryStore(Handle):
 
     def blob(self, digest: str) -> bytes:
         self._check()
-        return sound_blob(digest, self._backend.blobs.get(digest), self.url)
+        return sound_blob(digest, self._backend.blobs.get(stored_digest(digest, self.url)), self.url)
 
     def close(self) -> None:
         self._closed = True

@@ -30,6 +30,8 @@ from psycopg.rows import tuple_row
 
 from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import ConfigError, CorruptStore, PerdureError, StoreBusy, StoreError
+from perdure.framing import FRAME
+from perdure.limits import MAX_BLOB, MAX_RECORD, MAX_ROW
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import sql
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Transaction, Which
@@ -37,13 +39,15 @@ from perdure.stores.expiring import term, trust
 from perdure.stores.handle import (
     Handle,
     checked_digest,
-    damaged_row,
     ended_by_others,
     held,
     lost,
     missing_records,
     not_found,
+    shown_row,
     sound_blob,
+    stored_digest,
+    too_large,
     too_late,
     wrong_seq,
 )
@@ -68,7 +72,11 @@ class PostgresStore(Handle):
         self.place = place = parse(url)
         super().__init__(place.shown, clock)
         self._patience = patience
-        self._sql = {name: text.replace("{s}", f'"{place.schema}"') for name, text in _STATEMENTS.items()}
+        names = {"{s}": f'"{place.schema}"', "{record}": str(MAX_RECORD + FRAME), "{row}": str(MAX_ROW)}
+        names["{value}"] = str(MAX_BLOB)
+        self._sql = dict(_STATEMENTS)
+        for mark, stands_for in names.items():
+            self._sql = {name: text.replace(mark, stands_for) for name, text in self._sql.items()}
         self._appends = {(few, blobs): self._append_sql(few, blobs) for few in (True, False) for blobs in (True, False)}
         """statements by whether they are for one run, and whether they have blobs"""
         self._channel = f"perdure_{place.schema}"
@@ -179,6 +187,8 @@ class PostgresStore(Handle):
                 break
             if seq != after + len(lines) + 1:
                 raise missing_records(self.url, key, seq, after + len(lines) + 1)
+            if record is None:
+                raise too_large(self.url, key, f"record {seq}")
             lines.append(bytes(record))
         if found and found[0][0] > after + len(lines):
             raise missing_records(self.url, key, after + len(lines), found[0][0])
@@ -221,6 +231,8 @@ class PostgresStore(Handle):
             lines = found.setdefault(key, [])
             if number != after[key] + len(lines) + 1:
                 raise CorruptStore(f"{self.url}: posts of run {key} are missing. Nothing was changed.")
+            if record is None:
+                raise too_large(self.url, key, f"post {number}")
             lines.append(bytes(record))
         return found
 
@@ -243,7 +255,7 @@ class PostgresStore(Handle):
 
     def blob(self, digest: str) -> bytes:
         self._check()
-        found = self._rows_of("read", "blob", {"digest": digest}) if "\0" not in digest else []
+        found = self._rows_of("read", "blob", {"digest": stored_digest(digest, self.url)})
         return sound_blob(digest, bytes(found[0][0]) if found else None, self.url)
 
     def close(self) -> None:
@@ -404,11 +416,7 @@ class PostgresStore(Handle):
         alive: bool,
     ) -> RunMeta:
         holder = Lease(RunKey(goal, episode), epoch, owner, pid, host, round(since, 6)) if alive else None
-        try:
-            found = msgspec.json.decode(meta, type=RunMeta)
-        except msgspec.DecodeError as error:
-            found = damaged_row(RunKey(goal, episode), self.url, error)
-            self._warnings.append(found.reason)
+        found = shown_row(RunKey(goal, episode), meta, self.url, self._warnings)
         return msgspec.structs.replace(found, holder=holder, unread=unread, size=size)
 
     def _do(self, db: Connection, name: str, values: Mapping[str, object]) -> list[Any]:

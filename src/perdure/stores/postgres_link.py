@@ -24,6 +24,7 @@ from psycopg.rows import TupleRow
 
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import ConfigError, StoreError
+from perdure.model import printable
 from perdure.stores.expiring import LEASE, lease_of, masked
 
 T = TypeVar("T")
@@ -72,7 +73,8 @@ def parse(url: str) -> Place:
     try:
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        odd = "@" in parts.path + parts.query or parts.fragment
+        odd = "@" in parts.path + parts.query or parts.fragment or not printable(url)
+        odd = odd or not all(map(printable, query.values()))
     except ValueError:
         odd = True
     if odd:  # a part of the password may have been taken for something else

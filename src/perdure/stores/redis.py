@@ -24,19 +24,31 @@ Doubtful: when a replica takes over, what it lacks of acknowledged writes is los
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from perdure.clock import SYSTEM, Clock, process_identity
-from perdure.errors import LeaseLost, PerdureError, StoreError
+from perdure.errors import CorruptStore, LeaseLost, PerdureError, StoreError
+from perdure.limits import MAX_BLOB
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import redis_setup
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Ring, Which
 from perdure.stores.expiring import term, trust
-from perdure.stores.handle import Handle, checked_digest, held, lost, missing_records, not_found, sound_blob
+from perdure.stores.handle import (
+    Handle,
+    checked_digest,
+    damaged_row,
+    held,
+    lost,
+    missing_records,
+    not_found,
+    shown_row,
+    sound_blob,
+    stored_digest,
+)
 from perdure.stores.redis_batch import Batch, Note, Results, blobs_to_store
 from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, member
 from perdure.stores.redis_link import FAILURES, Command, Link, unusable
@@ -175,8 +187,10 @@ class RedisStore(Handle):
 
     def blob(self, digest: str) -> bytes:
         self._check()
-        found = self._ask("read", [("GET", self._keys.blob(digest))])[0]
-        return sound_blob(digest, found, self.url)
+        key = self._keys.blob(stored_digest(digest, self.url))
+        bounded: Command = ("GETRANGE", key, 0, MAX_BLOB)  # a byte more than it may have
+        there, found = self._ask("read", [("EXISTS", key), bounded])
+        return sound_blob(digest, found if there else None, self.url)
 
     def delete(self, lease: Lease) -> None:
         self._check()
@@ -398,17 +412,31 @@ class RedisStore(Handle):
     # -- listing -------------------------------------------------------------------------------------------------------
 
     def _rows(self, keys: Sequence[RunKey], alive: dict[str, bool]) -> Iterator[RunMeta]:
-        rows = [row for row in self._fetch("read", keys) if row.seq]
+        """Rows as listings show them; one that is damaged hides no other."""
+        damaged, rows = [], []
+        for key, values in self._values("read", keys):
+            try:
+                rows.append(Row.of(key, values, self.url))
+            except CorruptStore as damage:
+                damaged.append(damaged_row(key, self.url, damage.args[0]))
+                self._warnings.append(damaged[-1].reason)
+        rows = [row for row in rows if row.seq]
         unknown = sorted({row.lease.owner for row in rows} - alive.keys())
         if unknown:
             asked: list[Command] = [("EXISTS", self._keys.owner(owner)) for owner in unknown]
             alive |= zip(unknown, map(bool, self._ask("read", asked)), strict=True)
-        return (row.shown(alive[row.lease.owner], self.url) for row in rows)
+        yield from damaged
+        for row in rows:
+            meta = shown_row(row.lease.key, row.meta, self.url, self._warnings)
+            holder = row.lease if alive[row.lease.owner] else None
+            yield msgspec.structs.replace(meta, holder=holder, unread=max(row.posts - meta.posts, 0), size=row.size)
 
     def _fetch(self, doing: str, keys: Sequence[RunKey]) -> list[Row]:
+        return [Row.of(key, values, self.url) for key, values in self._values(doing, keys)]
+
+    def _values(self, doing: str, keys: Sequence[RunKey]) -> Iterable[tuple[RunKey, Any]]:
         commands: list[Command] = [("HMGET", self._keys.run(key), *FIELDS) for key in keys]
-        replies = self._ask(doing, commands) if commands else []
-        return [Row.of(key, values, self.url) for key, values in zip(keys, replies, strict=True)]
+        return zip(keys, self._ask(doing, commands) if commands else [], strict=True)
 
     # -- news and failures ---------------------------------------------------------------------------------------------
 

@@ -15,12 +15,15 @@ import msgspec
 
 from perdure import states
 from perdure.errors import CorruptStore
+from perdure.limits import MAX_EPOCH
 from perdure.model import Lease, RunKey, RunMeta
 
 FIELDS: Final = ("epoch", "owner", "pid", "host", "since", "seq", "posts", "size", "meta")
 """of a run's hash; ``Row`` reads them in this order"""
 LANE: Final = 16
 """characters at the end of an entry of the index that say queue and flow"""
+_DIGITS: Final = 10
+"""of an episode"""
 _URGENT: Final = 2**31
 """more than any priority"""
 _TAG = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
@@ -69,12 +72,16 @@ class Keys:
 
 def member(key: RunKey) -> bytes:
     """A run in the index. Their order is that of (goal, episode), and no goal's are the beginning of another's."""
-    return f"{key.goal}\0{key.episode:010}".encode()
+    return f"{key.goal}\0{key.episode:0{_DIGITS}}".encode()
 
 
-def key_of(member: bytes) -> RunKey:
-    goal, _, episode = member.decode().rpartition("\0")
-    return RunKey(goal, int(episode))
+def key_of(member: bytes) -> RunKey | None:
+    """The run that an entry of the index names; None if it names none."""
+    try:
+        goal, _, episode = member.decode().rpartition("\0")
+        return RunKey(goal, int(episode[:_DIGITS]))
+    except ValueError:
+        return None
 
 
 def place_of(row: RunMeta) -> str:
@@ -116,18 +123,12 @@ class Row(msgspec.Struct, frozen=True):
         epoch, owner, pid, host, since, seq, posts, size, meta = (value or b"" for value in values)
         try:
             lease = Lease(key, int(epoch or 0), owner.decode(), int(pid or 0), host.decode(), float(since or 0))
-            return cls(lease, int(seq or 0), int(posts or 0), int(size or 0), meta)
+            row = cls(lease, int(seq or 0), int(posts or 0), int(size or 0), meta)
+            if not (0 <= lease.epoch < MAX_EPOCH and 0 <= row.seq < MAX_EPOCH and 0 <= row.posts < MAX_EPOCH):
+                raise ValueError("a number that cannot be")
+            return row
         except ValueError as error:
             raise damaged(where, f"the row of run {key}: {error}") from None
-
-    def shown(self, alive: bool, where: str) -> RunMeta:
-        """The run as a listing shows it. Raises CorruptStore."""
-        try:
-            meta = msgspec.json.decode(self.meta, type=RunMeta)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise damaged(where, f"the row of run {self.lease.key}: {error}") from None
-        holder, unread = self.lease if alive else None, max(self.posts - meta.posts, 0)
-        return msgspec.structs.replace(meta, holder=holder, unread=unread, size=self.size)
 
 
 def damaged(where: str, what: Any) -> CorruptStore:

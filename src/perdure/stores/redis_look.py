@@ -100,7 +100,8 @@ class Look:
         return found
 
     def _those(self, names: Sequence[bytes]) -> Iterator[RunMeta]:
-        return filter(self._which.includes, self._rows([key_of(name) for name in names]))
+        keys = [key for key in map(key_of, names) if key is not None]
+        return filter(self._which.includes, self._rows(keys))
 
     def _scan(self, entries: str, begin: bytes, till: str, most: int) -> Command:
         return self._link.call("scan", [entries], begin, till, most, len(self._queues), *self._queues, *self._flows)

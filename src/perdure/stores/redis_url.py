@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import msgspec
 
 from perdure.errors import ConfigError
+from perdure.model import printable
 from perdure.stores.expiring import LEASE, lease_of, masked, seconds
 
 _SCHEMES = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss"}
@@ -46,7 +47,7 @@ def target(url: str) -> Target:
     """What a URL says. Raises ConfigError, naming the parameter that is wrong."""
     try:
         parts = urlsplit(url)
-        whole = parts.port is None or parts.hostname is not None
+        whole = (parts.port is None or parts.hostname is not None) and printable(url)
     except ValueError:  # it may quote the password
         whole = False
     if not whole or parts.fragment or not re.fullmatch(r"/?\d*", parts.path):

@@ -211,7 +211,7 @@ class SealedStore:
             if any(getattr(found, field) != getattr(row, field) for field in _IN_CLEAR):
                 raise ValueError("it was changed")
         except (ValueError, msgspec.MsgspecError, CorruptStore, ConfigError) as problem:
-            found = damaged_row(row.key, self.url, problem)
+            found = damaged_row(row.key, self.url, str(problem))
             self._warnings.append(found.reason)
         return replace(found, holder=row.holder, unread=row.unread, size=row.size)
 

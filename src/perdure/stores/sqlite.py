@@ -20,19 +20,23 @@ import msgspec
 
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import CorruptStore, PerdureError, StoreError
+from perdure.framing import FRAME
+from perdure.limits import MAX_BLOB, MAX_EPOCH, MAX_RECORD, MAX_ROW
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk, sqlite_setup
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Transaction, Which
 from perdure.stores.handle import (
     Handle,
     checked_digest,
-    damaged_row,
     ended_by_others,
     held,
     lost,
     missing_records,
     not_found,
+    shown_row,
     sound_blob,
+    stored_digest,
+    too_large,
     unusable,
     wrong_seq,
 )
@@ -52,7 +56,8 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     """A row of perdure_runs."""
 
     columns: ClassVar[str] = (
-        "run, goal, episode, meta, epoch, owner, pid, host, since, posts - taken, size FROM perdure_runs"
+        f"run, goal, episode, CASE WHEN octet_length(meta) <= {MAX_ROW} THEN meta ELSE '' END, "
+        "epoch, owner, pid, host, since, posts - taken, size FROM perdure_runs"
     )
     run: int
     goal: str
@@ -125,7 +130,9 @@ class SqliteStore(Handle):
                 if self._owner.alive(last.owner):
                     raise held(last.lease())
             else:
-                row, epoch = None, self._select("SELECT epoch FROM perdure_floor")[0][0]
+                row, epoch = None, self._select("SELECT coalesce(max(epoch), 0) FROM perdure_floor")[0][0]
+            if not 0 <= epoch < MAX_EPOCH:
+                raise self._damaged(f"run {key} had a lease with the number {epoch}")
             lease = Lease(key, epoch + 1, self._owner.id, self._owner.pid, self._owner.host, self._clock.now())
             self._rows[key] = self._grant(row, lease)
             self._begun.pop(key, None)
@@ -166,7 +173,7 @@ class SqliteStore(Handle):
         self._check()
         with self._guard("read"):
             found = self._select(
-                "SELECT r.seq, j.seq, j.record FROM perdure_runs r LEFT JOIN perdure_journal j "
+                f"SELECT r.seq, j.seq, {_bounded('j.record')} FROM perdure_runs r LEFT JOIN perdure_journal j "
                 "ON j.run = r.run AND j.seq > ? WHERE r.goal = ? AND r.episode = ? ORDER BY j.seq",
                 (after, key.goal, key.episode),
             )
@@ -174,8 +181,10 @@ class SqliteStore(Handle):
         for _, seq, record in found:
             if seq is None:
                 break
-            if seq != after + len(lines) + 1 or not isinstance(record, bytes):
+            if seq != after + len(lines) + 1:
                 raise missing_records(str(self.path), key, seq, after + len(lines) + 1)
+            if not isinstance(record, bytes):
+                raise too_large(str(self.path), key, f"record {seq}")
             lines.append(record)
         if found and found[0][0] > after + len(lines):
             raise missing_records(str(self.path), key, after + len(lines), found[0][0])
@@ -212,12 +221,15 @@ class SqliteStore(Handle):
         with self._guard("read"):
             for key, number in after.items():
                 rows = self._select(
-                    "SELECT i.number, i.record FROM perdure_runs r JOIN perdure_inbox i ON i.run = r.run "
+                    f"SELECT i.number, {_bounded('i.record')} "
+                    "FROM perdure_runs r JOIN perdure_inbox i ON i.run = r.run "
                     "WHERE r.goal = ? AND r.episode = ? AND i.number > ? ORDER BY i.number",
                     (key.goal, key.episode, number),
                 )
                 if [row[0] for row in rows] != list(range(number + 1, number + len(rows) + 1)):
                     raise self._damaged(f"posts of run {key} are missing")
+                if not all(isinstance(row[1], bytes) for row in rows):
+                    raise too_large(str(self.path), key, "a post")
                 if rows:
                     found[key] = [row[1] for row in rows]
         return found
@@ -239,8 +251,11 @@ class SqliteStore(Handle):
 
     def blob(self, digest: str) -> bytes:
         self._check()
+        stored_digest(digest, self.url)
         with self._guard("read"):
-            found = self._select("SELECT content FROM perdure_blobs WHERE digest = ?", (digest,))
+            found = self._select(
+                f"SELECT {_bounded('content', MAX_BLOB)} FROM perdure_blobs WHERE digest = ?", (digest,)
+            )
         return sound_blob(digest, found[0][0] if found else None, str(self.path))
 
     def close(self) -> None:
@@ -373,11 +388,7 @@ class SqliteStore(Handle):
             raise self._damaged(f"a row of perdure_runs: {error}") from None
 
     def _meta(self, row: _Row, holder: Lease | None) -> RunMeta:
-        try:
-            meta = msgspec.json.decode(row.meta, type=RunMeta)
-        except msgspec.DecodeError as error:
-            meta = damaged_row(RunKey(row.goal, row.episode), self.url, error)
-            self._warnings.append(meta.reason)
+        meta = shown_row(RunKey(row.goal, row.episode), row.meta, self.url, self._warnings)
         return msgspec.structs.replace(meta, holder=holder, unread=row.unread, size=row.size)
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -494,6 +505,11 @@ def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
         size = min(1 << ((len(items) - at).bit_length() - 1), 128)
         yield items[at : at + size]
         at += size
+
+
+def _bounded(column: str, most: int = MAX_RECORD + FRAME) -> str:
+    """A column whose content is not even looked at if it is too large: it is NULL then."""
+    return f"CASE WHEN length({column}) <= {most} THEN {column} END"
 
 
 def _advance_sql(rows: int) -> str:

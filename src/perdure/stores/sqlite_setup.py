@@ -17,7 +17,7 @@ from typing import Any, Final
 import apsw
 
 from perdure.clock import Clock
-from perdure.errors import NewerFormat, StoreError
+from perdure.errors import CorruptStore, NewerFormat, StoreError
 from perdure.stores import disk
 from perdure.stores.handle import nothing_there
 
@@ -48,13 +48,14 @@ def connect(path: Path, url: str, create: bool, wait: float) -> apsw.Connection:
         reason = "it is a folder" if path.is_dir() else error
         raise StoreError(f"Cannot open {path}: {reason}.") from error
     db.set_busy_timeout(int(wait * 1000))
+    db.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)  # what a file's own views and triggers may call
     db.execute(f"PRAGMA page_size = {_PAGE}")  # of a file that is made now; others keep theirs
     return db
 
 
 def is_current(db: apsw.Connection, path: Path, url: str, create: bool) -> bool:
-    """Whether the tables are those of this program. Raises NewerFormat; without ``create`` ConfigError if there are
-    none."""
+    """Whether the tables are those of this program. Raises NewerFormat; CorruptStore for views and triggers in their
+    place, which would execute somebody else's SQL; without ``create`` ConfigError if there are none."""
     version = _version(db)
     newest = len(_steps())
     if version > newest:
@@ -64,6 +65,15 @@ def is_current(db: apsw.Connection, path: Path, url: str, create: bool) -> bool:
         )
     if version == 0 and not create:
         raise nothing_there(url)
+    foreign = db.execute(
+        "SELECT type, name FROM sqlite_schema WHERE type IN ('view', 'trigger') AND tbl_name GLOB 'perdure_*'"
+    ).fetchone()
+    if foreign is not None:
+        raise CorruptStore(
+            f"{path} has a {foreign[0]} {str(foreign[1])[:80]!r} where Perdure has tables of its own. "
+            "Nothing was changed.",
+            hint="Remove it if it is yours: Perdure's tables are for Perdure only. Else do not trust this file.",
+        )
     return version == newest
 
 
@@ -110,7 +120,7 @@ def _steps() -> list[Path]:
 def _version(db: apsw.Connection) -> int:
     """The schema's version, 0 for none."""
     known = _select(db, "SELECT count(*) FROM sqlite_schema WHERE name = 'perdure_schema' AND type = 'table'")
-    return int(_select(db, "SELECT coalesce(max(version), 0) FROM perdure_schema")) if known else 0
+    return int(_select(db, "SELECT cast(coalesce(max(version), 0) AS INTEGER) FROM perdure_schema")) if known else 0
 
 
 def _journal_mode(db: apsw.Connection, mode: str, wait: float, clock: Clock) -> str:

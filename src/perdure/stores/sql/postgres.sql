@@ -1,4 +1,5 @@
 -- The statements of the PostgreSQL store. {s} is its schema, quoted. Each is one round trip and commits by itself.
+-- {record}, {row} and {value} are limits in bytes: what is larger is not sent to us, and NULL or empty stands for it.
 --
 -- Who lives is told by the table "owners" and the server's clock, statement by statement: clock_timestamp() and not
 -- now(), which stands still in a transaction.
@@ -125,11 +126,12 @@ SELECT seq FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %
 SELECT seq, posts FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s FOR UPDATE
 
 -- name: read
-SELECT r.seq, j.seq, j.record FROM {s}.runs r LEFT JOIN {s}.journal j ON j.run = r.run AND j.seq > %(after)s
+SELECT r.seq, j.seq, CASE WHEN octet_length(j.record) <= {record} THEN j.record END
+FROM {s}.runs r LEFT JOIN {s}.journal j ON j.run = r.run AND j.seq > %(after)s
 WHERE r.goal = %(goal)s AND r.episode = %(episode)s ORDER BY j.seq
 
 -- name: runs
-SELECT run, goal, episode, meta, epoch, owner, pid, host, since, posts - taken, size,
+SELECT run, goal, episode, CASE WHEN octet_length(meta) <= {row} THEN meta ELSE '' END, epoch, owner, pid, host, since, posts - taken, size,
        EXISTS (SELECT FROM {s}.owners o WHERE o.id = owner AND o.until > clock_timestamp())
 FROM {s}.runs WHERE {where}
 
@@ -153,7 +155,7 @@ SELECT i.record FROM {s}.runs r LEFT JOIN {s}.inbox i ON i.run = r.run AND i.num
 WHERE r.goal = %(goal)s AND r.episode = %(episode)s AND r.meta <> ''
 
 -- name: posts
-SELECT w.goal, w.episode, i.number, i.record
+SELECT w.goal, w.episode, i.number, CASE WHEN octet_length(i.record) <= {record} THEN i.record END
 FROM unnest(%(goal)s::text[], %(episode)s::int[], %(after)s::bigint[]) AS w (goal, episode, after)
 JOIN {s}.runs r ON r.goal = w.goal AND r.episode = w.episode
 JOIN {s}.inbox i ON i.run = r.run AND i.number > w.after
@@ -204,4 +206,4 @@ WITH records AS (
 SELECT coalesce(array_agg(digest), '{}') FROM taken
 
 -- name: blob
-SELECT content FROM {s}.blobs WHERE digest = %(digest)s
+SELECT CASE WHEN octet_length(content) <= {value} THEN content ELSE '' END FROM {s}.blobs WHERE digest = %(digest)s
