@@ -7,6 +7,7 @@ about the meaning of the others, and whose absence means its default, may be add
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -440,6 +441,22 @@ def kind_of(entry: Entry) -> str:
     return str(entry.__struct_config__.tag).partition("/")[0]
 
 
+def refs(entry: Entry) -> tuple[str, ...]:
+    """sha256 of every blob that the values in an entry need, each once: what has to be kept and moved with it."""
+    return tuple(dict.fromkeys(_refs(entry)))
+
+
+def _refs(part: object) -> Iterator[str]:
+    if isinstance(part, Payload):
+        yield from part.refs
+    elif isinstance(part, Entry | Asked | SpokenMessage):
+        for field in part.__struct_fields__:
+            yield from _refs(getattr(part, field))
+    elif isinstance(part, tuple):
+        for one in part:
+            yield from _refs(one)
+
+
 def encode(key: RunKey, entry: Entry) -> bytes:
     """``entry`` as one framed record of run ``key``."""
     return frame(key, _ENCODER.encode(entry))
@@ -457,7 +474,7 @@ def decode(key: RunKey, line: bytes, expected_seq: int) -> Entry:
     try:
         body = unframe(key, line)
         entry = _DECODER.decode(body)
-    except (ValueError, msgspec.MsgspecError) as problem:
+    except (ValueError, msgspec.MsgspecError, RecursionError) as problem:
         _refuse_newer(key, line, expected_seq)
         raise CorruptStore(
             f"run {key}: record {expected_seq} is damaged ({problem}). Nothing was changed.",
@@ -475,7 +492,7 @@ def decode(key: RunKey, line: bytes, expected_seq: int) -> Entry:
 def _refuse_newer(key: RunKey, line: bytes, seq: int) -> None:
     try:
         tag = _TAG_DECODER.decode(unframe(key, line)).kind
-    except (ValueError, msgspec.MsgspecError):
+    except (ValueError, msgspec.MsgspecError, RecursionError):
         return
     if tag and tag not in _TAGS:
         raise NewerFormat(

@@ -10,6 +10,7 @@ import click
 
 from perdure import __version__
 from perdure.cli.agents import files, show_transcript
+from perdure.cli.archives import export, import_
 from perdure.cli.check import check, schema
 from perdure.cli.demo import demo
 from perdure.cli.graph import graph
@@ -49,7 +50,7 @@ def cli() -> None:
 for _commands in (
     (run, resume, ls, show, output, tail, show_transcript, files, graph),
     (questions, answer, signal, pause, unpause, retry, cancel),
-    (submit, worker, check, schema, demo),
+    (submit, worker, check, export, import_, schema, demo),
 ):
     for _command in _commands:
         cli.add_command(_command)
