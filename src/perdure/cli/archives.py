@@ -139,9 +139,10 @@ def _imported(done: Imported, name: str, where: str, dry_run: bool, store: str |
     told = [f"{name}: {_count(len(done.runs), 'run')}{made}. It is sound."]
     moved = done.count("imported") + done.count("completed")
     told.append(f"{'Would import' if dry_run else 'Imported'} {_count(moved, 'run')} into {where}.")
-    for fate, said in (("there", "here already"), ("skipped", "left as they are here, with other content")):
-        if done.count(fate):
-            told.append(f"{_count(done.count(fate), 'run')}: {said}.")
+    if done.count("there"):
+        told.append(f"{_count(done.count('there'), 'run')}: here already.")
+    if done.count("skipped"):
+        told.append(f"{_count(done.count('skipped'), 'run')}: left as they are here, with other content.")
     told += _some([f"{came.run} came in as {came.here}" for came in done.runs if _is_renamed(came)])
     if done.paused:
         told.append(f"{_count(len(done.paused), 'run')} came in paused. Let one go on with:")

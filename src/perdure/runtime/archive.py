@@ -72,7 +72,7 @@ class Bounds(NamedTuple):
     much is written to a store at once"""
     record: int = 16 << 20
     """bytes of one record; values above some kilobytes are blobs"""
-    members: int = 1_000_000
+    members: int = 500_000
     """members: some hundred bytes are remembered of each"""
 
     @classmethod

@@ -275,7 +275,7 @@ class _Restoring:
 
 
 class _Sender:
-    """Appends the records of a run in as few appends as may be, each blob before the record that needs it or with it."""
+    """Appends the records of a run in as few appends as may be, a blob with or before the record that needs it."""
 
     def __init__(self, store: Store, lease: Lease, archive: Archive, row: RunMeta, done: int) -> None:
         self._store, self._lease, self._archive, self._row = store, lease, archive, row

@@ -271,7 +271,8 @@ class _Reader:
     def _folded(self, key: RunKey, journal: Place, posts: Place) -> Packed:
         state = State(key)
         for line in self._made.lines(journal, self._bounds.record):
-            self._check_length(key, line)
+            if len(line) > self._bounds.record:
+                raise too_large(f"run {key}, which has a record of more than {self._bounds.record:,} bytes")
             entry = j.decode(key, line, state.seq + 1)
             self._check(key, entry)
             missing = [digest for digest in j.refs(entry) if not _is_digest(digest) or not self._made.has(digest)]
@@ -281,23 +282,19 @@ class _Reader:
         if not state.seq:
             raise Refused(f"run {key} has no records.")
         records, taken, count = state.seq, state.posts, 0
-        for count, line in enumerate(self._made.lines(posts, min(self._bounds.record, inbox.MAX_POST)), 1):
-            self._check_length(key, line)
+        for count, line in enumerate(self._made.lines(posts, inbox.MAX_POST), 1):
+            if len(line) > inbox.MAX_POST:
+                raise Refused(f"run {key} has a post of more than {inbox.MAX_POST:,} bytes.")
             self._check(key, inbox.decode(state, line, count))
             if count > taken:
                 with_posts(state, [line])
         if count < taken:
             raise Refused(f"the inbox of run {key} has {count} posts, and its journal tells of {taken}.")
-        row = state.meta()
-        if msgspec.json.decode(msgspec.json.encode(row), type=RunMeta) != row:
+        if not _is_row(state.meta()):
             raise Refused(f"run {key} has numbers that nothing can count.")
         parent = state.attribution.parent
         over = state.status in states.RUN_OVER
         return Packed(key, journal, posts, records, count, over, parent, bool(state.queue))
-
-    def _check_length(self, key: RunKey, line: bytes) -> None:
-        if len(line) > self._bounds.record:
-            raise too_large(f"run {key}, which has a record of more than {self._bounds.record:,} bytes")
 
     def _check(self, key: RunKey, entry: j.Entry) -> None:
         """An entry is what a Perdure may have written, as far as the rest of a store depends on that: dates that are
@@ -315,6 +312,14 @@ class _Reader:
             raise Refused(f"run {key} has the priority {entry.priority:g}.")
         if isinstance(entry, j.First) and _LONG_EPISODE.search(entry.attribution.parent):
             raise Refused(f"run {key} was begun by a run that can have no such name.")
+
+
+def _is_row(row: RunMeta) -> bool:
+    """Whether a row of a listing reads as it was written."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(row), type=RunMeta) == row
+    except (ValueError, OverflowError, msgspec.MsgspecError):
+        return False
 
 
 def _is_digest(text: str) -> bool:

@@ -69,11 +69,11 @@ class Unpacked:
 
     def end(self) -> None:
         """See that there is nothing more but the end of a tar file, and of a gzip file with a sound checksum."""
-        if self.read(2 * BLOCK).strip(b"\0") or self._ready or self._next() or self._gzip.unused_data:
+        if self.read(2 * BLOCK).strip(b"\0") or self._ready or self._next():
             raise Refused("something follows its last member.")
         if not self._gzip.eof:
             raise Refused("it ends in the middle: the last bytes of the gzip file are missing.")
-        if self._input or self._take():
+        if self._gzip.unused_data or self._take():
             raise Refused("something follows the end of the gzip file.")
 
     def member(self) -> tuple[str, int]:
