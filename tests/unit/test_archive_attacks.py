@@ -276,10 +276,10 @@ def burst(bomb: str, max_size: int | None = None) -> str:
     [
         ("one_blob", None, "more than 100 times its size"),
         ("one_journal", None, "a record of more than 16,777,216 bytes"),
-        ("one_line", None, "a record of more than 16,777,216 bytes"),
+        pytest.param("one_line", None, "a record of more than 16,777,216 bytes", marks=pytest.mark.long),
         ("tiny_members", 8 << 20, "more than 8,388,608 bytes"),
-        ("tiny_runs", 8 << 20, "more than 8,388,608 bytes"),
-        ("forever", None, "run 1 is damaged"),
+        pytest.param("tiny_runs", 8 << 20, "more than 8,388,608 bytes", marks=pytest.mark.long),
+        pytest.param("forever", None, "run 1 is damaged", marks=pytest.mark.long),
     ],
 )
 def test_an_archive_that_bursts_is_refused_in_bounded_memory(bomb: str, most: int | None, said: str) -> None:  # rel:B5

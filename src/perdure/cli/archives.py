@@ -118,7 +118,7 @@ def import_(
     most = _bytes(max_size) if max_size is not None else None
     told = _Told("imported")
     with unpack(sys.stdin.buffer if file == "-" else file, max_size=most, now=SYSTEM.now()) as archive:
-        with closing(open_store(store or default_store())) as place, Client(place) as client:
+        with closing(open_store(store or default_store(), create=not dry_run)) as place, Client(place) as client:
             done = client.import_archive(
                 archive, by=by, trust=trust, skip=skip, new=new, goal=goal, dry_run=dry_run, progress=told.progress
             )
