@@ -85,18 +85,6 @@ def test_what_is_no_archive_is_refused_and_no_store_is_made(make_shell: Callable
     assert not any(name.startswith("never") for name in os.listdir(shell.folder))
 
 
-def test_a_run_of_that_name_is_here_already(make_shell: Callable[[str], Shell]) -> None:
-    shell = make_shell("sqlite:runs.db")
-    shell(*RUN)
-    shell("export", "paper", "-o", "paper.tgz")
-    there = ("--store", "file:there")
-    shell("run", "review.py:review", "-i", "path=other.md", "--goal", "paper", *there)
-    error = shell("import", "paper.tgz", *there, code=2).stderr
-    assert "1 of 1 runs of paper.tgz are here already, with other content: paper#0" in error and "--skip" in error
-    assert "paper#0 came in as paper#1" in shell("import", "paper.tgz", "--new", *there).stdout
-    assert shell("output", "paper#1", *there).stdout == shell("output", "paper").stdout
-
-
 def test_a_damaged_run_keeps_no_others_from_a_backup(make_shell: Callable[[str], Shell]) -> None:
     shell = make_shell("file:runs")
     for goal in ("good", "bad"):

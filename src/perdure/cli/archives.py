@@ -116,8 +116,10 @@ def import_(
     if skip and new:
         raise ConfigError("--skip and --new contradict each other.", hint="Choose one.")
     most = _bytes(max_size) if max_size is not None else None
-    told = _Told("imported")
-    with unpack(sys.stdin.buffer if file == "-" else file, max_size=most, now=SYSTEM.now()) as archive:
+    looked, told = _Told("checked"), _Told("imported")
+    source = sys.stdin.buffer if file == "-" else file
+    with unpack(source, now=SYSTEM.now(), max_size=most, progress=looked.progress) as archive:
+        looked.end()
         with closing(open_store(store or default_store(), create=not dry_run)) as place, Client(place) as client:
             done = client.import_archive(
                 archive, by=by, trust=trust, skip=skip, new=new, goal=goal, dry_run=dry_run, progress=told.progress

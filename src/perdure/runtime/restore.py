@@ -197,13 +197,20 @@ class _Planner:
             return ("completed" if begun else None), len(there)
         posts = self._store.posts({key: 0}).get(key, [])
         for post, other in zip(self._archive.lines(packed.inbox), posts, strict=False):
-            if unframe(packed.key, post) != unframe(key, other):
+            if _told(packed.key, post, 0) != _told(key, other, 0):
                 return None, 0
         return ("there" if len(posts) >= packed.posts else "completed"), packed.records
 
     def _is_attached(self, packed: Packed) -> bool:
-        parent = self._runs.get(packed.parent)
-        return parent is not None and not parent.over and not packed.queued
+        """Whether it is for the life of another run of the archive to execute it, and that one comes to rest."""
+        seen: set[RunKey] = set()
+        run = packed
+        while not run.queued and (parent := self._runs.get(run.parent)) is not None and not parent.over:
+            if run.key in seen:  # runs that say that they began each other
+                return False
+            seen.add(run.key)
+            run = parent
+        return run is not packed
 
 
 class _Restoring:

@@ -25,6 +25,7 @@ from perdure.errors import ConfigError, NewerFormat, PerdureError
 from perdure.fold import State
 from perdure.model import RunKey, RunMeta
 from perdure.runtime.archive import END, HEAD, VERSION, Bounds, End, Head, names_of_run
+from perdure.runtime.export import Progress
 from perdure.runtime.settle import with_posts
 from perdure.runtime.untar import PIECE, Refused, Unpacked, too_large
 from perdure.stores import disk
@@ -114,17 +115,19 @@ class Archive:
         return self._file.read(place.size)
 
 
-def unpack(source: str | Path | IO[bytes], *, max_size: int | None = None, now: float) -> Archive:
+def unpack(
+    source: str | Path | IO[bytes], *, now: float, max_size: int | None = None, progress: Progress = lambda runs: None
+) -> Archive:
     """The archive in a file, or in what is left of a stream. ``max_size``: bytes that it may unpack to, instead of what
-    Bounds allow.
+    Bounds allow. ``now``: seconds since 1970.
 
     Raises ConfigError for anything that is no sound archive, NewerFormat, StoreError.
     """
     if isinstance(source, str | Path):
         with _opened(Path(source)) as stream:
-            return _Reader(stream, Path(source).name, Bounds.of(max_size), now).archive()
+            return _Reader(stream, Path(source).name, Bounds.of(max_size), now, progress).archive()
     name = "standard input" if getattr(source, "name", None) in ("<stdin>", 0) else "an archive"
-    return _Reader(source, name, Bounds.of(max_size), now).archive()
+    return _Reader(source, name, Bounds.of(max_size), now, progress).archive()
 
 
 @contextmanager
@@ -140,8 +143,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 class _Reader:
     """Reads one archive."""
 
-    def __init__(self, source: IO[bytes], name: str, bounds: Bounds, now: float) -> None:
-        self._bounds, self._now = bounds, now
+    def __init__(self, source: IO[bytes], name: str, bounds: Bounds, now: float, progress: Progress) -> None:
+        self._bounds, self._now, self._progress = bounds, now, progress
         self._tar = Unpacked(source, bounds)
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - by Archive.close
         self._size = 0
@@ -154,7 +157,8 @@ class _Reader:
         except BaseException as error:
             self._made.close()
             if isinstance(error, Refused):
-                raise ConfigError(f"{self._made.name}: {error} Nothing was imported.", hint=error.hint) from None
+                said = "".join("?" if _is_control(sign) else sign for sign in str(error))  # it may quote the archive
+                raise ConfigError(f"{self._made.name}: {said} Nothing was imported.", hint=error.hint) from None
             raise
         return self._made
 
@@ -194,6 +198,8 @@ class _Reader:
                 "was imported.",
                 hint="Use the newer Perdure.",
             )
+        if any(map(_is_control, found.by)) or not 0 <= found.made < _LATEST:
+            raise Refused("its first member says what no Perdure writes.")
         return found
 
     def _small(self, size: int, kind: type[_T], name: str) -> _T:
@@ -248,6 +254,7 @@ class _Reader:
         self._made.runs.append(found)
         self._made.records += found.records
         self._made.posts += found.posts
+        self._progress(len(self._made.runs))
 
     def _lines(self, key: RunKey, what: str, expected: str) -> Place:
         name, size = self._tar.member()
@@ -302,7 +309,7 @@ class _Reader:
         for field in entry.__struct_fields__:
             value = getattr(entry, field)
             if isinstance(value, str):
-                if field not in _TEXTS and any(unicodedata.category(sign) in ("Cc", "Cs") for sign in value):
+                if field not in _TEXTS and any(map(_is_control, value)):
                     raise Refused(f"run {key} has control characters in the {field} of entry {entry.seq}.")
             elif isinstance(value, int | float) and not 0 <= value < _LATEST and field != "priority":
                 raise Refused(f"run {key} has {value:g} as the {field} of entry {entry.seq}.")
@@ -312,6 +319,10 @@ class _Reader:
             raise Refused(f"run {key} has the priority {entry.priority:g}.")
         if isinstance(entry, j.First) and _LONG_EPISODE.search(entry.attribution.parent):
             raise Refused(f"run {key} was begun by a run that can have no such name.")
+
+
+def _is_control(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Cc", "Cs")
 
 
 def _is_row(row: RunMeta) -> bool:
