@@ -13,7 +13,9 @@ import sys
 import tarfile
 import textwrap
 import time
+import zlib
 from collections.abc import Sequence
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -209,12 +211,19 @@ def test_an_archive_that_was_cut_anywhere_is_refused(sound: bytes) -> None:  # r
         assert size == len(tar) - 1024 or refused(gzip.compress(tar[:size] + bytes(1024)))
 
 
+def _means_the_same(bad: bytes, sound: bytes) -> bool:
+    """Some bits of a gzip file say nothing (its date), or the same in another way (an equal text further back)."""
+    try:
+        return gzip.decompress(bad) == gzip.decompress(sound)
+    except (EOFError, OSError, zlib.error):
+        return False
+
+
 def test_an_archive_of_which_a_bit_was_flipped_is_refused(sound: bytes) -> None:
     for place in range(0, len(sound), 7):
         bad = bytearray(sound)
         bad[place] ^= 1 << place % 8
-        # date and kind of machine in the gzip header mean nothing, and the last bits before its checksum fill a byte
-        if place not in (4, 5, 6, 7, 8, 9, len(sound) - 9):
+        if not _means_the_same(bytes(bad), sound):
             refused(bytes(bad))
     tar = gzip.decompress(sound)
     for place in range(0, len(tar), 37):
@@ -356,7 +365,9 @@ def _changed(entry: j.Entry, **fields: Any) -> list[j.Entry]:
         (raw(BEGAN.replace(b'"seq":1', b'"seq":2')), "record 1 says it is number 2"),
         ([*journal(KEY, *life())[:1], *journal(KEY, *life())[2:]], "record 2 says it is number 3"),
         (raw(BEGAN, b'{"kind":"run_began/1"}'), "record 2 is damaged"),
-        (raw(b'{"kind":"run_completed/1","seq":1,"output":{}}'), "cannot follow the state None"),
+        (raw(b'{"kind":"run_completed/1","seq":1,"output":{}}'), "begins in the middle"),
+        (raw(b'{"kind":"step_started/1","seq":1,"step":1}'), "begins in the middle"),
+        (raw(b'{"kind":"step_started/1","seq":1,"step":1}', BEGAN.replace(b'"seq":1', b'"seq":2')), "begins in the middle"),
         (raw(BEGAN, b'{"kind":"step_completed/1","seq":2,"step":7,"output":{}}'), "step 7, which never started"),
         (raw(BEGAN, b"[" * 100_000), "damaged"),
         (raw(BEGAN, b'{"kind":"step_pending/1","seq":2,"step":1,"asked":{"prompt":"","schema":%b{}%b}}'
@@ -543,7 +554,7 @@ def _change_entries(shapes: list[tuple[str, bytes]], data: st.DataObject) -> Non
                 while isinstance(at[field], dict) and at[field] and data.draw(st.booleans(), "deeper"):
                     at = at[field]
                     field = data.draw(st.sampled_from(sorted(at)), "inner")
-                at[field] = data.draw(_values, "value")
+                at[field] = deepcopy(data.draw(_values, "value"))
     if data.draw(st.booleans(), "numbered"):
         for seq, entry in enumerate(parts["journal"], 1):
             entry["seq"] = seq

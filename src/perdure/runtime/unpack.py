@@ -282,6 +282,8 @@ class _Reader:
                 raise too_large(f"run {key}, which has a record of more than {self._bounds.record:,} bytes")
             entry = j.decode(key, line, state.seq + 1)
             self._check(key, entry)
+            if entry.seq == 1 and not isinstance(entry, j.First):
+                raise Refused(f"the journal of run {key} begins in the middle.")
             missing = [digest for digest in j.refs(entry) if not _is_digest(digest) or not self._made.has(digest)]
             if missing:
                 raise Refused(f"run {key} needs the blob {missing[0][:64]!r}, which is not in it.")
