@@ -367,7 +367,7 @@ def _changed(entry: j.Entry, **fields: Any) -> list[j.Entry]:
         (raw(BEGAN, b'{"kind":"run_began/1"}'), "record 2 is damaged"),
         (raw(b'{"kind":"run_completed/1","seq":1,"output":{}}'), "begins in the middle"),
         (raw(b'{"kind":"step_started/1","seq":1,"step":1}'), "begins in the middle"),
-        (raw(b'{"kind":"step_started/1","seq":1,"step":1}', BEGAN.replace(b'"seq":1', b'"seq":2')), "begins in the middle"),
+        (raw(b'{"kind":"scope_opened/1","seq":1,"path":"","name":""}', BEGAN.replace(b":1,", b":2,")), "in the middle"),
         (raw(BEGAN, b'{"kind":"step_completed/1","seq":2,"step":7,"output":{}}'), "step 7, which never started"),
         (raw(BEGAN, b"[" * 100_000), "damaged"),
         (raw(BEGAN, b'{"kind":"step_pending/1","seq":2,"step":1,"asked":{"prompt":"","schema":%b{}%b}}'

@@ -6,6 +6,9 @@ import io
 import json
 import os
 import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from archive_shapes import run
 
 import perdure
 from perdure.cli import main
+from perdure.errors import RunSuspended
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +108,26 @@ def test_an_archive_that_is_larger_than_usual_is_announced(
     assert main(["export", "paper", "-o", "large.tgz", "--force"]) == 0
     assert f"import it with --max-size {needed}" in capsys.readouterr().out
     assert main(["import", "large.tgz", "--max-size", str(needed), "--store", "file:there"]) == 0
+
+
+def test_a_deadline_at_the_end_of_all_dates_is_shown_everywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asks = perdure.flow(
+        lambda: perdure.ask("Now?", answer=bool, deadline=datetime(9999, 12, 31, 23, tzinfo=UTC)), name="f"
+    )
+    with suppress(RunSuspended):
+        perdure.run(asks, goal="late")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert main(["export", "late", "-o", "late.tgz"]) == 0
+        assert main(["import", "late.tgz", "--store", "file:there"]) == 0
+        assert main(["questions", "--store", "file:there", "--json"]) == 0
+        assert '"until":"9999-01-01T' in capsys.readouterr().out
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_an_archive_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:

@@ -34,8 +34,8 @@ _SMALL: Final = 1 << 16
 """bytes of a member that says one thing: far more than it takes"""
 _IN_MEMORY: Final = 16 << 20
 """bytes that are unpacked without a file"""
-_LATEST: Final = 1e11
-"""seconds since 1970 that no date is after, and no number of seconds above; the year 5138"""
+_LATEST: Final = 253402300799.0
+"""seconds since 1970 that no date is after, and no number of seconds above: the end of the year 9999"""
 _AHEAD: Final = 86400.0
 """seconds that the clock of another machine may be ahead: what was recorded later than that is made up"""
 _BLOB = re.compile(r"blobs/([0-9a-f]{64})")
