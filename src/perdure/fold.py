@@ -96,6 +96,8 @@ class State:
         """while the run is suspended: when it can go on by itself; 0: not by a date"""
         """scope of an agent -> its messages, in order"""
         self.current = ""
+        self._unused: list[Step] = []
+        """what the last life that completed did without"""
         self._running: dict[int, Step] = {}
         self._counts = dict.fromkeys(states.STEP.values(), 0)
         """steps in each state"""
@@ -220,9 +222,11 @@ class State:
         self._end_run(entry)
         self.output, self.reused, self.saved = entry.output, entry.reused, entry.saved
         self.saved_usage = entry.saved_usage
-        unused = set(entry.unused)
-        for step in self.steps.values():
-            step.unused = step.number in unused
+        for step in self._unused:
+            step.unused = False
+        self._unused = [self.steps[number] for number in entry.unused if number in self.steps]
+        for step in self._unused:
+            step.unused = True
 
     def _run_failed(self, entry: j.RunFailed) -> None:
         self._end_run(entry)

@@ -449,6 +449,22 @@ def kind_of(entry: Entry) -> str:
     return str(entry.__struct_config__.tag).partition("/")[0]
 
 
+def refs(entry: Entry) -> tuple[str, ...]:
+    """sha256 of every blob that the values in an entry need, each once: what has to be kept and moved with it."""
+    return tuple(dict.fromkeys(_refs(entry)))
+
+
+def _refs(part: object) -> Iterator[str]:
+    if isinstance(part, Payload):
+        yield from part.refs
+    elif isinstance(part, Entry | Asked | SpokenMessage):
+        for field in part.__struct_fields__:
+            yield from _refs(getattr(part, field))
+    elif isinstance(part, tuple):
+        for one in part:
+            yield from _refs(one)
+
+
 def encode(key: RunKey, entry: Entry) -> bytes:
     """``entry`` as one framed record of run ``key``. Raises CodecError for text with broken Unicode, and for an entry
     that is too large."""
@@ -460,23 +476,6 @@ def encode(key: RunKey, entry: Entry) -> bytes:
             hint="Is some text of it broken Unicode, or a number far too large?",
         ) from None
     return frame(key, body)
-
-
-def refs(entry: Entry) -> list[str]:
-    """Names of the blobs that an entry needs, each once."""
-    return list(dict.fromkeys(ref for payload in _payloads(entry) for ref in payload.refs))
-
-
-def _payloads(part: object) -> Iterator[Payload]:
-    """Wherever they stand: a kind that is made later needs nothing here."""
-    if isinstance(part, Payload):
-        yield part
-    elif isinstance(part, msgspec.Struct):
-        for field in part.__struct_fields__:
-            yield from _payloads(getattr(part, field))
-    elif isinstance(part, tuple):
-        for item in part:
-            yield from _payloads(item)
 
 
 def damaged_post(key: RunKey, number: int, problem: object) -> CorruptStore:

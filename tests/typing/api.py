@@ -52,3 +52,8 @@ look(3)  # type: ignore[arg-type]
 agent = Agent(lambda messages, tools: Reply("fine"), [look], instructions="Be good.")
 with Runner("memory:") as runner:
     assert_type(runner.execute_sync(Graph({"a": plain}, inputs=["text"]), "g", {"text": "t"}).status, str)
+
+with perdure.Client("memory:") as client:
+    assert_type(client.export("all.tgz").damaged, dict[str, str])
+    assert_type(client.import_archive("all.tgz", by="ann").paused, list[str])
+    client.import_archive("all.tgz")  # type: ignore[call-arg]

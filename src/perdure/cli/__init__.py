@@ -10,6 +10,7 @@ import click
 
 from perdure import __version__
 from perdure.cli.agents import files, show_transcript
+from perdure.cli.archives import export, import_
 from perdure.cli.check import check, schema
 from perdure.cli.demo import demo
 from perdure.cli.encryption import key, rekey
@@ -51,7 +52,7 @@ def cli() -> None:
 for _commands in (
     (run, resume, ls, show, output, tail, show_transcript, files, graph),
     (questions, answer, signal, pause, unpause, retry, cancel),
-    (prune, pin, unpin, check, key, rekey, schema),
+    (prune, pin, unpin, export, import_, check, key, rekey, schema),
     (submit, worker, demo),
 ):
     for _command in _commands:

@@ -23,6 +23,10 @@ def age(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+_LAST = 253370764800.0
+"""the year 9999: somewhere the last day of that is the first of a year that dates do not have"""
+
+
 def moment(at: float) -> str:
     """A time of the journal as ISO 8601 in the local zone; "" for none."""
     try:

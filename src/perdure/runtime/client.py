@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from msgspec.structs import replace
 
@@ -21,11 +21,14 @@ from perdure.journal import decode
 from perdure.model import OWN, Question, RunKey, RunMeta, check_name, key_named, printable
 from perdure.record import Step
 from perdure.runtime.config import default_store
+from perdure.runtime.export import Exported, Progress, export_runs, written
 from perdure.runtime.forms import as_json, fitting
 from perdure.runtime.lease import clock_of
 from perdure.runtime.outputs import Outputs, outputs_folder, readable
+from perdure.runtime.restore import Imported, Terms, restore
 from perdure.runtime.retention import Retention, prune, remove
 from perdure.runtime.settle import seen, send
+from perdure.runtime.unpack import Archive, unpack
 from perdure.runtime.why import announced, why_waiting
 from perdure.runtime.worker import WORKER
 from perdure.stores import Encryption, open_store
@@ -301,6 +304,54 @@ class Client:
                 f"{self.url} is of a kind that does this by itself, or not at all.", hint="See docs/stores.md."
             )
         compact()
+
+    # -- archives ----------------------------------------------------------------------------------------------------
+
+    def export(
+        self,
+        target: str | Path | IO[bytes],
+        *names: str,
+        replace: bool = False,
+        progress: Progress = lambda runs: None,
+    ) -> Exported:
+        """Write runs, and those that they began, or the whole store if none is named, as an archive (``import_archive``
+        takes it in elsewhere). Others may execute them meanwhile.
+
+        A file is there whole and durable on return, or not at all; one that is there already is not touched unless
+        ``replace``. Raises RunNotFound, ConfigError, StoreError; CorruptStore for a damaged run that was named.
+        """
+        keys = [self.find(name).key for name in names]
+        with written(target, replace) as write:
+            return export_runs(self._store, self._clock, keys, write, progress)
+
+    def import_archive(
+        self,
+        source: str | Path | IO[bytes] | Archive,
+        *,
+        by: str,
+        trust: bool = False,
+        skip: bool = False,
+        new: bool = False,
+        goal: str | None = None,
+        max_size: int | None = None,
+        dry_run: bool = False,
+        progress: Progress = lambda runs: None,
+    ) -> Imported:
+        """Bring in the runs of an archive that are not here yet; it may come from a stranger. Nothing is written before
+        all of it was found sound. Killed in the middle, it is done again, and does the rest.
+
+        - Runs that have not ended come in paused, in the name of ``by``, unless you ``trust`` whom the archive is from.
+        - A run of the same name and with other content is left as it is (``skip``), or the archive's becomes the next
+          episode of its goal (``new``); without either nothing is imported. ``goal``: the goal that they come in under.
+        - ``max_size``: bytes that it may unpack to, instead of the usual limits.
+
+        Raises ConfigError, NewerFormat, LeaseHeld, StoreError.
+        """
+        terms = Terms(by, trust, skip, new, goal)
+        if isinstance(source, Archive):
+            return restore(self._store, self._clock, source, terms, progress, dry_run=dry_run)
+        with unpack(source, max_size=max_size, now=self._clock.now()) as archive:
+            return restore(self._store, self._clock, archive, terms, progress, dry_run=dry_run)
 
     def due(self) -> list[RunMeta]:
         """Suspended runs that can go on now: what they waited for is there, or the date has come."""

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from perdure import inbox, states
 from perdure import journal as j
 from perdure.clock import Clock
-from perdure.errors import LeaseHeld
+from perdure.errors import CorruptStore, LeaseHeld
 from perdure.fold import State, fold
 from perdure.model import Lease, RunKey, key_named
 from perdure.stores.base import Append, Store, Which
@@ -89,11 +89,10 @@ def send(store: Store, clock: Clock, key: RunKey, make: Make, patience: float = 
     Returns the state then. Raises AnswerRefused when the run cannot take it; RunNotFound, StoreBusy, StoreError;
     CorruptStore when the inbox has fewer posts than the journal has taken.
     """
-    refused = 0
     while True:
         state = _journaled(store, key)
         unread = store.posts({key: state.posts}).get(key)
-        shown = _with(_journaled(store, key), unread) if unread else state
+        shown = with_posts(_journaled(store, key), unread) if unread else state
         post = make(shown)
         post.posted = clock.now()
         inbox.check(shown, post)
@@ -103,15 +102,22 @@ def send(store: Store, clock: Clock, key: RunKey, make: Make, patience: float = 
             settle(store, clock, state, number, patience)
             _wake_parent(store, clock, state, patience)
             return state
-        if number == refused:  # nobody was faster, who would have used that number
-            raise j.damaged_post(key, number, "posts before it, which the journal has, are missing")
-        refused = number
+        there = len(store.posts({key: 0}).get(key, ()))
+        if there < state.posts and store.read(key, state.seq - 1):  # it would be refused for ever
+            raise posts_missing(key, there, state.posts)
+
+
+def posts_missing(key: RunKey, found: int, expected: int) -> CorruptStore:
+    return CorruptStore(
+        f"run {key}: its inbox has {found} posts, and its journal tells of {expected}. Nothing was changed.",
+        hint="If it was being imported, import it again; else restore the store from a copy.",
+    )
 
 
 def seen(store: Store, key: RunKey) -> State:
     """The state of a run as it is going to be when everything that was posted is moved. Raises RunNotFound."""
     state = _journaled(store, key)
-    return _with(state, store.posts({key: state.posts}).get(key, ()))
+    return with_posts(state, store.posts({key: state.posts}).get(key, ()))
 
 
 def _journaled(store: Store, key: RunKey) -> State:
@@ -121,7 +127,8 @@ def _journaled(store: Store, key: RunKey) -> State:
     return fold(key, lines)
 
 
-def _with(state: State, posts: Iterable[bytes]) -> State:
+def with_posts(state: State, posts: Iterable[bytes]) -> State:
+    """The state as it is going to be when these posts, which follow those that it has taken, are moved."""
     for entry in inbox.moved(state, posts):
         entry.seq, entry.at = state.seq + 1, state.updated
         state.apply(entry)

@@ -136,7 +136,8 @@ EVERY = Which()
 
 
 class Append(msgspec.Struct, frozen=True):
-    """Records for one run, written together or (after a crash, unacknowledged) as a prefix, never with a gap."""
+    """Records for one run, written together or (after a crash, unacknowledged) as a prefix, never with a gap. What an
+    empty run begins with is written together or not at all: nobody sees a run that is being imported in between."""
 
     lease: Lease
     seq: int

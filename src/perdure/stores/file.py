@@ -301,7 +301,10 @@ class FileStore(Handle):
 
     def _write(self, run: _Held, item: Append, written: list[tuple[int, Path]]) -> None:
         data = joined(item.records, more=any(path == run.folder.journal for _, path in written))
-        written.append((run.folder.write(data, run.size), run.folder.journal))
+        if not run.seq and len(item.records) > 1 and not run.folder.size:  # all of them or none: see Append
+            disk.replace_file(run.folder.journal, data, temp=self._temp())
+        else:
+            written.append((run.folder.write(data, run.size), run.folder.journal))
         run.size += len(data)
         run.seq += len(item.records)
 

@@ -1,0 +1,371 @@
+"""Bringing the runs of an archive into a store. See archive.py for the theory.
+
+First it is decided what is to become of every run, and nothing is written if one of them cannot be taken. Then they are
+written, one after the other: a run that nobody has ever heard of appears whole, in one append, at rest. Its inbox
+follows; until then others can only look at it, because posting needs all posts before. So a process that is killed
+leaves whole runs, and the same command again does the rest:
+
+- a run that is here already, or was here and has gone on since, is left as it is;
+- of a journal that is too long for one append, as much may be here as some of its appends have brought: the others
+  follow. Of any other journal, less than all of it is another run's;
+- posts that are missing are posted.
+
+What stands in a journal is the machine's that wrote it. One thing of that would be followed here: the folder in which a
+life keeps its outputs. So unless the archive is trusted, that is left out of the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
+from math import inf
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from perdure import inbox, states
+from perdure import journal as j
+from perdure.clock import Clock
+from perdure.errors import ConfigError, CorruptStore, PerdureError, StoreBusy
+from perdure.fold import State
+from perdure.framing import frame, unframe
+from perdure.model import Lease, RunKey, RunMeta, check_name, head
+from perdure.runtime.archive import Bounds
+from perdure.runtime.export import Progress
+from perdure.runtime.unpack import Archive, Packed
+from perdure.stores.base import Append, Store, Which
+
+_AT_ONCE: Final = Bounds().journal
+"""bytes of records in one append: every journal that is taken without asking"""
+_BLOBS_AT_ONCE: Final = 16 << 20
+"""bytes of blobs in one append; a larger blob goes alone"""
+_SHOWN = 5
+Fate = Literal["imported", "completed", "there", "skipped"]
+
+
+class Terms(NamedTuple):
+    """On what terms runs come in."""
+
+    by: str
+    """who brings them in, and lets them go on"""
+    trust: bool = False
+    """they are the importer's own: they may go on at once, and keep their folders"""
+    skip: bool = False
+    """leave a run that is here with other content as it is"""
+    new: bool = False
+    """bring such a run in as the next episode of its goal"""
+    goal: str | None = None
+    """the goal that they come in under"""
+
+
+class Came(msgspec.Struct, frozen=True):
+    """What became of one run."""
+
+    run: str
+    """its name in the archive"""
+    here: str
+    """its name in the store"""
+    fate: Fate
+    """imported; completed: some of it was here; there: all of it was; skipped: another run of that name is here"""
+    paused: bool = False
+    """it came in paused: a person has to let it go on"""
+
+
+class Imported(msgspec.Struct, frozen=True):
+    """What was done with an archive."""
+
+    made: float
+    by: str
+    """what wrote it"""
+    runs: tuple[Came, ...]
+
+    def count(self, fate: Fate) -> int:
+        return sum(run.fate == fate for run in self.runs)
+
+    @property
+    def paused(self) -> list[str]:
+        """Runs that wait to be let go on."""
+        return [run.here for run in self.runs if run.paused]
+
+
+class _Plan(NamedTuple):
+    """What is going to become of a run."""
+
+    packed: Packed
+    key: RunKey
+    fate: Fate
+    attached: bool
+    """a run that comes in with it executes it, and nobody else does"""
+    done: int = 0
+    """records of it that are here"""
+
+
+def restore(
+    store: Store, clock: Clock, archive: Archive, terms: Terms, progress: Progress, *, dry_run: bool = False
+) -> Imported:
+    """Bring in what is not here yet. Raises ConfigError, and nothing was written, if a run of that name and with other
+    content is here and ``terms`` do not say what to do with it; LeaseHeld, StoreError."""
+    check_name("by", terms.by)
+    plans = _Planner(store, archive, terms).plans()
+    came = []
+    for number, plan in enumerate(plans, 1):
+        paused = False
+        if plan.fate in ("imported", "completed") and not dry_run:
+            paused = _Restoring(store, clock, archive, plan, terms).write()
+        came.append(Came(str(plan.packed.key), str(plan.key), plan.fate, paused))
+        progress(number)
+    return Imported(archive.head.made, archive.head.by, tuple(came))
+
+
+class _Planner:
+    """Decides what becomes of each run. Changes nothing."""
+
+    def __init__(self, store: Store, archive: Archive, terms: Terms) -> None:
+        self._store, self._archive, self._terms = store, archive, terms
+        self._runs = {str(packed.key): packed for packed in archive.runs}
+        self._parents = {packed.parent for packed in archive.runs}
+        self._latest: dict[str, int] = {}
+        """goal -> its last episode, here or in the archive"""
+
+    def plans(self) -> list[_Plan]:
+        goals = {packed.key.goal for packed in self._archive.runs}
+        if self._terms.goal is not None and len(goals) > 1:
+            raise ConfigError(
+                f"{self._archive.name} has runs of {len(goals)} goals, and they cannot all come in as "
+                f"{self._terms.goal!r}. Nothing was imported.",
+                hint="Export the one that you want by itself.",
+            )
+        plans, others = [], []
+        for packed in self._archive.runs:
+            plan = self._plan(packed)
+            if plan is None:
+                others.append(packed.key)
+            else:
+                plans.append(plan)
+        if others:
+            shown = ", ".join(map(str, others[:_SHOWN])) + (", ..." if len(others) > _SHOWN else "")
+            raise ConfigError(
+                f"{len(others)} of {len(self._archive.runs)} runs of {self._archive.name} are here already, with other "
+                f"content: {shown}. Nothing was imported.",
+                hint="Leave those with --skip, bring them in as the next episode with --new, or under --as GOAL.",
+            )
+        return plans
+
+    def _plan(self, packed: Packed) -> _Plan | None:
+        """What becomes of a run; None if another of that name is in its place."""
+        wanted = self._terms.goal if self._terms.goal is not None else packed.key.goal
+        key = RunKey.of(wanted, packed.key.episode)
+        attached = self._is_attached(packed)
+        fate, done = self._compare(packed, key)
+        if fate is None and self._terms.skip:
+            fate = "skipped"
+        elif fate is None and self._terms.new:
+            key, fate, done = self._next(packed, key)
+        if fate is None:
+            return None
+        if key != packed.key and (packed.parent or str(packed.key) in self._parents):
+            raise ConfigError(
+                f"run {packed.key} began others, or was begun by one, which would not know it as {key}. Nothing was "
+                "imported.",
+                hint="Import it into a store that has no run of that name.",
+            )
+        return _Plan(packed, key, fate, attached, done)
+
+    def _next(self, packed: Packed, key: RunKey) -> tuple[RunKey, Fate, int]:
+        """The episode under which it came in before, or the next one that nobody has."""
+        rows = self._store.runs(Which(goal=key.goal))
+        for row in rows:
+            fate, done = self._compare(packed, row.key) if row.episode > key.episode else (None, 0)
+            if fate is not None:
+                return row.key, fate, done
+        taken = [row.episode for row in rows] + [run.key.episode for run in self._archive.runs]
+        self._latest[key.goal] = max(self._latest.get(key.goal, 0), *taken) + 1
+        return RunKey.of(key.goal, self._latest[key.goal]), "imported", 0
+
+    def _compare(self, packed: Packed, key: RunKey) -> tuple[Fate | None, int]:
+        """What has to be done to have the run here as ``key``, and how many of its records are here; None if another
+        run is."""
+        there = self._store.read(key)
+        if not there:
+            return "imported", 0
+        for seq, (line, other) in enumerate(zip(self._archive.lines(packed.journal), there, strict=False), 1):
+            if (line != other or key != packed.key) and _told(packed.key, line, seq) != _told(key, other, seq):
+                return None, 0
+        if len(there) < packed.records:
+            begun = len(there) in _ends(self._archive, packed)
+            return ("completed" if begun else None), len(there)
+        posts = self._store.posts({key: 0}).get(key, [])
+        for post, other in zip(self._archive.lines(packed.inbox), posts, strict=False):
+            if _told(packed.key, post, 0) != _told(key, other, 0):
+                return None, 0
+        return ("there" if len(posts) >= packed.posts else "completed"), packed.records
+
+    def _is_attached(self, packed: Packed) -> bool:
+        """Whether it is for the life of another run of the archive to execute it, and that one comes to rest."""
+        seen: set[RunKey] = set()
+        run = packed
+        while not run.queued and (parent := self._runs.get(run.parent)) is not None and not parent.over:
+            if run.key in seen:  # runs that say that they began each other
+                return False
+            seen.add(run.key)
+            run = parent
+        return run is not packed
+
+
+class _Restoring:
+    """Writes one run."""
+
+    def __init__(self, store: Store, clock: Clock, archive: Archive, plan: _Plan, terms: Terms) -> None:
+        self._store, self._clock, self._archive, self._terms = store, clock, archive, terms
+        self._packed, self._key, self._plan = plan.packed, plan.key, plan
+        self._paused = False
+
+    def write(self) -> bool:
+        """Returns whether it was left paused."""
+        if self._plan.done < self._packed.records:
+            lease = self._store.claim(self._key)
+            try:
+                self._journal(lease)
+                self._inbox()
+            except BaseException:
+                with suppress(PerdureError):
+                    self._store.release(lease)
+                raise
+            self._store.release(lease)
+        else:
+            self._inbox()
+        return self._paused
+
+    def _journal(self, lease: Lease) -> None:
+        state, packed = State(self._key), self._packed
+        sender = _Sender(self._store, lease, self._archive, state.meta(), self._plan.done)
+        if len(self._store.read(self._key)) != self._plan.done:
+            raise _changed(self._key)
+        for seq, line in enumerate(self._archive.lines(packed.journal), 1):
+            entry = j.decode(packed.key, line, seq)
+            body = unframe(packed.key, line) if self._terms.trust else _told(packed.key, line, seq)
+            sender.make_room(len(line), state)
+            state.apply(j.decode(self._key, frame(self._key, body), seq))
+            sender.add(seq, frame(self._key, body), j.refs(entry))
+        unread = (post for number, post in enumerate(self._posts(), 1) if number > state.posts)
+        for more in chain(inbox.moved(state, unread), inbox.consequences(state), self._pause(state)):
+            more.seq, more.at = state.seq + 1, self._clock.now()
+            state.apply(more)
+            sender.add(more.seq, j.encode(self._key, more), ())
+        sender.end(state.meta())
+
+    def _posts(self) -> Iterator[bytes]:
+        for line in self._archive.lines(self._packed.inbox):
+            yield frame(self._key, unframe(self._packed.key, line))
+
+    def _pause(self, state: State) -> Iterator[j.Entry]:
+        """Nothing that came from elsewhere is executed before a person says so (rel:S15)."""
+        stopped = state.status == states.PAUSED and state.stopped_by and state.stop is None
+        if self._terms.trust or self._plan.attached or state.status in states.RUN_OVER or stopped:
+            return
+        was = "being cancelled" if state.stop is not None and state.stop.cancel else str(state.status)
+        if state.status == states.FAILED:
+            was += f" ({head(state.reason, 200)})"
+        self._paused = True
+        yield j.RunPaused(
+            reason=f"imported from {self._archive.name}, where it was {was}: let it go on with perdure unpause",
+            by=self._terms.by,
+            crashed=state.status == states.RUNNING,
+        )
+
+    def _inbox(self) -> None:
+        there = len(self._store.posts({self._key: 0}).get(self._key, []))
+        for number, post in enumerate(self._posts(), 1):
+            if number > there and not self._store.post(self._key, number, post):
+                raise _changed(self._key)
+
+
+class _Sender:
+    """Appends the records of a run in as few appends as may be, a blob with or before the record that needs it."""
+
+    def __init__(self, store: Store, lease: Lease, archive: Archive, row: RunMeta, done: int) -> None:
+        self._store, self._lease, self._archive, self._row = store, lease, archive, row
+        self._seq = done
+        self._records: list[bytes] = []
+        self._blobs: dict[str, bytes] = {}
+        self._sent: set[str] = set()
+        self._early: set[str] = set()
+        """blobs that went ahead of the records that need them"""
+        self._filled = _Filled()
+
+    def make_room(self, size: int, state: State) -> None:
+        """Called with the size of the next record of the journal, and the state before it."""
+        if self._filled.full(size) and self._records:
+            self._flush(state.meta())
+
+    def add(self, seq: int, record: bytes, refs: tuple[str, ...]) -> None:
+        if seq <= self._seq:  # it is there
+            return
+        self._records.append(record)
+        for digest in refs:
+            if digest not in self._sent:
+                content = self._archive.blob(digest)
+                if self._blobs and sum(map(len, self._blobs.values())) + len(content) > _BLOBS_AT_ONCE:
+                    self._append((), self._row)
+                    self._early |= self._blobs.keys()
+                    self._blobs = {}
+                self._blobs[digest] = content
+                self._sent.add(digest)
+
+    def end(self, row: RunMeta) -> None:
+        """Append the rest, and see that everything is there."""
+        self._flush(row)
+        for digest in self._early:
+            try:
+                self._store.blob(digest)
+            except CorruptStore:  # nothing referred to it for a moment, and somebody has cleaned up
+                self._blobs = {digest: self._archive.blob(digest)}
+                self._append((), self._row)
+
+    def _flush(self, row: RunMeta) -> None:
+        self._append(tuple(self._records), row)
+        self._seq += len(self._records)
+        self._row, self._records, self._blobs = row, [], {}
+
+    def _append(self, records: tuple[bytes, ...], row: RunMeta) -> None:
+        if self._store.capabilities.lease < inf:
+            self._store.heartbeat()
+        for error in self._store.append([Append(self._lease, self._seq, records, row, self._blobs)]):
+            if error is not None:
+                raise error
+
+
+class _Filled:
+    """How full an append is, given the sizes of the records of a journal one after the other."""
+
+    def __init__(self) -> None:
+        self._size = 0
+
+    def full(self, size: int) -> bool:
+        """Whether the next record begins another append."""
+        over = self._size + size > _AT_ONCE
+        self._size = size if over else self._size + size
+        return over
+
+
+def _ends(archive: Archive, packed: Packed) -> set[int]:
+    """How many records of a run may be here if its import was killed."""
+    filled = _Filled()
+    return {seq for seq, line in enumerate(archive.lines(packed.journal)) if filled.full(len(line))}
+
+
+def _told(key: RunKey, record: bytes, seq: int) -> bytes:
+    """What a record tells, without the folder for outputs of the machine that wrote it."""
+    body = unframe(key, record)
+    if not getattr(j.decode(key, record, seq), "outputs", ""):
+        return body
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    del fields["outputs"]
+    return msgspec.json.encode(fields)
+
+
+def _changed(key: RunKey) -> StoreBusy:
+    return StoreBusy(
+        f"run {key} was changed by somebody else while it was being imported.", hint="Import the archive again."
+    )
