@@ -448,19 +448,19 @@ def encode(key: RunKey, entry: Entry) -> bytes:
 
 def refs(entry: Entry) -> list[str]:
     """Names of the blobs that an entry needs, each once."""
-    return list(dict.fromkeys(ref for payload in _payloads(entry) for ref in payload.refs))
+    return list(dict.fromkeys(ref for payload in payloads(entry) for ref in payload.refs))
 
 
-def _payloads(part: object) -> Iterator[Payload]:
-    """Wherever they stand: a kind that is made later needs nothing here."""
+def payloads(part: object) -> Iterator[Payload]:
+    """The values in an entry, wherever they stand: a kind that is made later needs nothing here."""
     if isinstance(part, Payload):
         yield part
     elif isinstance(part, msgspec.Struct):
         for field in part.__struct_fields__:
-            yield from _payloads(getattr(part, field))
+            yield from payloads(getattr(part, field))
     elif isinstance(part, tuple):
         for item in part:
-            yield from _payloads(item)
+            yield from payloads(item)
 
 
 def damaged_post(key: RunKey, number: int, problem: object) -> CorruptStore:

@@ -22,6 +22,7 @@ import msgspec
 
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
+from perdure.stores.findings import Audit
 
 Ring: TypeAlias = Callable[[bool], None]
 """told that there is something to look at, and whether something may have been posted"""
@@ -86,6 +87,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """replaces every record, post and blob of a run, and its row. False, and nothing is changed, if the run has another
     number of records or posts than these. Raises LeaseLost, StoreError. A crash leaves some in the one form and some in
     the other"""
+    audit: Audit | None = None
+    """what the store can tell of itself, besides what its verbs show, and how it is mended. None: nothing"""
 
 
 class Which(msgspec.Struct, frozen=True, kw_only=True):

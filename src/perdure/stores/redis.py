@@ -31,14 +31,24 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from perdure.clock import SYSTEM, Clock, process_identity
-from perdure.errors import LeaseLost, PerdureError, StoreError
+from perdure.errors import CorruptStore, LeaseLost, PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import redis_setup
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Ring, Which
 from perdure.stores.expiring import term, trust
-from perdure.stores.handle import Handle, checked_digest, held, lost, missing_records, not_found, sound_blob
+from perdure.stores.handle import (
+    Handle,
+    checked_digest,
+    damaged_row,
+    held,
+    lost,
+    missing_records,
+    not_found,
+    sound_blob,
+)
+from perdure.stores.redis_audit import RedisAudit
 from perdure.stores.redis_batch import Batch, Note, Results, blobs_to_store
-from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, member
+from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, mark_of, member
 from perdure.stores.redis_link import FAILURES, Command, Link, unusable
 from perdure.stores.redis_look import Look
 from perdure.stores.redis_news import Listener
@@ -86,7 +96,13 @@ class RedisStore(Handle):
             raise
         lease = self._target.lease
         self.capabilities = Capabilities(
-            durable=durable, shared=True, lease=lease, trust=trust(lease), listen=self._listen, rewrite=self._rewrite
+            durable=durable,
+            shared=True,
+            lease=lease,
+            trust=trust(lease),
+            listen=self._listen,
+            rewrite=self._rewrite,
+            audit=RedisAudit(self._link, self._keys, self._audit, self.claim, self.release).audit(),
         )
 
     def _open(self, create: bool, patience: float) -> bool:
@@ -348,7 +364,9 @@ class RedisStore(Handle):
         """Store a blob, and that a run was given it under this lease: its mark is of no run that is made later under
         the same name. What a lost lease or a crash leaves of it goes with the run."""
         keys, mark = self._keys, f"{digest}:{lease.epoch}"
-        keep = self._link.call("keep", [keys.blob(digest), keys.marks(digest)], content, _mark(lease.key, lease.epoch))
+        keep = self._link.call(
+            "keep", [keys.blob(digest), keys.marks(digest)], content, mark_of(lease.key, lease.epoch)
+        )
         return [("SADD", keys.given(lease.key), mark), keep]
 
     def _collect(self, doing: str, lease: Lease, kept: Collection[str] = ()) -> None:
@@ -363,7 +381,7 @@ class RedisStore(Handle):
                 digest, _, epoch = mark.partition(":")
                 if int(epoch) <= lease.epoch:
                     keys = [self._keys.blob(digest), self._keys.marks(digest)]
-                    commands.append(self._link.call("drop", keys, _mark(lease.key, int(epoch))))
+                    commands.append(self._link.call("drop", keys, mark_of(lease.key, int(epoch))))
                     gone.append(mark)
             if gone:
                 self._ask(doing, commands)
@@ -398,17 +416,35 @@ class RedisStore(Handle):
     # -- listing -------------------------------------------------------------------------------------------------------
 
     def _rows(self, keys: Sequence[RunKey], alive: dict[str, bool]) -> Iterator[RunMeta]:
-        rows = [row for row in self._fetch("read", keys) if row.seq]
+        """What is damaged is told as a warning, so that the rest shows."""
+        rows: list[Row] = []
+        for key, values in zip(keys, self._values("read", keys), strict=True):
+            try:
+                rows.append(Row.of(key, values, self.url))
+            except CorruptStore as problem:
+                yield self._damaged_row(key, problem)
+        rows = [row for row in rows if row.seq]
         unknown = sorted({row.lease.owner for row in rows} - alive.keys())
         if unknown:
             asked: list[Command] = [("EXISTS", self._keys.owner(owner)) for owner in unknown]
             alive |= zip(unknown, map(bool, self._ask("read", asked)), strict=True)
-        return (row.shown(alive[row.lease.owner], self.url) for row in rows)
+        for row in rows:
+            try:
+                yield row.shown(alive[row.lease.owner], self.url)
+            except CorruptStore as problem:
+                yield self._damaged_row(row.lease.key, problem)
+
+    def _damaged_row(self, key: RunKey, problem: CorruptStore) -> RunMeta:
+        row = damaged_row(key, self.url, problem)
+        self._warnings.append(row.reason)
+        return row
 
     def _fetch(self, doing: str, keys: Sequence[RunKey]) -> list[Row]:
+        return [Row.of(key, row, self.url) for key, row in zip(keys, self._values(doing, keys), strict=True)]
+
+    def _values(self, doing: str, keys: Sequence[RunKey]) -> list[Sequence[bytes | None]]:
         commands: list[Command] = [("HMGET", self._keys.run(key), *FIELDS) for key in keys]
-        replies = self._ask(doing, commands) if commands else []
-        return [Row.of(key, values, self.url) for key, values in zip(keys, replies, strict=True)]
+        return self._ask(doing, commands) if commands else []
 
     # -- news and failures ---------------------------------------------------------------------------------------------
 
@@ -423,6 +459,10 @@ class RedisStore(Handle):
     def _hush(self) -> None:
         for listener in self._listeners:
             listener.stop()
+
+    def _audit(self, commands: Sequence[Command]) -> list[Any]:
+        self._check()
+        return self._ask("audit", commands)
 
     def _ask(self, doing: str, commands: Sequence[Command], atomic: bool = False) -> list[Any]:
         """The replies to commands that may be sent again as they are."""
@@ -440,8 +480,3 @@ class RedisStore(Handle):
 
 def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
     return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
-
-
-def _mark(key: RunKey, epoch: int) -> bytes:
-    """A run among those that were given a blob; another one if it was deleted and made again."""
-    return b"%b\0%d" % (member(key), epoch)

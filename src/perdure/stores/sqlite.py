@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -38,6 +39,7 @@ from perdure.stores.handle import (
 )
 from perdure.stores.listing import selection
 from perdure.stores.owners import Owner
+from perdure.stores.sqlite_audit import SqliteAudit
 
 _T = TypeVar("_T")
 _BROKEN = (apsw.NotADBError, apsw.CorruptError, apsw.FormatError)
@@ -109,7 +111,8 @@ class SqliteStore(Handle):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(durable=True, shared=True, transaction=self._lend, rewrite=self._rewrite)
+        audit = SqliteAudit(self.path, self._read, partial(self._transaction, "repair"), self._owner.alive).audit()
+        return Capabilities(durable=True, shared=True, transaction=self._lend, rewrite=self._rewrite, audit=audit)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -369,6 +372,12 @@ class SqliteStore(Handle):
             meta = damaged_row(RunKey(row.goal, row.episode), self.url, error)
             self._warnings.append(meta.reason)
         return msgspec.structs.replace(meta, holder=holder, unread=row.unread, size=row.size)
+
+    def _read(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """What an audit asks, or does in a transaction."""
+        self._check()
+        with self._guard("read"):
+            return self._select(sql, values)
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return self._db.execute(sql, values).fetchall()
