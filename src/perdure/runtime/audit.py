@@ -29,12 +29,11 @@ from perdure.clock import SYSTEM, Clock
 from perdure.errors import CorruptStore, LeaseHeld, LeaseLost, RetryError, StoreError
 from perdure.fold import summarise
 from perdure.model import OWN, RunKey, RunMeta
-from perdure.runtime.look import Look, row_of
-from perdure.stores.base import Append, Store, Which
+from perdure.runtime.look import Look, each, key_of, row_of
+from perdure.stores.base import Append, Store
 from perdure.stores.disk import run_folder_name
 from perdure.stores.findings import Finding, Keep, blob_of
 
-_PAGE: Final = 500
 _LOOKS: Final = 3
 """times that something odd must be seen"""
 _ORPHANS: Final = 10_000
@@ -46,6 +45,8 @@ _APART: Final = 60.0
 class Counts(msgspec.Struct):
     """How far an audit is, and what it found."""
 
+    places: int = 0
+    """of the store, that it has looked at itself"""
     runs: int = 0
     records: int = 0
     blobs: int = 0
@@ -96,7 +97,7 @@ class Auditor:
 
     def run(self, key: RunKey) -> Iterator[Finding]:
         """What is wrong with one run. Raises StoreError."""
-        for finding in self._own.look(key) if self._own else ():
+        for finding in self._look(key):
             yield self._told(finding)
         row = row_of(self._store, key)
         for finding in self._run(row) if row else ():
@@ -106,22 +107,27 @@ class Auditor:
         for said in self._store.warnings():
             yield Finding(kind="settings", what=said)
         yield from self._clocks()
-        for finding in self._own.look(None) if self._own else ():
+        for finding in self._look(None):
             if finding.kind != "orphan_blob":
                 yield finding
             elif len(self._orphans) < _ORPHANS or blob_of(finding) in self._orphans:
                 self._orphans.setdefault(blob_of(finding), []).append(finding)
             else:
                 self.counts.more = True
-        page = self._store.runs(Which(limit=_PAGE))
-        while page:
-            for row in page:
-                yield from self._run(row)
-                self._progress(self.counts)
-            self._store.warnings()  # of rows that cannot be read: they have been told
-            page = self._store.runs(Which(after=page[-1].key, limit=_PAGE))
+        for row in each(self._store):
+            yield from self._run(row)
+            self._progress(self.counts)
+            self._store.warnings()  # of rows that cannot be read: they are being told
         for findings in self._orphans.values():
             yield from findings
+
+    def _look(self, key: RunKey | None) -> Iterator[Finding]:
+        """What the store tells of itself."""
+        for finding in self._own.look(key) if self._own else ():
+            if finding is not None:
+                yield finding
+            self.counts.places += 1
+            self._progress(self.counts)
 
     def _clocks(self) -> Iterator[Finding]:
         apart = self._store.heartbeat() - self._clock.now() if self._store.capabilities.lease < inf else 0.0
@@ -156,8 +162,8 @@ class Auditor:
             self.counts.unread += row.unread
 
     def _orphaned(self, row: RunMeta) -> Iterator[Finding]:
-        goal, _, episode = row.parent.rpartition("#")
-        if goal and episode.isdecimal() and not self._there(RunKey(goal, int(episode))):
+        parent = key_of(row.parent)
+        if parent is not None and not self._there(parent):
             what = f"run {row.key} was begun by run {row.parent}, which is not there any more."
             yield Finding(kind="parent", what=what, run=row.key)
 

@@ -8,6 +8,7 @@ written anew under another key, at this moment: whoever looks does so again befo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -25,11 +26,32 @@ _FILLED_IN = ("holder", "unread", "size", "sealed")
 """what a store adds to a row"""
 
 
+_PAGE: Final = 500
+"""rows that are asked for together"""
+
+
 def row_of(store: Store, key: RunKey) -> RunMeta | None:
     """The row of one run, without looking at others. None if it has no records."""
     for row in store.runs(Which(goal=key.goal, after=RunKey(key.goal, key.episode - 1), limit=1)):
         return row if row.key == key else None
     return None
+
+
+def each(store: Store, goal: str | None = None) -> Iterator[RunMeta]:
+    """The rows of all runs, in their order, without having all of them in memory."""
+    page = store.runs(Which(goal=goal, limit=_PAGE))
+    while page:
+        yield from page
+        full = len(page) == _PAGE
+        page = store.runs(Which(goal=goal, after=page[-1].key, limit=_PAGE)) if full else []
+
+
+def key_of(name: str) -> RunKey | None:
+    """The run that ``goal#episode`` names; None if that is no such name."""
+    goal, _, episode = name.rpartition("#")
+    if not goal or not episode.isdecimal() or len(episode) > 10:
+        return None
+    return RunKey(goal, int(episode)) if int(episode) < 2**31 else None
 
 
 class Look:

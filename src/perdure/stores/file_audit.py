@@ -5,8 +5,8 @@ just being written is not taken for torn.
 
 Which blobs are orphans is told by their marks. The ids of all runs would take memory for each run, so they are kept as
 bits of a table of a fixed size: an id that is not in it is of no run, and one that seems to be in it may not be, so
-some orphans (one in seven thousand, with a hundred thousand runs) are overlooked. What is found is compared with all ids
-again, which are read *after* the mark: a run has its folder before it is given anything, and ids are never used again.
+some orphans (one in seven thousand, with a hundred thousand runs) are overlooked. What is found is compared with all
+ids again, which are read *after* the mark: a run has its folder before it is given anything, and ids never come again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FileAudit(NamedTuple):
     def audit(self) -> Audit:
         return Audit(self.look, self.mend, self.row, self.root / "repaired")
 
-    def look(self, key: RunKey | None) -> Iterator[Finding]:
+    def look(self, key: RunKey | None) -> Iterator[Finding | None]:
         if key is not None:
             yield from self._folder(self.root / "runs" / disk.run_folder_name(key))
             return
@@ -73,6 +73,7 @@ class FileAudit(NamedTuple):
             for finding in self._folder(self.root / "runs" / name, open_):
                 named = named and finding.kind != "damaged"
                 yield finding
+            yield None
         yield from open_.finding()
         if named:  # else the ids of some run are not known
             yield from self._orphans()

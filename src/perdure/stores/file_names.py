@@ -1,8 +1,8 @@
 """Which folders of a file store a listing has to look at, in the order of their runs if it is a page of a longer one.
 
 A folder's name tells whose it is only if the goal is a plain name; else its run.json does. To read all of them for
-every page would be far too slow, and to remember all would take memory for each run. So a window of those that come next
-is remembered, as long as no folder came or went.
+every page would be far too slow, and to remember all would take memory for each run. So a window of those that come
+next is remembered, as long as no folder came or went.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ KINDS: Final[dict[str, tuple[Level, str]]] = {
     "orphan_blob": ("repair", "a blob that no run was given, or only runs that are deleted, and that no record needs"),
     "row_differs": ("repair", "the row by which a run is listed and taken up is not what its journal says"),
     "index": ("repair", "the index of a Redis store overlooks a run"),
-    "empty_run": ("repair", "a run that was claimed by a process that wrote nothing"),
+    "empty_run": ("repair", "a run without records: whoever claimed it died, or gave it up, before he wrote any"),
     "leftover": ("repair", "a file that was being written when its process died"),
     "unmarked_blob": ("note", "a blob that records need, and of which the store does not know who was given it"),
     "parent": ("note", "a run whose parent is not there any more"),
@@ -84,12 +84,12 @@ class Keep:
 class Audit(NamedTuple):
     """What a store alone can tell of itself. Used like its verbs: by one thread at a time, and while others use it."""
 
-    look: Callable[[RunKey | None], Iterator[Finding]]
-    """what is wrong with the places in which a run is kept, or with all of them and what is no run's. Never tells of
-    what is just being written, and changes nothing. Raises StoreError"""
+    look: Callable[[RunKey | None], Iterator[Finding | None]]
+    """what is wrong with the places in which a run is kept, or with all of them and what is no run's; None now and
+    then, as a sign of life. Never tells of what is just being written, and changes nothing. Raises StoreError"""
     mend: Callable[[Finding, Keep], None]
-    """mends a torn tail, a leftover or an entry of the index, or removes an orphan blob, having kept a copy of what goes.
-    Does nothing if there is nothing to mend any more. Raises LeaseHeld where somebody who lives has the run; StoreError"""
+    """mends a torn tail, a leftover or an entry of the index, or removes an orphan blob; first it keeps a copy of what
+    goes. Does nothing if there is nothing to mend any more. Raises LeaseHeld where somebody has the run; StoreError"""
     row: Callable[[RunKey], bytes]
     """what the store keeps of a run besides its records, posts and blobs, as it stands: for a copy"""
     folder: Path

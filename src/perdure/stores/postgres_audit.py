@@ -28,7 +28,7 @@ class PostgresAudit(NamedTuple):
     def audit(self) -> Audit:
         return Audit(self.look, self.mend, self.row, Path("perdure"))
 
-    def look(self, key: RunKey | None) -> Iterator[Finding]:
+    def look(self, key: RunKey | None) -> Iterator[Finding | None]:
         rows = self.sql["audit_rows"]
         if key is not None:
             one = rows.replace("{which}", "goal = %(goal)s AND episode = %(episode)s")
@@ -45,6 +45,7 @@ class PostgresAudit(NamedTuple):
             yield Finding(kind="orphan_blob", what=what, place=digest)
         for row in self._pages(rows.replace("{which}", "run > %(after)s"), -1):
             yield from self._row(*row)
+            yield None
 
     def mend(self, finding: Finding, keep: Keep) -> None:
         """Only orphan blobs are this store's to mend."""

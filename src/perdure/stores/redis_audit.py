@@ -1,8 +1,8 @@
 """What a Redis store tells of itself besides its journals: the index, blobs that are nobody's, and keys that are.
 
-All keys under the store's prefix are gone through with SCAN, some hundreds at a time. The index lies in other slots than
-the runs, so what is read of both is not of one moment: what looks wrong is looked at again, and told if it stays so. A
-blob goes by the script of a deletion (``lua/drop.lua``), which removes it only if no run was given it in that moment.
+All keys under the store's prefix are gone through with SCAN, some hundreds at a time. The index lies in other slots
+than the runs, so what is read of both is not of one moment: what looks wrong is looked at again, and told if it stays
+so. A blob goes by the script of a deletion (``lua/drop.lua``), which removes it only if no run was given it by then.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RedisAudit(NamedTuple):
     def audit(self) -> Audit:
         return Audit(self.look, self.mend, self.row, Path("perdure"))
 
-    def look(self, key: RunKey | None) -> Iterator[Finding]:
+    def look(self, key: RunKey | None) -> Iterator[Finding | None]:
         if key is not None:
             yield from self._confirmed(self._runs, [key])
             return
@@ -58,6 +58,7 @@ class RedisAudit(NamedTuple):
             for names in self._scan(kind):
                 keys = [key for name in names if (key := self.keys.whose(name)) is not None]
                 yield from self._confirmed(look, keys)
+                yield None
         yield from self._strangers()
         for names in self._scan("blob"):
             digests = [name.decode()[-64:] for name in names]

@@ -46,7 +46,7 @@ class SqliteAudit(NamedTuple):
     def audit(self) -> Audit:
         return Audit(self.look, self.mend, self.row, self.path)
 
-    def look(self, key: RunKey | None) -> Iterator[Finding]:
+    def look(self, key: RunKey | None) -> Iterator[Finding | None]:
         if key is not None:
             which = _ROWS.format(which="goal = ? AND episode = ?")
             for row in self.read(which, (key.goal, key.episode, 1)):
@@ -59,6 +59,7 @@ class SqliteAudit(NamedTuple):
         yield from self._tables()
         for row in self._pages(_ROWS.format(which="run > ?"), 0):
             yield from self._row(*row)
+            yield None
 
     def mend(self, finding: Finding, keep: Keep) -> None:
         """Only orphan blobs are this store's to mend."""
