@@ -451,18 +451,19 @@ def kind_of(entry: Entry) -> str:
 
 def refs(entry: Entry) -> tuple[str, ...]:
     """sha256 of every blob that the values in an entry need, each once: what has to be kept and moved with it."""
-    return tuple(dict.fromkeys(_refs(entry)))
+    return tuple(dict.fromkeys(ref for payload in payloads(entry) for ref in payload.refs))
 
 
-def _refs(part: object) -> Iterator[str]:
+def payloads(part: object) -> Iterator[Payload]:
+    """The values in an entry, wherever they stand: a kind that is made later needs nothing here."""
     if isinstance(part, Payload):
-        yield from part.refs
-    elif isinstance(part, Entry | Asked | SpokenMessage):
+        yield part
+    elif isinstance(part, msgspec.Struct):
         for field in part.__struct_fields__:
-            yield from _refs(getattr(part, field))
+            yield from payloads(getattr(part, field))
     elif isinstance(part, tuple):
-        for one in part:
-            yield from _refs(one)
+        for item in part:
+            yield from payloads(item)
 
 
 def encode(key: RunKey, entry: Entry) -> bytes:

@@ -82,7 +82,9 @@ class RunKey(msgspec.Struct, frozen=True, order=True):
 def key_named(name: str) -> RunKey | None:
     """The run that ``goal#episode`` names; None if the text has no such form."""
     goal, _, episode = name.rpartition("#")
-    return RunKey(goal, int(episode)) if goal and episode.isdecimal() and len(episode) <= 10 else None
+    if not goal or not episode.isdecimal() or len(episode) > 10:
+        return None
+    return RunKey(goal, int(episode)) if int(episode) < 2**31 else None
 
 
 class Lease(msgspec.Struct, frozen=True):

@@ -397,7 +397,7 @@ def test_an_archive_comes_in_under_another_goal() -> None:
     assert [came.here for came in done.runs] == ["copy#0", "copy#1"] == done.paused
     assert imported(MemoryStore(there), archive, goal="copy").count("there") == 2
     fill(MemoryStore(here))
-    with pytest.raises(ConfigError, match="has runs of 15 goals"):
+    with pytest.raises(ConfigError, match=r"has runs of \d+ goals"):
         imported(MemoryStore(there), exported(MemoryStore(here)), goal="copy")
     with pytest.raises(ConfigError, match="path component"):
         imported(MemoryStore(there), archive, goal="../copy")

@@ -28,6 +28,10 @@ class Counter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Take the line away, for something else to be said."""
         self._say("")
 
     def __call__(self, text: str) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import click
 import msgspec
 
 from perdure import codec, states
-from perdure.cli.outcome import OK, command, write
+from perdure.cli.counter import Counter
+from perdure.cli.outcome import OK, command, write, write_part
 from perdure.cli.progress import elapsed, progress
-from perdure.cli.words import age, holder, inputs_text, moment, plain_table, step_word
+from perdure.cli.words import age, aligned, holder, inputs_text, moment, plain_table, step_word, widths_of
 from perdure.clock import SYSTEM
 from perdure.fold import State
 from perdure.limits import decoded
@@ -25,6 +28,7 @@ _STATUSES = (
     *("running", "crashed", "completed", "failed", "paused", "interrupted"),
     *("queued", "pending_input", "waiting", "ready", "cancelled"),
 )
+_PAGE = 500
 store_option = click.option("--store", help="Where the journal is kept. [PERDURE_STORE, or sqlite:.perdure/runs.db]")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
 
@@ -37,34 +41,66 @@ json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stan
 @json_option
 def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_json: bool) -> int:
     """List runs: what each is, how far it is, and who executes it now."""
-    with Client(store) as client:
-        found = client.due() if due else client.runs(goal)
-        rows = [row for row in found if status in (None, row.status) and goal in (None, row.goal)]
-        why = client.waiting() if any(row.status in states.RUN_WAITS_FOR_WORKER for row in rows) else {}
-        place = client.url
-    if as_json:
-        write(msgspec.json.encode([{**_row(row), "why": why.get(row.key, "")} for row in rows]))
-        return OK
-    if not rows:
-        click.echo(
-            f"No runs{' of that kind' if status or goal or due else ''} in {place}. Begin one with: perdure run TARGET"
-        )
-        return OK
-    now = SYSTEM.now()
-    cells = [
-        (
-            str(row.key),
-            row.status + (", pinned" if row.pinned else ""),
-            _steps(row),
-            f"{row.used}{f' ({row.saved} saved)' if row.saved else ''}" if row.used else "",
-            age(now - row.updated) + " ago",
-            holder(row),
-            head(why.get(row.key) or row.reason, 80),
-        )
-        for row in rows
-    ]
-    click.echo(plain_table(("run", "status", "steps", "used", "updated", "executed by", "reason"), cells))
+    with Client(store) as client, Counter(quiet=sys.stdout.isatty()) as counter:
+        rows = filter(lambda row: status in (None, row.status), _counted(_rows(client, goal, due), counter))
+        if as_json:
+            _ls_json(client, rows)
+        elif not _ls_table(client, rows):
+            kind = " of that kind" if status or goal or due else ""
+            click.echo(f"No runs{kind} in {client.url}. Begin one with: perdure run TARGET")
     return OK
+
+
+def _rows(client: Client, goal: str | None, due: bool) -> Iterable[RunMeta]:
+    return (row for row in client.due() if goal in (None, row.goal)) if due else client.each(goal)
+
+
+def _counted(rows: Iterable[RunMeta], counter: Counter) -> Iterator[RunMeta]:
+    for number, row in enumerate(rows, 1):
+        counter(f"{number:,} runs looked at")
+        yield row
+
+
+def _pages(client: Client, rows: Iterator[RunMeta]) -> Iterator[list[tuple[RunMeta, str]]]:
+    """Some rows at a time, each with the reason why nobody executes it: a listing may be longer than memory."""
+    while page := list(islice(rows, _PAGE)):
+        waits = any(row.status in states.RUN_WAITS_FOR_WORKER for row in page)
+        why = client.waiting(page) if waits else {}
+        yield [(row, why.get(row.key, "")) for row in page]
+
+
+def _ls_json(client: Client, rows: Iterator[RunMeta]) -> None:
+    """One array, written as it is read."""
+    between = b"["
+    for page in _pages(client, rows):
+        write_part(between + b",\n".join(msgspec.json.encode({**_row(row), "why": why}) for row, why in page))
+        between = b",\n"
+    write(b"]" if between != b"[" else b"[]")
+
+
+def _ls_table(client: Client, rows: Iterator[RunMeta]) -> bool:
+    """Written as it is read: the columns are as wide as the first page is. Whether there was anything."""
+    titles = ("run", "status", "steps", "used", "updated", "executed by", "reason")
+    widths: list[int] = []
+    for page in _pages(client, rows):
+        lines = [_cells(row, why) for row, why in page]
+        if not widths:
+            lines.insert(0, titles)
+            widths = widths_of(lines)
+        click.echo(aligned(lines, widths))
+    return bool(widths)
+
+
+def _cells(row: RunMeta, why: str) -> tuple[str, ...]:
+    return (
+        str(row.key),
+        row.status + (", pinned" if row.pinned else ""),
+        _steps(row),
+        f"{row.used}{f' ({row.saved} saved)' if row.saved else ''}" if row.used else "",
+        age(SYSTEM.now() - row.updated) + " ago",
+        holder(row),
+        head(why or row.reason, 80),
+    )
 
 
 def _steps(row: RunMeta) -> str:

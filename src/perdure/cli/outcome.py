@@ -91,8 +91,13 @@ def _place(error: Exception) -> str:
 
 def write(content: bytes) -> None:
     """Bytes to standard output, with a line's end."""
+    write_part(content if content.endswith(b"\n") else content + b"\n")
+
+
+def write_part(content: bytes) -> None:
+    """Bytes to standard output, as they are."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(content if content.endswith(b"\n") else content + b"\n")
+    sys.stdout.buffer.write(content)
     sys.stdout.buffer.flush()
 
 

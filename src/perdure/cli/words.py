@@ -57,9 +57,17 @@ def holder(row: RunMeta) -> str:
 
 def plain_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Columns aligned with blanks; nothing but text."""
-    widths = [max(len(row[k]) for row in [titles, *rows]) for k in range(len(titles))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [titles, *rows]
-    ]
-    return "\n".join(lines)
+    lines = [titles, *rows]
+    return aligned(lines, widths_of(lines))
+
+
+def widths_of(lines: Sequence[tuple[str, ...]]) -> list[int]:
+    """How wide each column of a table is."""
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def aligned(lines: Sequence[tuple[str, ...]], widths: Sequence[int]) -> str:
+    """Lines of a table as text."""
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -24,13 +25,13 @@ from perdure.runtime.config import default_store
 from perdure.runtime.export import Exported, Progress, export_runs, written
 from perdure.runtime.forms import as_json, fitting
 from perdure.runtime.lease import clock_of
+from perdure.runtime.look import each, row_of
 from perdure.runtime.outputs import Outputs, outputs_folder, readable
 from perdure.runtime.restore import Imported, Terms, restore
 from perdure.runtime.retention import Retention, prune, remove
 from perdure.runtime.settle import seen, send
 from perdure.runtime.unpack import Archive, unpack
 from perdure.runtime.why import announced, why_waiting
-from perdure.runtime.worker import WORKER
 from perdure.stores import Encryption, open_store
 from perdure.stores.base import Capabilities, Store, Which
 from perdure.stores.handle import blobs_of, not_found
@@ -71,22 +72,26 @@ class Client:
 
     def runs(self, goal: str | None = None) -> list[RunMeta]:
         """A row for every run; one that nobody runs any more, and that did not end, has status "crashed" (B2)."""
-        if goal is not None and not printable(goal):
-            return []  # no run is called so, and not every store can be asked
-        rows = self._store.runs(Which(goal=goal))
-        return [self._seen(row) for row in rows if not row.goal.startswith(OWN)]
+        return list(self.each(goal))
 
-    def waiting(self) -> dict[RunKey, str]:
-        """Why runs that can go on are not executed, as far as living workers tell: they lack the flow, or a version of
-        it, their queue is at its limits, or there is no worker."""
-        rows = self._store.runs()
-        workers, now = announced(rows), self._clock.now()
-        told = {row.key: why_waiting(self._seen(row), rows, workers, now) for row in rows if row.flow != WORKER}
-        return {key: why for key, why in told.items() if why}
+    def each(self, goal: str | None = None) -> Iterator[RunMeta]:
+        """The same, one after the other, without having all of them in memory. A run that begins or goes meanwhile may
+        be among them, or not."""
+        if goal is not None and not printable(goal):
+            return  # no run is called so, and not every store can be asked
+        yield from (self._seen(row) for row in each(self._store, goal) if not row.goal.startswith(OWN))
+
+    def waiting(self, rows: Iterable[RunMeta] | None = None) -> dict[RunKey, str]:
+        """Why runs (of these rows, or all) that can go on are not executed, as far as living workers tell: they lack
+        the flow, or a version of it, their queue is at its limits, or there is no worker."""
+        workers, now = announced(self._store.runs(Which(active=inf))), self._clock.now()
+        active = lru_cache(lambda queue, since: self._store.runs(Which(active=since, queues=(queue,))))
+        told = ((row.key, why_waiting(row, active, workers, now)) for row in (self.each() if rows is None else rows))
+        return {key: why for key, why in told if why}
 
     def interrupted(self) -> list[RunMeta]:
         """Runs that were in flight and did not finish cleanly, and that nobody is running now."""
-        return [row for row in self.runs() if row.holder is None and row.status in states.RUN_UNFINISHED]
+        return [row for row in self.each() if row.holder is None and row.status in states.RUN_UNFINISHED]
 
     def find(self, name: str) -> RunMeta:
         """The run called ``name``: ``goal`` (its latest episode) or ``goal#episode``. Raises RunNotFound."""
@@ -94,9 +99,9 @@ class Client:
         if rows:
             return rows[-1]
         key = key_named(name)
-        for row in self.runs(key.goal) if key is not None else ():
-            if row.key == key:
-                return row
+        row = None if key is None or key.goal.startswith(OWN) else row_of(self._store, key)
+        if row is not None:
+            return self._seen(row)
         raise RunNotFound(f"There is no run {name!r} in {self.url}.", hint="List what there is: perdure ls")
 
     def state(self, name: str) -> State:
@@ -151,7 +156,7 @@ class Client:
 
         Prompts are cut to 200 characters; ``question`` has all of one.
         """
-        rows = self.runs() if name is None else [self.find(name)]
+        rows = self.each() if name is None else [self.find(name)]
         open_ = [
             question
             for row in rows
@@ -251,7 +256,7 @@ class Client:
         """
         key = self.find(name).key
         state = self._stop(name, by, reason, cancel=True)
-        for row in self.runs():
+        for row in self.each():
             if row.parent == str(key) and row.status not in states.RUN_OVER:
                 with suppress(AnswerRefused):  # it ended in this moment, or is being cancelled already
                     self.cancel(str(row.key), by=by, reason=f"run {key} was cancelled")

@@ -15,6 +15,7 @@ from perdure.clock import Clock, process_identity
 from perdure.errors import ConfigError, CorruptStore, NewerFormat, RunNotFound, StoreError
 from perdure.model import OWN, RunKey, RunMeta
 from perdure.runtime.archive import VERSION, ArchiveWriter, Bounds, Head, recorded
+from perdure.runtime.look import each
 from perdure.stores import disk
 from perdure.stores.base import Store
 from perdure.stores.handle import unusable
@@ -42,7 +43,7 @@ class Exported(msgspec.Struct, frozen=True):
 
 def every_run(store: Store) -> Iterator[RunMeta]:
     """The rows of all runs, without what workers and queues keep beside them."""
-    return (row for row in store.runs() if not row.goal.startswith(OWN))
+    return (row for row in each(store) if not row.goal.startswith(OWN))
 
 
 def families(store: Store, keys: Sequence[RunKey]) -> Iterator[RunKey]:

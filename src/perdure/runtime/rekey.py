@@ -7,7 +7,7 @@ executed are left for another time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -16,13 +16,12 @@ from perdure.errors import ConfigError, FencedError, LeaseHeld
 from perdure.fold import summarise
 from perdure.journal import decode, refs
 from perdure.model import OWN, RunMeta
+from perdure.runtime.look import each
 from perdure.stores import open_store
-from perdure.stores.base import Rewrite, Which
+from perdure.stores.base import Rewrite
 from perdure.stores.encryption import MARK, Encryption
 from perdure.stores.sealed import SealedStore
 from perdure.stores.sealed_header import retire_keys
-
-_PAGE = 200
 
 
 class Rekeyed(msgspec.Struct):
@@ -59,7 +58,9 @@ def rekey(
         if store.capabilities.rewrite is None:
             raise ConfigError(f"{store.url} is of a kind whose keys cannot be changed.")
         done = Rekeyed()
-        for row in _all(store):
+        for row in each(store.inner):
+            if row.key == MARK:
+                continue
             done.runs += 1
             if store.keys_of(row) != {keys.write}:
                 if dry or _rewrite(store, row):
@@ -72,14 +73,6 @@ def rekey(
         return done
     finally:
         store.close()
-
-
-def _all(store: SealedStore) -> Iterator[RunMeta]:
-    """The rows of all runs as they stand, page after page."""
-    page = store.inner.runs(Which(limit=_PAGE))
-    while page:
-        yield from (row for row in page if row.key != MARK)
-        page = store.inner.runs(Which(after=page[-1].key, limit=_PAGE))
 
 
 def _rewrite(store: SealedStore, row: RunMeta) -> bool:

@@ -20,7 +20,8 @@ from datetime import timedelta
 from perdure import states
 from perdure.clock import Clock
 from perdure.errors import ConfigError, FencedError, LeaseHeld
-from perdure.model import OWN, RunKey, RunMeta
+from perdure.model import OWN, RunKey, RunMeta, key_named
+from perdure.runtime.look import row_of
 from perdure.stores.base import Store, Which
 
 _PAGE = 200
@@ -120,7 +121,7 @@ def _shrink(
             if much <= 0:
                 return
             begin = (updated, key)
-            found = _row(store, key)
+            found = row_of(store, key)
             if found is not None and found.status == status and _gone(store, found, dry):
                 much -= size
                 yield found
@@ -162,7 +163,7 @@ def remove(store: Store, row: RunMeta, *, dry: bool) -> str:
     except LeaseHeld:
         return "somebody executes it"
     try:
-        now = _row(store, row.key)
+        now = row_of(store, row.key)
         why = "it was removed" if now is None else _protected(store, now, ours=True)
         if not why and now is not None and (now.seq, now.status) != (row.seq, row.status):
             why = "something has happened to it"
@@ -184,19 +185,8 @@ def _protected(store: Store, row: RunMeta, ours: bool = False) -> str:
         return "somebody wants it to be kept (perdure unpin lets it go)"
     if row.unread:
         return "something was posted to it that it has not taken yet"
-    parent = _key(row.parent)
-    began = _row(store, parent) if parent is not None else None
+    parent = key_named(row.parent)
+    began = row_of(store, parent) if parent is not None else None
     if began is not None and began.status not in states.RUN_OVER:
         return f"run {began.key}, which began it, may need it"
     return ""
-
-
-def _row(store: Store, key: RunKey) -> RunMeta | None:
-    before = RunKey(key.goal, key.episode - 1)
-    found = store.runs(Which(goal=key.goal, after=before, limit=1))
-    return found[0] if found and found[0].key == key else None
-
-
-def _key(name: str) -> RunKey | None:
-    goal, _, episode = name.rpartition("#")
-    return RunKey(goal, int(episode)) if goal and episode.isdecimal() else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -18,6 +18,8 @@ from perdure.runtime.queues import room
 from perdure.runtime.worker import WORKER, Announcement
 
 _ANNOUNCEMENT = msgspec.json.Decoder(Announcement)
+Active: TypeAlias = Callable[[str, float], Sequence[RunMeta]]
+"""of a queue, the runs that somebody holds, or that began after a time"""
 
 
 class Announced(NamedTuple):
@@ -35,7 +37,7 @@ class Announced(NamedTuple):
 
 
 def announced(rows: Sequence[RunMeta]) -> list[Announced]:
-    """The workers that live, among all rows of a store."""
+    """The workers that live, among the rows of whatever somebody holds."""
     executing = Counter(row.holder.owner for row in rows if row.holder is not None and row.flow != WORKER)
     found = []
     for row in rows:
@@ -46,7 +48,7 @@ def announced(rows: Sequence[RunMeta]) -> list[Announced]:
     return found
 
 
-def why_waiting(row: RunMeta, rows: Sequence[RunMeta], workers: Sequence[Announced], now: float) -> str:
+def why_waiting(row: RunMeta, active: Active, workers: Sequence[Announced], now: float) -> str:
     """Why nobody executes a run that may go on; "" if somebody does, it may not, or one is about to take it up."""
     if row.holder is not None or row.status not in states.RUN_WAITS_FOR_WORKER or (row.parent and not row.queue):
         return ""
@@ -68,8 +70,7 @@ def why_waiting(row: RunMeta, rows: Sequence[RunMeta], workers: Sequence[Announc
         return "every worker that could execute it is busy"
     limits = row.limits
     if limits:
-        mine = [r for r in rows if r.queue == row.queue and (r.holder is not None or r.begun > now - limits.per)]
-        until = room(mine, limits, now)
+        until = room(active(row.queue, now - limits.per), limits, now)
         if until == inf:
             return f"its queue executes {limits.concurrency} at a time"
         if until:

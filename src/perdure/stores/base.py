@@ -22,6 +22,7 @@ import msgspec
 
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
+from perdure.stores.findings import Audit
 
 Ring: TypeAlias = Callable[[bool], None]
 """told that there is something to look at, and whether something may have been posted"""
@@ -89,6 +90,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     compact: Callable[[], None] | None = None
     """gives the space of what was removed back, and wipes it. Others may have to wait for as long as that takes. Raises
     StoreBusy, StoreError"""
+    audit: Audit | None = None
+    """what the store can tell of itself, besides what its verbs show, and how it is mended. None: nothing"""
 
 
 class Which(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ blob goes with its last mark. The lock sees to it that nobody counts marks while
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,8 +53,31 @@ class Blobs:
             with self._locked():
                 for digest in gone:
                     disk.remove(self._mark(digest, run))
-                    if not self._marked(digest):
+                    if not self._marks(digest):
                         disk.remove(self._path(digest))
+
+    def names(self) -> Iterator[str]:
+        """The names of all blobs and marks, those of one blob one after the other: the blob's own first."""
+        for folder in disk.list_dir(self.root):
+            if len(folder) == 2:
+                yield from disk.list_dir(self.root / folder)
+
+    def collect(self, digest: str, run: str, save: Callable[[bytes], None]) -> None:
+        """Take a blob from ``run`` ("": from none), and remove it, after ``save``, if no other was given it."""
+        with self._locked():
+            path, mark = self._path(digest), self._mark(digest, run)
+            others = {name for name in self._marks(digest) if name != mark.name}
+            content = disk.read_file(path, MAX_BLOB)
+            if not others and content is not None:
+                save(content)
+                disk.remove(path)
+            if run:
+                disk.remove(mark)
+
+    def is_bare(self, digest: str) -> bool:
+        """Whether there is a blob that no run was given."""
+        with self._locked():
+            return self.there(digest) and not self._marks(digest)
 
     def there(self, digest: str) -> bool:
         return disk.exists(self._path(digest))
@@ -69,8 +92,8 @@ class Blobs:
         finally:
             os.close(fd)
 
-    def _marked(self, digest: str) -> bool:
-        return any(name.startswith(f"{digest}.") for name in disk.list_dir(self._path(digest).parent))
+    def _marks(self, digest: str) -> list[str]:
+        return [name for name in disk.list_dir(self._path(digest).parent) if name.startswith(f"{digest}.")]
 
     def _path(self, digest: str) -> Path:
         return self.root / checked_digest(digest)[:2] / digest

@@ -120,6 +120,26 @@ def list_dir(path: Path) -> list[str]:
         raise failure("list", path, error) from error
 
 
+def scan_dir(path: Path) -> Iterator[str]:
+    """The names in a folder in any order, one after the other: for one that may have very many."""
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                yield entry.name
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise failure("list", path, error) from error
+
+
+def changed(path: Path) -> int:
+    """When a folder's names, or a file, changed last: nanoseconds since 1970."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError as error:
+        raise failure("look at", path, error) from error
+
+
 def read_file(path: Path, most: int) -> bytes | None:
     """The whole file, or None if there is none. Raises CorruptStore for one of more than ``most`` bytes, and for what
     is no file; StoreError, also when the process has too little memory for it."""

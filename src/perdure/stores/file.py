@@ -32,6 +32,8 @@ from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Summarise, Which
 from perdure.stores.blobs import Blobs
+from perdure.stores.file_audit import FileAudit
+from perdure.stores.file_names import Names
 from perdure.stores.folder import WHOSE, Gone, Grant, RunFolder, epoch_floor
 from perdure.stores.handle import (
     Handle,
@@ -92,6 +94,7 @@ class FileStore(Handle):
         super().__init__(f"file:{self.root}", clock)
         self._runs, self._tmp = self.root / "runs", self.root / "tmp"
         self._blobs = Blobs(self.root / "blobs", wait, clock)
+        self._names = Names(self._runs, clock)
         self._wait, self._summarise = wait, summarise
         self._held: dict[RunKey, _Held] = {}
         self._inboxes: dict[RunKey, tuple[int, int]] = {}
@@ -106,7 +109,10 @@ class FileStore(Handle):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(durable=True, shared=True, outputs=self.root / "runs", rewrite=self._rewrite)
+        audit = FileAudit(
+            self.root, self._blobs, self._owner.alive, self.claim, self.release, self._wait, self._clock
+        ).audit()
+        return Capabilities(durable=True, shared=True, outputs=self.root / "runs", rewrite=self._rewrite, audit=audit)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -150,7 +156,7 @@ class FileStore(Handle):
         alive: dict[str, bool] = {"": False}
         by_name = which.due is None and which.later is None
         found: list[RunMeta] = []
-        for name in self._names(which):
+        for name in self._names.of(which):
             row = self._row(self._runs / name, alive)
             if row is not None and which.includes(row):
                 found.append(row)
@@ -351,30 +357,6 @@ class FileStore(Handle):
 
     # -- listing ---------------------------------------------------------------------------------------------------
 
-    def _names(self, which: Which) -> list[str]:
-        """The folders in which the runs of a listing may be; in the order of their runs if it is a page of a longer
-        one."""
-        prefix = None if which.goal is None else disk.run_folder_name(RunKey(which.goal)).rpartition(".")[0]
-        names = [name for name in disk.list_dir(self._runs) if name[0] != "."]  # .DS_Store is nobody's run
-        if prefix is not None:
-            names = [name for name in names if name.rpartition(".")[0] == prefix]
-        if which.after is None and not which.limit:
-            return names
-        keys = {name: self._key(name) for name in names}
-        later = [name for name in names if which.after is None or keys[name] > which.after]
-        return sorted(later, key=keys.__getitem__)
-
-    def _key(self, name: str) -> RunKey:
-        """Whose folder it is. What is none, or damaged, comes before all others: with the first page."""
-        stem, _, episode = name.rpartition(".")
-        if episode.isdecimal() and disk.run_folder_name(RunKey(stem, int(episode))) == name:
-            return RunKey(stem, int(episode))
-        try:
-            folder = RunFolder.at(self._runs / name)
-        except CorruptStore:
-            folder = None
-        return RunKey("") if folder is None else folder.key
-
     def _row(self, path: Path, alive: dict[str, bool]) -> RunMeta | None:
         """A run's row; None for a run without records. What is damaged is told as a warning, so that the rest shows."""
         try:
@@ -386,12 +368,19 @@ class FileStore(Handle):
                 meta = self._fold(folder, meta)
             if meta is None:
                 return None
-            unread = max(len(folder.posts()[0].lines) - meta.posts, 0)
+            unread = self._unread(folder, meta.posts)
             size = folder.size + sum(size for _, size in folder.blobs())
             return msgspec.structs.replace(meta, holder=self._holder(folder, alive), unread=unread, size=size)
         except CorruptStore as error:
             self._warnings.append(str(error))
             return None
+
+    def _unread(self, folder: RunFolder, taken: int) -> int:
+        try:
+            return max(len(folder.posts()[0].lines) - taken, 0)
+        except CorruptStore as error:
+            self._warnings.append(str(error))
+            return 0
 
     def _fold(self, folder: RunFolder, old: RunMeta | None) -> RunMeta | None:
         try:

@@ -294,6 +294,22 @@ class RunFolder:
         except CorruptStore as error:
             raise CorruptStore(f"{self.inbox}: {error.args[0]}", hint=error.hint) from None
 
+    def tail(self, path: Path) -> tuple[bytes, str]:
+        """What follows the last record of ``journal`` or ``inbox``, and why it is none: b"" for nothing. Raises
+        CorruptStore for damage in the middle."""
+        found, data = self.scan() if path == self.journal else self.posts()
+        return data[found.good :], found.torn
+
+    def mend_inbox(self, torn: int) -> None:
+        """Cut the last bytes, which are no post. Only while holding the lock."""
+        if torn:
+            fd = disk.open_existing(self.inbox, os.O_WRONLY)
+            try:
+                disk.truncate(fd, self.inbox_size() - torn, self.inbox)
+                disk.sync(fd, self.inbox)
+            finally:
+                os.close(fd)
+
     def inbox_size(self) -> int:
         """Bytes of the inbox; 0 if there is none."""
         try:

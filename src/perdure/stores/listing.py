@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
+import msgspec
+
+from perdure.model import OWN, RunKey, RunMeta
 from perdure.stores.base import Which
+from perdure.stores.findings import Finding, empty_run
 
 
 def selection(which: Which, table: str, free: str, mark: str) -> tuple[str, list[Any]]:
@@ -45,3 +50,32 @@ def selection(which: Which, table: str, free: str, mark: str) -> tuple[str, list
         order = f"priority DESC, wake, {order}"
     limit = f" LIMIT {which.limit:d}" if which.limit else ""
     return f"{' AND '.join(where)} ORDER BY {order}{limit}", values
+
+
+COLUMNS: Final = "seq, status, taken, wake, begun, flow, queue, priority"
+"""what a table of runs has of their rows in columns of its own, to look for"""
+
+
+def odd_row(key: RunKey, posts: int, there: int, meta: str, *columns: object) -> Iterator[Finding]:
+    """What is wrong with a row whose ``COLUMNS`` these are, and that says that its inbox has ``posts``."""
+    if posts != there:
+        what = f"run {key}: its inbox has {there} posts, and its row says {posts}."
+        yield Finding(kind="inbox", what=what, run=key, place="row")
+    try:
+        row = msgspec.json.decode(meta, type=RunMeta)
+    except msgspec.DecodeError:  # a row that cannot be read is not what its journal says either
+        return
+    expected = (row.seq, row.status, row.posts, row.wake, row.begun, row.flow, row.queue, row.priority)
+    odd = [name for name, one, other in zip(COLUMNS.split(", "), columns, expected, strict=True) if one != other]
+    if odd:
+        what = f"run {key}: columns of its row do not say what the row does: {', '.join(odd)}."
+        yield Finding(kind="row_differs", what=what, run=key, place="columns")
+
+
+def empty_row(key: RunKey, seq: int) -> Iterator[Finding]:
+    """What is wrong with a run without a row, that nobody who lives has claimed."""
+    if seq:
+        what = f"run {key}: it has {seq} records and no row: no listing shows it."
+        yield Finding(kind="row_differs", what=what, run=key, place="row")
+    elif not key.goal.startswith(OWN):  # locks of queues have none
+        yield empty_run(key)

@@ -6,7 +6,8 @@ Handles that are to see the same runs share a ``MemoryBackend``.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -14,6 +15,7 @@ from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Which
+from perdure.stores.findings import Audit, Finding, Keep
 from perdure.stores.handle import Handle, checked_digest, held, lost, not_found, sound_blob, stored_digest, wrong_seq
 
 
@@ -49,7 +51,8 @@ class MemoryStore(Handle):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(durable=False, shared=False, rewrite=self._rewrite)
+        audit = Audit(self._look, self._mend, self._stored_row, Path("perdure"))
+        return Capabilities(durable=False, shared=False, rewrite=self._rewrite, audit=audit)
 
     def claim(self, key: RunKey) -> Lease:
         self._check()
@@ -162,6 +165,24 @@ class MemoryStore(Handle):
             self._keep(run, new.blobs)
             self._collect(old)
             return True
+
+    def _look(self, key: RunKey | None) -> Iterator[Finding]:
+        """See Audit.look."""
+        with self._backend.lock:
+            given = set[str]().union(*(run.blobs for run in self._backend.runs.values()))
+            orphans = sorted(self._backend.blobs.keys() - given) if key is None else []
+        for digest in orphans:
+            yield Finding(kind="orphan_blob", what=f"blob {digest} was given to no run.", place=digest)
+
+    def _mend(self, finding: Finding, keep: Keep) -> None:
+        """See Audit.mend."""
+        with self._backend.lock:
+            if not any(finding.place in run.blobs for run in self._backend.runs.values()):
+                keep.save(f"blobs/{finding.place}", self._backend.blobs.pop(finding.place, b""))
+
+    def _stored_row(self, key: RunKey) -> bytes:
+        with self._backend.lock:
+            return msgspec.json.encode(self._backend.runs[key].meta)
 
     def _row(self, run: _Run, meta: RunMeta) -> RunMeta:
         return msgspec.structs.replace(

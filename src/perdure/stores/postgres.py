@@ -52,6 +52,7 @@ from perdure.stores.handle import (
     wrong_seq,
 )
 from perdure.stores.listing import selection
+from perdure.stores.postgres_audit import PostgresAudit
 from perdure.stores.postgres_link import Connection, Link, failure, is_refusal, is_transient, parse
 from perdure.stores.postgres_listen import listener
 from perdure.stores.postgres_setup import check_encoding, doubts, prepare
@@ -120,6 +121,7 @@ class PostgresStore(Handle):
             transaction=self._lend,
             rewrite=self._rewrite,
             compact=self._compact,
+            audit=PostgresAudit(self.url, self._sql, self._asked).audit(),
         )
 
     # -- the verbs -------------------------------------------------------------------------------------------------
@@ -425,6 +427,11 @@ class PostgresStore(Handle):
 
     def _rows_of(self, doing: str, name: str, values: Mapping[str, object]) -> list[Any]:
         return self._call(doing, lambda db, _: self._do(db, name, values))
+
+    def _asked(self, work: Callable[[Connection, bool], T]) -> T:
+        """For an audit."""
+        self._check()
+        return self._call("audit", work)
 
     def _call(self, doing: str, work: Callable[[Connection, bool], T], patience: float | None = None) -> T:
         """Do it, again if need be. A failure that stays makes this handle useless: nobody knows what it did."""

@@ -24,7 +24,7 @@ Doubtful: when a replica takes over, what it lacks of acknowledged writes is los
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -49,8 +49,9 @@ from perdure.stores.handle import (
     sound_blob,
     stored_digest,
 )
+from perdure.stores.redis_audit import RedisAudit
 from perdure.stores.redis_batch import Batch, Note, Results, blobs_to_store
-from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, member
+from perdure.stores.redis_keys import FIELDS, Keys, Row, damaged, mark_of, member
 from perdure.stores.redis_link import FAILURES, Command, Link, unusable
 from perdure.stores.redis_look import Look
 from perdure.stores.redis_news import Listener
@@ -98,7 +99,13 @@ class RedisStore(Handle):
             raise
         lease = self._target.lease
         self.capabilities = Capabilities(
-            durable=durable, shared=True, lease=lease, trust=trust(lease), listen=self._listen, rewrite=self._rewrite
+            durable=durable,
+            shared=True,
+            lease=lease,
+            trust=trust(lease),
+            listen=self._listen,
+            rewrite=self._rewrite,
+            audit=RedisAudit(self._link, self._keys, self._audit, self.claim, self.release).audit(),
         )
 
     def _open(self, create: bool, patience: float) -> bool:
@@ -362,7 +369,9 @@ class RedisStore(Handle):
         """Store a blob, and that a run was given it under this lease: its mark is of no run that is made later under
         the same name. What a lost lease or a crash leaves of it goes with the run."""
         keys, mark = self._keys, f"{digest}:{lease.epoch}"
-        keep = self._link.call("keep", [keys.blob(digest), keys.marks(digest)], content, _mark(lease.key, lease.epoch))
+        keep = self._link.call(
+            "keep", [keys.blob(digest), keys.marks(digest)], content, mark_of(lease.key, lease.epoch)
+        )
         return [("SADD", keys.given(lease.key), mark), keep]
 
     def _collect(self, doing: str, lease: Lease, kept: Collection[str] = ()) -> None:
@@ -377,7 +386,7 @@ class RedisStore(Handle):
                 digest, _, epoch = mark.partition(":")
                 if int(epoch) <= lease.epoch:
                     keys = [self._keys.blob(digest), self._keys.marks(digest)]
-                    commands.append(self._link.call("drop", keys, _mark(lease.key, int(epoch))))
+                    commands.append(self._link.call("drop", keys, mark_of(lease.key, int(epoch))))
                     gone.append(mark)
             if gone:
                 self._ask(doing, commands)
@@ -414,7 +423,7 @@ class RedisStore(Handle):
     def _rows(self, keys: Sequence[RunKey], alive: dict[str, bool]) -> Iterator[RunMeta]:
         """Rows as listings show them; one that is damaged hides no other."""
         damaged, rows = [], []
-        for key, values in self._values("read", keys):
+        for key, values in zip(keys, self._values("read", keys), strict=True):
             try:
                 rows.append(Row.of(key, values, self.url))
             except CorruptStore as damage:
@@ -432,11 +441,11 @@ class RedisStore(Handle):
             yield msgspec.structs.replace(meta, holder=holder, unread=max(row.posts - meta.posts, 0), size=row.size)
 
     def _fetch(self, doing: str, keys: Sequence[RunKey]) -> list[Row]:
-        return [Row.of(key, values, self.url) for key, values in self._values(doing, keys)]
+        return [Row.of(key, row, self.url) for key, row in zip(keys, self._values(doing, keys), strict=True)]
 
-    def _values(self, doing: str, keys: Sequence[RunKey]) -> Iterable[tuple[RunKey, Any]]:
+    def _values(self, doing: str, keys: Sequence[RunKey]) -> list[Sequence[bytes | None]]:
         commands: list[Command] = [("HMGET", self._keys.run(key), *FIELDS) for key in keys]
-        return zip(keys, self._ask(doing, commands) if commands else [], strict=True)
+        return self._ask(doing, commands) if commands else []
 
     # -- news and failures ---------------------------------------------------------------------------------------------
 
@@ -451,6 +460,10 @@ class RedisStore(Handle):
     def _hush(self) -> None:
         for listener in self._listeners:
             listener.stop()
+
+    def _audit(self, commands: Sequence[Command]) -> list[Any]:
+        self._check()
+        return self._ask("audit", commands)
 
     def _ask(self, doing: str, commands: Sequence[Command], atomic: bool = False) -> list[Any]:
         """The replies to commands that may be sent again as they are."""
@@ -468,8 +481,3 @@ class RedisStore(Handle):
 
 def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
     return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
-
-
-def _mark(key: RunKey, epoch: int) -> bytes:
-    """A run among those that were given a blob; another one if it was deleted and made again."""
-    return b"%b\0%d" % (member(key), epoch)

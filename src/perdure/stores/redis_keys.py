@@ -6,6 +6,7 @@ index. Everything begins with the store's prefix.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -41,7 +42,8 @@ class Keys:
         """the channel on which handles tell each other that there may be something to do"""
         self.index = tuple(f"{prefix}:{{index}}:{name}" for name in _INDEX)
         """as ``lua/index.lua`` takes them"""
-        self.runs, _, self.ready, self.running, self.dates, self.unsure, self.posted, self.begun, _ = self.index
+        self.runs, self.places, self.ready, self.running, self.dates, self.unsure, *others = self.index
+        self.posted, self.begun, _ = others
 
     def run(self, key: RunKey) -> str:
         return self._of(key, "run")
@@ -53,7 +55,7 @@ class Keys:
         return self._of(key, "inbox")
 
     def given(self, key: RunKey) -> str:
-        """The set of the blobs that a run was given: ``mark_of``."""
+        """The set of the blobs that a run was given, each with the epoch of the lease."""
         return self._of(key, "given")
 
     def blob(self, digest: str) -> str:
@@ -66,6 +68,19 @@ class Keys:
     def owner(self, owner: str) -> str:
         return f"{self._prefix}:owner:{owner}"
 
+    def all_of(self, what: str) -> str:
+        """The pattern of the names that ``run``, ``journal`` ..., or ``blob`` gives for whatever it is given."""
+        prefix = re.sub(r"([*?\[\]\\^])", r"\\\1", self._prefix)
+        return f"{prefix}:blob:*" if what == "blob" else f"{prefix}:{{*}}:{what}"
+
+    def whose(self, name: bytes) -> RunKey | None:
+        """The run that a key is of; None if it is of none."""
+        tag, brace, _ = name.decode(errors="replace").removeprefix(f"{self._prefix}:{{").rpartition("}:")
+        goal, number, episode = tag.rpartition("#")
+        if not (brace and number and episode.isdecimal()):
+            return None
+        return RunKey(goal.replace("%7B", "{").replace("%7D", "}").replace("%25", "%"), int(episode))
+
     def _of(self, key: RunKey, what: str) -> str:
         return f"{self._prefix}:{{{key.goal.translate(_TAG)}#{key.episode}}}:{what}"
 
@@ -73,6 +88,11 @@ class Keys:
 def member(key: RunKey) -> bytes:
     """A run in the index. Their order is that of (goal, episode), and no goal's are the beginning of another's."""
     return f"{key.goal}\0{key.episode:0{_DIGITS}}".encode()
+
+
+def mark_of(key: RunKey, epoch: int) -> bytes:
+    """A run among those that were given a blob; another one if it was deleted and made again."""
+    return b"%b\0%d" % (member(key), epoch)
 
 
 def key_of(member: bytes) -> RunKey | None:

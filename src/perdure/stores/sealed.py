@@ -17,6 +17,7 @@ first time (``migrating``) both may stand side by side.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -65,7 +66,8 @@ class SealedStore:
     @property
     def capabilities(self) -> Capabilities:
         can = self.inner.capabilities
-        return replace(can, outputs=None, rewrite=can.rewrite and self._rewrite)
+        audit = can.audit and can.audit._replace(names=self._names)
+        return replace(can, outputs=None, rewrite=can.rewrite and self._rewrite, audit=audit)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -109,6 +111,14 @@ class SealedStore:
 
     def delete(self, lease: Lease) -> None:
         self.inner.delete(lease)
+
+    def _names(self, digest: str) -> set[str]:
+        """See Audit.names: no name under a key that we do not have is of a blob that our records need."""
+        names = {digest} if self.header.migrating else set()
+        for key in self.header.keys:
+            with suppress(ConfigError):
+                names.add(self._seal.name(key, digest))
+        return names
 
     def blob(self, digest: str) -> bytes:
         write, retired = self._seal.write, self.header.retired

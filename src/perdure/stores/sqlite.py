@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -42,6 +43,7 @@ from perdure.stores.handle import (
 )
 from perdure.stores.listing import selection
 from perdure.stores.owners import Owner
+from perdure.stores.sqlite_audit import SqliteAudit
 
 _T = TypeVar("_T")
 _BROKEN = (apsw.NotADBError, apsw.CorruptError, apsw.FormatError)
@@ -114,8 +116,14 @@ class SqliteStore(Handle):
 
     @property
     def capabilities(self) -> Capabilities:
+        audit = SqliteAudit(self.path, self._read, partial(self._transaction, "repair"), self._owner.alive).audit()
         return Capabilities(
-            durable=True, shared=True, transaction=self._lend, rewrite=self._rewrite, compact=self._compact
+            durable=True,
+            shared=True,
+            transaction=self._lend,
+            rewrite=self._rewrite,
+            compact=self._compact,
+            audit=audit,
         )
 
     # -- the verbs -------------------------------------------------------------------------------------------------
@@ -390,6 +398,12 @@ class SqliteStore(Handle):
     def _meta(self, row: _Row, holder: Lease | None) -> RunMeta:
         meta = shown_row(RunKey(row.goal, row.episode), row.meta, self.url, self._warnings)
         return msgspec.structs.replace(meta, holder=holder, unread=row.unread, size=row.size)
+
+    def _read(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """What an audit asks, or does in a transaction."""
+        self._check()
+        with self._guard("read"):
+            return self._select(sql, values)
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return self._db.execute(sql, values).fetchall()

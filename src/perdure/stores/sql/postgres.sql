@@ -207,3 +207,41 @@ SELECT coalesce(array_agg(digest), '{}') FROM taken
 
 -- name: blob
 SELECT CASE WHEN octet_length(content) <= {value} THEN content ELSE '' END FROM {s}.blobs WHERE digest = %(digest)s
+
+-- name: audit_epochs
+-- The epoch that was granted last (nothing if none was, or if we may not ask), and the largest that any run has.
+SELECT pg_sequence_last_value('{s}.epochs'::regclass), coalesce(max(epoch), 0) FROM {s}.runs
+
+-- name: audit_may_ask
+SELECT has_sequence_privilege('{s}.epochs'::regclass, 'USAGE') OR has_sequence_privilege('{s}.epochs'::regclass, 'SELECT')
+
+-- name: audit_nobodys
+-- Records ({table}: journal) or posts ({table}: inbox) of runs that have no row.
+SELECT run, count(*) FROM {s}.{table} t
+WHERE run > %(after)s AND NOT EXISTS (SELECT FROM {s}.runs r WHERE r.run = t.run)
+GROUP BY run ORDER BY run LIMIT %(page)s
+
+-- name: audit_orphans
+SELECT digest FROM {s}.blobs b
+WHERE digest > %(after)s AND NOT EXISTS (SELECT FROM {s}.refs f JOIN {s}.runs USING (run) WHERE f.digest = b.digest)
+ORDER BY digest LIMIT %(page)s
+
+-- name: audit_rows
+SELECT run, goal, episode,
+       owner <> '' AND EXISTS (SELECT FROM {s}.owners o WHERE o.id = owner AND o.until > clock_timestamp()),
+       posts, (SELECT count(*) FROM {s}.inbox i WHERE i.run = r.run), meta,
+       seq, status, taken, wake, begun, flow, queue, priority
+FROM {s}.runs r WHERE {which} ORDER BY run LIMIT %(page)s
+
+-- name: audit_row
+SELECT row_to_json(r)::text FROM {s}.runs r WHERE goal = %(goal)s AND episode = %(episode)s
+
+-- name: audit_content
+-- That of a blob which no run was given: it is locked.
+SELECT content FROM {s}.blobs WHERE digest = ANY(%(digests)s::text[])
+  AND NOT EXISTS (SELECT FROM {s}.refs r WHERE r.digest = blobs.digest)
+
+-- name: audit_forget
+-- What runs were given that are not there any more.
+DELETE FROM {s}.refs WHERE digest = ANY(%(digests)s::text[])
+  AND NOT EXISTS (SELECT FROM {s}.runs r WHERE r.run = refs.run)
