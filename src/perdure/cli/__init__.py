@@ -11,6 +11,7 @@ import click
 from perdure import __version__
 from perdure.cli.agents import files, show_transcript
 from perdure.cli.check import check, schema
+from perdure.cli.crashing import crashtest
 from perdure.cli.demo import demo
 from perdure.cli.graph import graph
 from perdure.cli.listing import ls, output, show
@@ -41,6 +42,7 @@ def cli() -> None:
       perdure answer RUN                                    answer one
       perdure submit review.py:review -i paper=paper.md     have a worker execute it
       perdure worker --app review.py                        be one
+      perdure crashtest review.py:review -i paper=paper.md  see what a crash would do to a flow
 
     The store is sqlite:.perdure/runs.db unless --store or PERDURE_STORE says otherwise.
     """
@@ -49,7 +51,7 @@ def cli() -> None:
 for _commands in (
     (run, resume, ls, show, output, tail, show_transcript, files, graph),
     (questions, answer, signal, pause, unpause, retry, cancel),
-    (submit, worker, check, schema, demo),
+    (submit, worker, check, schema, crashtest, demo),
 ):
     for _command in _commands:
         cli.add_command(_command)
