@@ -1,9 +1,9 @@
 """``crashtest``: your own flow, killed at every durable point, in your own test suite.
 
-    from perdure.testing import crashtest
+from perdure.testing import crashtest
 
-    def test_a_review_survives_crashes():
-        crashtest(review, {"paper": "paper.md"}).assert_ok()
+def test_a_review_survives_crashes():
+    crashtest(review, {"paper": "paper.md"}).assert_ok()
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def crashtest(
       signal; both whenever the run waits for it. Dates are not waited for: the clock is moved.
     - ``points``: how many kills at most, chosen by ``seed``; default all. ``again``: how many runs are killed once more
       while they go on. ``jobs``: how many runs side by side.
-    - ``timeout``: seconds that a life may take. ``store``: the kind of the stores, which are made in a temporary folder.
+    - ``timeout``: seconds that a life may take. ``store``: the kind of the stores, which are made in a
+      temporary folder.
     - ``allow``: side effects outside of steps that are meant, as patterns of "event target": "os.mkdir *".
 
     Raises RunFailed if the flow fails without any crash; ConfigError if it cannot be tested: it is not found, has no

@@ -11,8 +11,13 @@
     test.py      ``crashtest``: which points, how often, in which order
 
 A verdict is drawn from facts only: the journal before the kill and after the end, and a witness file that every life
-appends to with single writes, which SIGKILL does not undo. Outputs of steps may rightly be others in every execution (a
-model, a clock read in a step), so results are compared only where nothing of the kind can explain a difference: with a
-run that was not killed if two of these agreed in everything, and with what a life was about to record as its result when
-it was killed.
+appends to with single writes, which SIGKILL does not undo. Outputs of steps may rightly be others in every execution
+(a model, a clock read in a step), so results are compared only where nothing of the kind can explain a difference: with
+a run that was not killed, if two of these agreed in everything; and with what a life was about to record as its result
+when it was killed.
+
+Rejected: stubs that hand recorded outputs to steps which have to be executed again (bodies shall run, and what they
+leave in the process is what is tested); patched clocks and random numbers (datetime is not to be patched, and what they
+change shows in arguments and results anyway); kills at random moments (the moment before and the moment after each
+record differ in what is known, and nothing else does).
 """

@@ -128,9 +128,7 @@ class Runner:
 
 
 class _Course:
-    def __init__(
-        self, nursery: Nursery, folder: Path, terms: Terms, number: int, kills: Sequence[Kill]
-    ) -> None:
+    def __init__(self, nursery: Nursery, folder: Path, terms: Terms, number: int, kills: Sequence[Kill]) -> None:
         folder.mkdir()
         self.nursery, self.terms, self.number = nursery, terms, number
         self.url = f"file:{folder / 'store'}" if terms.kind == "file" else f"sqlite:{folder / 'runs.db'}"

@@ -18,7 +18,6 @@ import msgspec
 
 from perdure import journal as j
 from perdure import states
-from perdure.fold import State
 from perdure.model import ArgInfo, RunKey, head
 from perdure.record import Identity, Step
 from perdure.testing.crashes.course import TOP, Course, Death
@@ -176,26 +175,27 @@ def _superseded(baseline: Baseline, course: Course, kill: str) -> Iterator[Clue]
 
 def _paired(kind: Kind, left: list[Step], new: list[Step], kill: str, before: str, after: str) -> Iterator[Clue]:
     """Each step with the one that stands in its place: of the same name, and as like it as there is."""
+    free = list(new)
     for old in left:
-        likest = min(
-            (step for step in new if step.name == old.name),
-            key=lambda step: (step.identity.scope != old.identity.scope, len(_changes(old, step))),
-            default=None,
-        )
-        if likest is None:
-            names = ", ".join(dict.fromkeys(step.path for step in new))
-            instead = f"and {names} instead {after}" if names else f"and not {after}"
+        named = [step for step in free if step.name == old.name] or [step for step in new if step.name == old.name]
+        if not named:
+            others = ", ".join(dict.fromkeys(step.path for step in new))
+            instead = f"and {others} instead {after}" if others else f"and not {after}"
             yield Clue(kind, ("instead", old.path), f"{old.path} is executed {before}, {instead}", kill)
             continue
-        new = [step for step in new if step is not likest]
+        likest = min(named, key=lambda step: _distance(old, step))
+        free = [step for step in free if step is not likest]
         changes = _changes(old, likest)
         said = "; ".join(f"{a.name} was {a.head} {before} and {b.head} {after}" for a, b in changes)
         if not changes:
             said = "with equal arguments"
             if likest.identity.scope != old.identity.scope:
                 said += f", in {likest.identity.scope or 'the flow'} instead of {old.identity.scope or 'the flow'}"
-        names = tuple(a.name for a, _ in changes)
-        yield Clue(kind, ("argument", old.name, *names), f"{old.path}: {said}", kill)
+        yield Clue(kind, ("argument", old.name, *(a.name for a, _ in changes)), f"{old.path}: {said}", kill)
+
+
+def _distance(old: Step, new: Step) -> tuple[bool, int]:
+    return new.identity.scope != old.identity.scope, len(_changes(old, new))
 
 
 def _changes(old: Step, new: Step) -> list[tuple[ArgInfo, ArgInfo]]:
@@ -211,7 +211,7 @@ def _result(baseline: Baseline, course: Course, last: Death, kill: str) -> Itera
         yield Clue("result", (), what, kill)
     elif meant and course.digest != meant:
         said = next(death.head for death in course.deaths if death.digest == meant)
-        what = f"{course.head} after a crash, and {said} was about to be recorded before it, from the same steps"
+        what = f"{course.head} after a crash, and {said} was about to be recorded before it"
         yield Clue("result", (), what, kill)
 
 
@@ -236,9 +236,9 @@ def findings(clues: list[Clue]) -> tuple[Finding, ...]:
 
 def steps_of(course: Course) -> dict[_Place, Step]:
     """Steps of a run and of those that it began, by what identifies them."""
-    found = {}
+    found: dict[_Place, Step] = {}
     for key in course.journals.records:
-        state: State = course.journals.state(key)
+        state = course.journals.state(key)
         found |= {(key, step.identity): step for step in state.steps.values() if step.status in states.STEP_RECORDED}
     return found
 
@@ -246,9 +246,7 @@ def steps_of(course: Course) -> dict[_Place, Step]:
 def _taken(course: Course) -> dict[tuple[RunKey, str, str], list[str]]:
     """In which order branches ended, where the flow looks at that."""
     journals = course.journals
-    return {
-        (key, *fan): order for key in journals.records for fan, order in journals.state(key).taken.items()
-    }
+    return {(key, *fan): order for key in journals.records for fan, order in journals.state(key).taken.items()}
 
 
 def _name(told: str) -> str:

@@ -22,15 +22,15 @@ TITLES: Final[dict[Kind, str]] = {
 """every kind of finding, as a heading"""
 
 HINTS: Final[dict[Kind, str]] = {
-    "repeated": "Each life computes that argument anew. Compute it in a step, pass it to the flow as an input, or name the "
-    "step with key=.",
-    "result": "Something outside of the steps decides it: the clock, chance, the order of a set, or what a step left in a "
-    "global. Return it from a step.",
-    "nondeterminism": "Something outside of the steps decides it: the clock, chance, or the order of a set. Compute it in "
-    "a step, or pass it to the flow as an input.",
+    "repeated": "Each life computes that argument anew. Compute it in a step, pass it to the flow as an input, or name "
+    "the step with key=.",
+    "result": "Something outside of the steps decides it: the clock, chance, the order of a set, or what a step left in "
+    "a global. Return it from a step.",
+    "nondeterminism": "Something outside of the steps decides it: the clock, chance, or the order of a set. Compute it "
+    "in a step, or pass it to the flow as an input.",
     "effect": "It happens once more in every life. Do it in a step.",
-    "failed": "A new process has only what steps returned: no globals that a step has set, no files or connections that "
-    "the flow had opened.",
+    "failed": "A new process has only what steps returned: no globals that a step has set, no files or connections "
+    "that the flow had opened.",
     "stuck": "A life that goes on waits for something, or hangs, where one that was not killed did not.",
     "lost": "This is a fault in Perdure itself, or in its store; please report it with this text.",
     "undurable": "Threads and executors of your own do not know the run: use perdure.gather or perdure.map.",
@@ -86,10 +86,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         again = f", {self.kills_again} of them killed again while they went on" if self.kills_again else ""
-        lines = [
-            f"{self.flow}: {self.steps} steps, {self.points} durable points; {self.kills} runs killed{again} "
-            f"(seed {self.seed})"
-        ]
+        counts = f"{self.steps} steps, {self.points} durable points; {self.kills} runs killed{again}"
+        lines = [f"{self.flow}: {counts} (seed {self.seed})"]
         for place, finding in enumerate(self.findings, 1):
             told = [textwrap.fill(line, 110, break_long_words=False) for line in str(finding).splitlines()]
             lines += ["", textwrap.indent("\n".join(told), "   ").replace("   ", f"{place}. ", 1)]

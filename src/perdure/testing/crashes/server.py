@@ -26,6 +26,8 @@ from perdure.testing.crashes.life import live_once
 from perdure.testing.crashes.said import GOAL, Gone, Order, Ready, encoded
 
 Load = Callable[[], tuple[Callable[..., Any], Mapping[str, Any]]]
+
+
 class Inputs(msgspec.Struct, frozen=True):
     """What a flow is given, on its way from the parent to the servers."""
 

@@ -55,7 +55,9 @@ class Options(NamedTuple):
         if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not self.timeout > 0:
             raise ConfigError(f"timeout must be a number of seconds above 0, not {self.timeout!r}.")
         if self.store not in ("sqlite", "file"):
-            raise ConfigError(f"store must be 'sqlite' or 'file', not {self.store!r}: a crash test makes its own stores.")
+            raise ConfigError(
+                f"store must be 'sqlite' or 'file', not {self.store!r}: a crash test makes its own stores."
+            )
         if self.durability not in get_args(Durability):
             raise ConfigError(f"durability must be one of {', '.join(get_args(Durability))}, not {self.durability!r}.")
 
@@ -128,7 +130,9 @@ class _Test:
         printed = "\n" + course.log.strip()[-1500:] if course.log.strip() else ""
         if course.outcome == "stuck" and course.wants:
             options = ", ".join(_option(name) for name in course.wants)
-            raise ConfigError(f"{self.flow} {again}waits, and nobody answers: {course.message}", hint=f"Give {options}.")
+            raise ConfigError(
+                f"{self.flow} {again}waits, and nobody answers: {course.message}", hint=f"Give {options}."
+            )
         if course.outcome == "late":
             raise ConfigError(
                 f"{self.flow} {again}did not end within the time limit of {self.options.timeout:g} s.{printed}",
@@ -150,7 +154,10 @@ class _Test:
             others = [kill for kill in every if kill != last]
             every = sorted([last, *self.dice.sample(others, wanted - 1)])
         twice = [
-            [self.dice.choice(every), Kill(self.dice.randint(1, max(points // 2, 1)), self.dice.choice(("before", "after")))]
+            [
+                self.dice.choice(every),
+                Kill(self.dice.randint(1, max(points // 2, 1)), self.dice.choice(("before", "after"))),
+            ]
             for _ in range(self.options.again)
         ]
         return [[kill] for kill in every] + twice
