@@ -20,6 +20,7 @@ from perdure.fold import State, fold
 from perdure.model import RunKey
 from perdure.runtime.client import Client
 from perdure.stores import open_store
+from perdure.testing.crashes.effects import hanging
 from perdure.testing.crashes.nursery import Nursery
 from perdure.testing.crashes.said import GOAL, Died, Ended, Line, Order, Point, read_lines
 
@@ -105,6 +106,8 @@ class Course(NamedTuple):
     head: str = ""
     error: str = ""
     message: str = ""
+    place: str = ""
+    """the line of the user's code where it failed, or hangs"""
     outputs: Mapping[str, str] = {}
     wants: tuple[str, ...] = ()
     """what it waits for and nobody gives: names of questions and of "signal NAME"s"""
@@ -155,11 +158,12 @@ class _Course:
             self.since += len(points)
             ended = next((line for line in said if isinstance(line, Ended)), None)
             if ended is None and "Timeout (" in self.last_words():
-                return self.course(Ended(outcome="late", message=f"It took over {self.terms.timeout:g} s."))
+                place = hanging(self.last_words())
+                return self.course(Ended(outcome="late", message=f"it took over {self.terms.timeout:g} s", place=place))
             if ended is None:
                 self.own_deaths += 1
                 if self.own_deaths > OWN_DEATHS:
-                    return self.course(Ended(outcome="dies", message=f"Its process ended {_ending(status)}."))
+                    return self.course(Ended(outcome="dies", message=f"its process ended {_ending(status)}"))
                 continue
             if ended.outcome != "suspended":
                 return self.course(ended)
@@ -234,6 +238,7 @@ class _Course:
             head=ended.head,
             error=ended.error,
             message=ended.message,
+            place=ended.place,
             outputs=ended.outputs,
             wants=wants,
             log=self.last_words(),

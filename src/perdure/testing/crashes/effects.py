@@ -11,8 +11,10 @@ files. Code in threads that the flow started by itself is not seen, as no contex
 from __future__ import annotations
 
 import os
+import re
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -41,9 +43,14 @@ _STANDARD: Final = tuple({_PATHS[name] + os.sep for name in ("stdlib", "platstdl
 
 
 class Place(NamedTuple):
+    """A line of somebody's code."""
+
     file: str
     line: int
     function: str
+
+    def __str__(self) -> str:
+        return f"{Path(self.file).name}:{self.line}, in {self.function}"
 
 
 def watch(witness: Witness) -> None:
@@ -119,7 +126,24 @@ def _place(frame: FrameType | None) -> Place | None:
             library = library or place
         elif str(frame.f_globals.get("__name__")).partition(".")[0] in _QUIET:
             return None
-        elif not file.startswith((*_STANDARD, "<")):
+        elif _is_users(file):
             return place
         frame = frame.f_back
     return library
+
+
+def raised(error: BaseException) -> Place | None:
+    """The innermost line of the user's code that an error came through."""
+    places = [Place(f.filename, f.lineno or 0, f.name) for f in traceback.extract_tb(error.__traceback__)]
+    return next((place for place in reversed(places) if _is_users(place.file)), None)
+
+
+def hanging(log: str) -> str:
+    """The line of the user's code where a process was when it was ended for being late, from what it told then."""
+    told = re.findall(r'^  File "(.+)", line (\d+) in (.+)$', log.rpartition("Timeout (")[2], re.MULTILINE)
+    places = [Place(file, int(line), name) for file, line, name in told]
+    return next((str(place) for place in places if _is_users(place.file)), "")
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith((_OURS, "<", *_LIBRARIES, *_STANDARD))

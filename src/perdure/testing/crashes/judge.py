@@ -11,6 +11,7 @@ all their steps returned the same is a finding that needs no crash.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
@@ -19,7 +20,7 @@ import msgspec
 from perdure import journal as j
 from perdure import states
 from perdure.model import ArgInfo, RunKey, head
-from perdure.record import Identity, Step
+from perdure.record import Identity, Step, enclosing
 from perdure.testing.crashes.course import TOP, Course, Death
 from perdure.testing.crashes.report import HINTS, Finding, Kind
 from perdure.testing.crashes.said import Acknowledged, Called
@@ -93,10 +94,11 @@ def judge(baseline: Baseline, course: Course) -> Iterator[Clue]:
             yield from _superseded(baseline, course, kill)
         yield from _result(baseline, course, last, kill)
     elif course.outcome == "failed":
-        what = f"{course.error}: {head(course.message, 300)}"
-        yield Clue("failed", (course.error,), what, kill)
+        what = f"{course.error}: {head(course.message, 300)}" + (f" ({course.place})" if course.place else "")
+        yield Clue("failed", (course.error, course.place), what, kill)
     elif not is_declared(course):
-        yield Clue("stuck", (course.outcome, *course.wants), head(course.message, 300), kill)
+        what = head(course.message, 300) + (f" ({course.place})" if course.place else "")
+        yield Clue("stuck", (course.outcome, course.place, *course.wants), what, kill)
 
 
 def is_declared(course: Course) -> bool:
@@ -162,7 +164,8 @@ def _superseded(baseline: Baseline, course: Course, kill: str) -> Iterator[Clue]
     """Completed steps that the end did not use, and what was executed in their place."""
     for key in course.journals.records:
         state = course.journals.state(key)
-        left = [step for step in state.steps.values() if step.unused]
+        races = [scope for scope, fan in state.taken if fan.startswith("first")]
+        left = [step for step in state.steps.values() if step.unused and not _is_inside(step, races)]
         there = course.deaths[0].journals.state(key).steps
         new = [
             step
@@ -173,25 +176,44 @@ def _superseded(baseline: Baseline, course: Course, kill: str) -> Iterator[Clue]
             yield from _paired("repeated", left, new, kill, "before the crash", "after it")
 
 
+def _is_inside(step: Step, scopes: list[str]) -> bool:
+    """Whether it may belong to a branch that has lost a race in one of these scopes: nobody needs it any more."""
+    return any(scope in ("", *enclosing(step.identity.scope)) for scope in scopes)
+
+
 def _paired(kind: Kind, left: list[Step], new: list[Step], kill: str, before: str, after: str) -> Iterator[Clue]:
     """Each step with the one that stands in its place: of the same name, and as like it as there is."""
     free = list(new)
     for old in left:
-        named = [step for step in free if step.name == old.name] or [step for step in new if step.name == old.name]
-        if not named:
-            others = ", ".join(dict.fromkeys(step.path for step in new))
-            instead = f"and {others} instead {after}" if others else f"and not {after}"
-            yield Clue(kind, ("instead", old.path), f"{old.path} is executed {before}, {instead}", kill)
+        like = [step for step in free if _is_like(old, step)] or [step for step in new if _is_like(old, step)]
+        if not like:
+            others = list(dict.fromkeys(step.path for step in new))
+            instead = f"and {', '.join(others)} instead {after}" if others else f"and not {after}"
+            names = tuple(sorted({old.path, *others}))
+            yield Clue("way", names, f"{old.path} is executed {before}, {instead}", kill)
             continue
-        likest = min(named, key=lambda step: _distance(old, step))
+        likest = min(like, key=lambda step: _distance(old, step))
         free = [step for step in free if step is not likest]
         changes = _changes(old, likest)
-        said = "; ".join(f"{a.name} was {a.head} {before} and {b.head} {after}" for a, b in changes)
-        if not changes:
-            said = "with equal arguments"
-            if likest.identity.scope != old.identity.scope:
-                said += f", in {likest.identity.scope or 'the flow'} instead of {old.identity.scope or 'the flow'}"
-        yield Clue(kind, ("argument", old.name, *(a.name for a, _ in changes)), f"{old.path}: {said}", kill)
+        if changes:
+            said = "; ".join(f"{a.name} was {a.head} {before} and {b.head} {after}" for a, b in changes)
+            yield Clue(kind, ("argument", old.name, *(a.name for a, _ in changes)), f"{old.path}: {said}", kill)
+        elif likest.identity.scope != old.identity.scope:
+            around = _numberless(old.identity.scope)
+            what = f"{old.path}, as {around} is called with other arguments {after} than {before}"
+            yield Clue(kind, ("scope", around), what, kill)
+        else:
+            what = f"{old.path}: it is asked for under another key, or more often, {after} than {before}"
+            yield Clue(kind, ("argument", old.name), what, kill)
+
+
+def _is_like(old: Step, new: Step) -> bool:
+    return new.name == old.name and _numberless(new.identity.scope) == _numberless(old.identity.scope)
+
+
+def _numberless(scope: str) -> str:
+    """A scope's path without the numbers that tell scopes of one name apart."""
+    return re.sub(r"-[0-9]+(?=/|$)", "", scope)
 
 
 def _distance(old: Step, new: Step) -> tuple[bool, int]:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -30,7 +31,7 @@ from perdure.runtime.manager import CheckpointManager
 from perdure.runtime.steps import Function
 from perdure.stores import open_store
 from perdure.stores.base import Append, Store
-from perdure.testing.crashes.effects import watch
+from perdure.testing.crashes.effects import raised, watch
 from perdure.testing.crashes.said import GOAL, Acknowledged, Died, Ended, Order, Point, Witness
 
 _GLANCE: Final = 0.005
@@ -179,8 +180,10 @@ def _live(function: Function[..., Any], inputs: Mapping[str, Any], order: Order,
     except (RunPaused, RunStopped, RunCancelled) as stop:
         return Ended(outcome="stopped", error=type(stop).__name__, message=str(stop))
     except BaseException as error:  # SystemExit too: it is the flow's
-        sys.excepthook(type(error), error, error.__traceback__)
-        return Ended(outcome="failed", error=type(error).__name__, message=str(error))
+        place = raised(error)
+        said = "".join(traceback.format_exception_only(error)).strip()
+        print(f"{said}\n  {place}" if place is not None else said, file=sys.stderr)
+        return Ended(outcome="failed", error=type(error).__name__, message=str(error), place=str(place or ""))
 
 
 def _with_outputs(ended: Ended, store: str) -> Ended:

@@ -7,10 +7,13 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-Kind: TypeAlias = Literal["repeated", "result", "nondeterminism", "effect", "failed", "stuck", "lost", "undurable"]
+Kind: TypeAlias = Literal[
+    "repeated", "way", "result", "nondeterminism", "effect", "failed", "stuck", "lost", "undurable"
+]
 
 TITLES: Final[dict[Kind, str]] = {
     "repeated": "A completed step is executed again",
+    "way": "The flow goes another way",
     "result": "The result is another",
     "nondeterminism": "Two runs differ, without any crash",
     "effect": "A side effect outside of steps",
@@ -22,10 +25,12 @@ TITLES: Final[dict[Kind, str]] = {
 """every kind of finding, as a heading"""
 
 HINTS: Final[dict[Kind, str]] = {
-    "repeated": "Each life computes that argument anew. Compute it in a step, pass it to the flow as an input, or name "
-    "the step with key=.",
-    "result": "Something outside of the steps decides it: the clock, chance, the order of a set, or what a step left in "
-    "a global. Return it from a step.",
+    "repeated": "Each life computes that argument anew. Compute it in a step, pass it to the flow as an "
+    "input, or name the step with key=.",
+    "way": "Something outside of the steps decides it: the clock, chance, or the order of a set. Compute it in a step, "
+    "or pass it to the flow as an input.",
+    "result": "Something outside of the steps decides it: the clock, chance, the order of a set, or what a step left "
+    "in a global. Return it from a step.",
     "nondeterminism": "Something outside of the steps decides it: the clock, chance, or the order of a set. Compute it "
     "in a step, or pass it to the flow as an input.",
     "effect": "It happens once more in every life. Do it in a step.",

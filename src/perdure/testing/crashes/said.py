@@ -107,6 +107,8 @@ class Ended(Said, frozen=True, tag="ended"):
     error: str = ""
     """type of what was raised"""
     message: str = ""
+    place: str = ""
+    """the line of the user's code that raised it"""
     until: float = 0.0
     """a suspended run: when it can go on by itself"""
     outputs: dict[str, str] = {}

@@ -16,6 +16,7 @@ from perdure.model import head
 from perdure.runtime.config import Durability
 from perdure.testing.crashes import judge
 from perdure.testing.crashes.course import Course, Kill, Runner, Terms
+from perdure.testing.crashes.effects import Place
 from perdure.testing.crashes.judge import Baseline, Clue
 from perdure.testing.crashes.nursery import Nursery
 from perdure.testing.crashes.report import Report
@@ -127,22 +128,22 @@ class _Test:
                 )
             return course
         again = f"completed {when}" if when else ""
-        printed = "\n" + course.log.strip()[-1500:] if course.log.strip() else ""
+        place = f" ({course.place})" if course.place else ""
+        printed = f" It printed last: {head(course.log, 600)}" if course.log.strip() else ""
         if course.outcome == "stuck" and course.wants:
             options = ", ".join(_option(name) for name in course.wants)
-            raise ConfigError(
-                f"{self.flow} {again}waits, and nobody answers: {course.message}", hint=f"Give {options}."
-            )
+            raise ConfigError(f"{self.flow} {again}waits: {course.message}", hint=f"Give {options}.")
         if course.outcome == "late":
             raise ConfigError(
-                f"{self.flow} {again}did not end within the time limit of {self.options.timeout:g} s.{printed}",
-                hint="Give a larger one with --timeout, or faster inputs.",
+                f"{self.flow} {again}did not end within the time limit of {self.options.timeout:g} s{place}.",
+                hint="Give a larger one with --timeout, or inputs that take less.",
             )
         what = {"failed": "failed", "stopped": "stopped", "dies": "ended its own process again and again"}
         raise RunFailed(
             f"{self.flow} {again}{what.get(course.outcome, 'did not end')} without any crash of ours: "
-            f"{course.error}{': ' if course.error else ''}{head(course.message, 500)}{printed}",
-            hint="Have it complete first." if not when else "It depends on what an earlier run has left behind.",
+            f"{course.error}{': ' if course.error else ''}{head(course.message, 500)}{place}."
+            + (printed if course.outcome == "dies" else ""),
+            hint="It depends on what an earlier run has left behind." if when else "Nothing was killed.",
         )
 
     def plan(self, points: int) -> list[list[Kill]]:
@@ -180,7 +181,7 @@ class _Test:
             if isinstance(line, Effect):
                 what = f"{line.event} {line.target}"
                 if not any(fnmatchcase(what, pattern) for pattern in self.options.allow):
-                    place = f"{Path(line.file).name}:{line.line}, in {line.function}"
+                    place = Place(line.file, line.line, line.function)
                     self.clues.append(Clue("effect", (line.event, line.file, str(line.line)), f"{what} ({place})"))
 
     def notes(self, baseline: Baseline, planned: int) -> Iterator[str]:
@@ -191,11 +192,15 @@ class _Test:
                 "were recorded."
             )
         if self.own_deaths:
-            yield f"the flow ended its own process {self.own_deaths} times, and was run again."
+            yield f"the flow ended its own process ({_times(self.own_deaths)}), and was run again."
         if self.declared:
-            yield f"after {self.declared} kills the run stopped for a person, as a step in doubt is declared to."
+            yield f"a step in doubt had the run stop for a person, as it is declared ({_times(self.declared)})."
         if planned > self.kills:
-            yield f"{planned - self.kills} runs ended before the point at which they were to be killed."
+            yield f"a run ended before the point at which it was to be killed ({_times(planned - self.kills)})."
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _as_they_end(left: set[Future[Course]]) -> Iterator[Course]:
