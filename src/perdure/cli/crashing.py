@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -15,9 +15,11 @@ from perdure.cli.target import load_target, parse_inputs
 from perdure.errors import ConfigError
 from perdure.runtime.api import run as perdure_run
 from perdure.runtime.api import sigterm_as_exit
-from perdure.testing.crashes.report import Report
-from perdure.testing.crashes.server import serve
-from perdure.testing.crashes.test import Options, crash_flow
+
+if TYPE_CHECKING:
+    from perdure.testing.crashes.report import Report
+
+# perdure.testing is imported below and not here: other commands do without it.
 
 _PROGRAM = "import sys; sys.path[:] = {path}; from perdure.cli.crashing import child; child(sys.argv[1:])"
 
@@ -61,6 +63,8 @@ def crashtest(
 
     Exit code 7 if anything was found.
     """
+    from perdure.testing.crashes.test import Options, crash_flow
+
     if points != "all" and not points.isdecimal():
         raise ConfigError(f"--points {points!r} is neither 'all' nor a number.")
     chosen = Options(
@@ -104,6 +108,8 @@ def _tell(report: Report, as_json: bool) -> None:
 
 def child(words: Sequence[str]) -> None:
     """What the servers of a crash test execute."""
+    from perdure.testing.crashes.server import serve
+
     target, *inputs = words
 
     def load() -> tuple[Any, Mapping[str, Any]]:

@@ -14,7 +14,7 @@ Kind: TypeAlias = Literal[
 TITLES: Final[dict[Kind, str]] = {
     "repeated": "A completed step is executed again",
     "way": "The flow goes another way",
-    "result": "The result is another",
+    "result": "The result differs",
     "nondeterminism": "Two runs differ, without any crash",
     "effect": "A side effect outside of steps",
     "failed": "The run fails when it goes on",
