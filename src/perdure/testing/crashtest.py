@@ -86,7 +86,8 @@ def _name(flow: Callable[..., Any] | str) -> tuple[str, str]:
     """The module in which the flow stands, and its name there. Raises ConfigError if it stands in none."""
     if isinstance(flow, str):
         module, _, name = flow.partition(":")
-        if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        parts = (*module.split("."), *name.split("."))
+        if not all(part.isidentifier() for part in parts) or module.endswith(".py"):
             raise ConfigError(
                 f"{flow!r} does not name a flow in a module.",
                 hint="Write 'package.module:flow'; files and TOML take the command: perdure crashtest file.py:flow",

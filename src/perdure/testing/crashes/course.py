@@ -190,7 +190,7 @@ class _Course:
             timeout=self.terms.timeout,
             look=not self.deaths and not self.kills,
         )
-        return self.nursery.live(self.number + life, order)
+        return self.nursery.live(self.number + life - 1, order)
 
     def give(self) -> bool:
         """Answer what the run asks, and send the signals that it waits for, as far as they were given. Whether anything
