@@ -4,6 +4,7 @@ from typing import assert_type
 
 import perdure
 from perdure.runners import Agent, Failed, Graph, Reply, Runner, tool
+from perdure.testing import crashtest
 
 
 @perdure.step
@@ -52,3 +53,10 @@ look(3)  # type: ignore[arg-type]
 agent = Agent(lambda messages, tools: Reply("fine"), [look], instructions="Be good.")
 with Runner("memory:") as runner:
     assert_type(runner.execute_sync(Graph({"a": plain}, inputs=["text"]), "g", {"text": "t"}).status, str)
+
+
+def tested() -> None:
+    report = crashtest(both, {"url": "a"}, answers={"ask": True}, points=8, store="file")
+    report.assert_ok()
+    assert_type(report.ok, bool)
+    assert_type([finding.what for finding in report.findings], list[str])

@@ -113,8 +113,9 @@ async def sound(x: str) -> list[str]:
         order.append(item)
         await slow("".join(order))
     await perdure.sleep(datetime.timedelta(days=40))
-    await perdure.sleep(30)
+    await perdure.sleep(50)
     late = await perdure.ask("Anybody?", deadline=20, default="nobody")
+    assert await perdure.ask("In time?", deadline=20, default="no", name="soon") == "yes"
     said = await perdure.ask("Publish?", answer=bool, name="publish")
     note = await perdure.signal("note", type=str)
     return [first, *order, late, str(said), note]
@@ -213,10 +214,10 @@ def test_a_bug_is_found_and_told_once(twins: str, flow: str, kind: str, what: st
 
 @pytest.mark.parametrize("store", ["sqlite", pytest.param("file", marks=pytest.mark.long)])
 def test_what_may_rightly_differ_is_no_finding(twins: str, store: Any) -> None:  # X5 W1
-    given = {"answers": {"publish": True}, "signals": {"note": "well done"}}
-    report = crashtest(f"{twins}:sound", {"x": "q"}, points=8, again=1, seed=5, jobs=2, store=store, **given)
+    given = {"answers": {"publish": True, "soon": "yes"}, "signals": {"note": "well done"}}
+    report = crashtest(f"{twins}:sound", {"x": "q"}, points=8, again=1, seed=5, timeout=30.0, store=store, **given)
     report.assert_ok()
-    assert report.kills >= 5 and report.steps >= 11
+    assert report.kills >= 5 and report.steps >= 12
 
 
 def test_a_step_that_returns_something_else_each_time_is_no_finding_but_a_note(twins: str) -> None:  # X5
@@ -250,6 +251,8 @@ def test_what_cannot_be_tested_is_an_error_that_says_why(
 def test_inputs_options_and_flows_that_mean_nothing_are_refused_before_anything_runs(twins: str) -> None:  # X5
     with pytest.raises(ConfigError, match="missing a required argument: 'x'"):
         crashtest(f"{twins}:sound")
+    with pytest.raises(ConfigError, match=r"its inputs .*goal.* have names of options"):
+        crashtest(f"{twins}:sound", {"goal": "q"})
     with pytest.raises(ConfigError, match="stands in no module"):
         crashtest(lambda: None)
     for wrong in ({"points": 0}, {"again": -1}, {"jobs": 0}, {"timeout": 0}, {"store": "redis"}, {"durability": "no"}):
@@ -260,11 +263,15 @@ def test_inputs_options_and_flows_that_mean_nothing_are_refused_before_anything_
         crashtest("review.py:review")
 
 
-def test_a_program_that_starts_threads_when_it_is_imported_is_not_forked(twins: str, tmp_path: Path) -> None:  # X5
+def test_a_program_with_threads_is_not_forked_and_opens_no_store_of_the_users(
+    twins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # X5
+    monkeypatch.setenv("PERDURE_STORE", f"sqlite:{tmp_path / 'own.db'}")
     with (tmp_path / "crash_twins.py").open("a") as file:
-        file.write("\nimport threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
+        file.write("\nMANAGER = perdure.CheckpointManager()\n")  # it has a thread from the import on
     report = crashtest(f"{twins}:forgetful", {"x": "q"}, points=1, again=0)
     assert _told(report).keys() == {"way", "result"} and report.kills == 1
+    assert not (tmp_path / "own.db").exists()
 
 
 def test_lost_records_and_bodies_that_ran_again_are_told_from_journals_and_witness(twins: str, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ import msgspec
 from perdure.cli.outcome import FOUND, OK, write
 from perdure.cli.target import load_target, parse_inputs
 from perdure.errors import ConfigError
-from perdure.runtime.api import run as perdure_run
 from perdure.runtime.api import sigterm_as_exit
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ def crashtest(
 
     Exit code 7 if anything was found.
     """
-    from perdure.testing.crashes.test import Options, crash_flow
+    from perdure.testing.crashes.trial import Options, crash_flow
 
     if points != "all" and not points.isdecimal():
         raise ConfigError(f"--points {points!r} is neither 'all' nor a number.")
@@ -114,10 +112,6 @@ def child(words: Sequence[str]) -> None:
 
     def load() -> tuple[Any, Mapping[str, Any]]:
         flow = load_target(target)
-        values = parse_inputs(flow, inputs)
-        clash = values.keys() & inspect.signature(perdure_run).parameters.keys()
-        if clash:
-            raise ConfigError(f"{flow.name}: its inputs {sorted(clash)} have names of options.", hint="Rename them.")
-        return flow, values
+        return flow, parse_inputs(flow, inputs)
 
     serve(load)

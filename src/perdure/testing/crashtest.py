@@ -21,7 +21,7 @@ from perdure.errors import ConfigError
 from perdure.runtime.config import Durability
 from perdure.testing.crashes.report import Report
 from perdure.testing.crashes.server import Inputs
-from perdure.testing.crashes.test import Options, crash_flow
+from perdure.testing.crashes.trial import Options, crash_flow
 
 _PROGRAM = """\
 import sys

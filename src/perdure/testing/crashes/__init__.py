@@ -8,7 +8,7 @@
     course.py    in the parent: one run from its beginning to its end, over as many lives as it takes
     judge.py     what must be true of a run that was killed, told from its journals and the witness
     report.py    what was found, for people and for programs
-    test.py      ``crashtest``: which points, how often, in which order
+    trial.py     which points, how often, in which order
 
 A verdict is drawn from facts only: the journal before the kill and after the end, and a witness file that every life
 appends to with single writes, which SIGKILL does not undo. Outputs of steps may rightly be others in every execution

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -69,11 +70,6 @@ class Journals:
 
     def entries(self, key: RunKey) -> list[j.Entry]:
         return [j.decode(key, record, 1 + place) for place, record in enumerate(self.records.get(key, ()))]
-
-    @property
-    def latest(self) -> float:
-        """Time of the last record, by whatever clock."""
-        return max((self.state(key).updated for key in self.records), default=0.0)
 
 
 class Death(NamedTuple):
@@ -149,7 +145,7 @@ class _Course:
             said = [line for line in read_lines(self.witness) if line.life == life]
             points = [line for line in said if isinstance(line, Point)]
             died = next((line for line in said if isinstance(line, Died)), None)
-            if died is not None:
+            if died is not None and status == -signal.SIGKILL:
                 self.deaths.append(Death(life, died.when, points[-1], died.digest, died.head, Journals(self.url)))
                 self.kills.pop(0)
                 self.since = 0
@@ -174,9 +170,6 @@ class _Course:
         raise AssertionError
 
     def live(self, life: int) -> int:
-        if life > 1:  # no life's clock is behind the one before
-            latest = Journals(self.url).latest
-            self.ahead = max(self.ahead, latest - SYSTEM.now() + _TICK if self.ahead else 0.0)
         at, when = (self.kills[0].at - self.since, self.kills[0].when) if self.kills else (0, "")
         order = Order(
             store=self.url,

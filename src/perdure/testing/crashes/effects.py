@@ -29,7 +29,7 @@ _EFFECTS: Final = frozenset(
     {
         *("open", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"),
         *("shutil.copyfile", "shutil.move", "shutil.rmtree", "shutil.make_archive", "shutil.unpack_archive"),
-        *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.kill", "os.putenv"),
+        *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.kill"),
         *("socket.connect", "socket.sendto", "socket.sendmsg", "sqlite3.connect", "smtplib.send", "webbrowser.open"),
     }
 )
@@ -56,6 +56,7 @@ class Place(NamedTuple):
 def watch(witness: Witness) -> None:
     """From now on, for as long as this process lives, tell every body that begins and every effect of a flow."""
     flows: WeakSet[StepContext] = WeakSet()
+    told: set[tuple[str, Place]] = set()
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event == "perdure.call":
@@ -71,7 +72,8 @@ def watch(witness: Witness) -> None:
                 return
             target = _target(event, args)
             place = _place(sys._getframe(2)) if target is not None else None
-            if target is not None and place is not None:
+            if target is not None and place is not None and (event, place) not in told:
+                told.add((event, place))
                 witness.say(Effect(event=event, target=target, **place._asdict()))
 
     sys.addaudithook(_never_raising(hook))

@@ -147,8 +147,9 @@ def _bodies(death: Death, course: Course, kill: str) -> Iterator[Clue]:
         entries = death.journals.entries(key)
         begun[str(key)] = {(e.step, e.attempt) for e in entries if isinstance(e, j.StepStarted)}
     strict = all(state.durability in ("strict", "pipelined") for state in states_.values())
+    known = {str(key) for key in course.journals.records}  # a flow may use another store by the way
     for line in course.lines:
-        if not isinstance(line, Called) or not line.run:
+        if not isinstance(line, Called) or line.run not in known:
             continue
         if line.life <= death.life and strict and (line.step, line.attempt) not in begun.get(line.run, ()):
             what = f"attempt {line.attempt} of step {line.step} ({line.name}) ran, and its start is not recorded"

@@ -42,7 +42,8 @@ class Server:
 
     def __init__(self, program: Sequence[str], seed: int, log: Path) -> None:
         self._program, self._log = [sys.executable, *program], log
-        self._environment = dict(os.environ)
+        own = f"sqlite:{log.with_suffix('.db')}"  # for what the program opens when it is imported: not the user's
+        self._environment = {**os.environ, "PERDURE_STORE": own}
         self._environment.setdefault("PYTHONHASHSEED", str(seed))  # a program that needs a fixed order has it fixed
         self._process: subprocess.Popen[bytes] | None = None
         self._heard = b""
@@ -79,8 +80,9 @@ class Server:
         if self._process is None:
             self.start()
         assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(encoded(order))
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and says nothing more
+            self._process.stdin.write(encoded(order))
+            self._process.stdin.flush()
         line = self._hear(order.timeout + _LATE)
         if line is not None:
             return msgspec.json.decode(line, type=Gone).status
@@ -95,13 +97,9 @@ class Server:
         """How the process ended, waiting so long for that; None if it has not. Its number is still its own then."""
         assert self._process is not None
         end = SYSTEM.monotonic() + seconds
-        while True:
-            found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-            if found is not None:
-                return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-            if SYSTEM.monotonic() >= end:
-                return None
+        while (status := _status_of(self._process)) is None and SYSTEM.monotonic() < end:
             SYSTEM.sleep(_GLANCE)
+        return status
 
     def _hear(self, seconds: float) -> bytes | None:
         """The next line it says; None if it has ended, or says nothing for so long."""
@@ -151,6 +149,16 @@ class Server:
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing."
+
+
+def _status_of(process: subprocess.Popen[bytes]) -> int | None:
+    """As ``poll``, but its number is not given to another process yet, where the system can do that."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return process.poll()
+    found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 class Nursery:

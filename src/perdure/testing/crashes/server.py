@@ -7,6 +7,7 @@ module has started threads, a system on which forking is not sound), each life g
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -19,7 +20,8 @@ from typing import Any, BinaryIO, Final, NoReturn
 import msgspec
 
 from perdure import codec
-from perdure.errors import PerdureError
+from perdure.errors import ConfigError, PerdureError
+from perdure.runtime.api import run
 from perdure.runtime.execute import as_function, prepare
 from perdure.runtime.steps import Function
 from perdure.testing.crashes.life import live_once
@@ -47,6 +49,11 @@ def serve(load: Load) -> None:
     try:
         flow, inputs = load()
         function = as_function(flow)
+        clash = inputs.keys() & inspect.signature(run).parameters.keys()
+        if clash:
+            raise ConfigError(
+                f"{function.name}: its inputs {sorted(clash)} have names of options.", hint="Rename them."
+            )
         prepare(function, (), GOAL, dict(inputs))
         import perdure.stores.file  # what every life needs is loaded once
         import perdure.stores.sqlite  # noqa: F401
@@ -94,14 +101,14 @@ def _life(function: Function[..., Any], inputs: Mapping[str, Any], order: Order)
         _live(function, inputs, order)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        _end_group(pid)
+        pass
         os._exit(0)
 
     usual = signal.signal(signal.SIGTERM, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, term)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # while nobody has looked at it, its number is its own
     signal.signal(signal.SIGTERM, usual)
-    _end_group(pid)
+    pass
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

@@ -1,4 +1,4 @@
-"""``crashtest``: which runs of a flow are killed where, and what comes of it."""
+"""A crash test as a whole: which runs of a flow are killed where, and what comes of it."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Options(NamedTuple):
         ):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
                 raise ConfigError(f"{name} must be a whole number from {least}, not {number!r}.")
-        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not self.timeout > 0:
-            raise ConfigError(f"timeout must be a number of seconds above 0, not {self.timeout!r}.")
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not 0 < self.timeout < 1e6:
+            raise ConfigError(f"timeout must be a number of seconds above 0, and finite, not {self.timeout!r}.")
         if self.store not in ("sqlite", "file"):
             raise ConfigError(
                 f"store must be 'sqlite' or 'file', not {self.store!r}: a crash test makes its own stores."
@@ -72,12 +72,12 @@ def crash_flow(program: Sequence[str], options: Options) -> Report:
         with Nursery(program, max(_SERVERS, options.jobs + 1), seed, folder) as nursery:
             flow = nursery.load().flow
             terms = Terms(options.store, options.durability, options.timeout, options.answers, options.signals)
-            return _Test(flow, Runner(nursery, folder, terms), nursery, options, seed).run()
+            return _Trial(flow, Runner(nursery, folder, terms), nursery, options, seed).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Test:
+class _Trial:
     def __init__(self, flow: str, runner: Runner, nursery: Nursery, options: Options, seed: int) -> None:
         self.flow, self.runner, self.nursery, self.options, self.seed = flow, runner, nursery, options, seed
         self.dice = random.Random(seed)
