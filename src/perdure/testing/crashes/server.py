@@ -101,14 +101,14 @@ def _life(function: Function[..., Any], inputs: Mapping[str, Any], order: Order)
         _live(function, inputs, order)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        pass
+        _end_group(pid)
         os._exit(0)
 
     usual = signal.signal(signal.SIGTERM, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, term)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # while nobody has looked at it, its number is its own
     signal.signal(signal.SIGTERM, usual)
-    pass
+    _end_group(pid)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
