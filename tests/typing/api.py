@@ -4,6 +4,7 @@ from typing import assert_type
 
 import perdure
 from perdure.runners import Agent, Failed, Graph, Reply, Runner, tool
+from perdure.testing import crashtest
 
 
 @perdure.step
@@ -57,3 +58,10 @@ with perdure.Client("memory:") as client:
     assert_type(client.export("all.tgz").damaged, dict[str, str])
     assert_type(client.import_archive("all.tgz", by="ann").paused, list[str])
     client.import_archive("all.tgz")  # type: ignore[call-arg]
+
+
+def tested() -> None:
+    report = crashtest(both, {"url": "a"}, answers={"ask": True}, points=8, store="file")
+    report.assert_ok()
+    assert_type(report.ok, bool)
+    assert_type([finding.what for finding in report.findings], list[str])

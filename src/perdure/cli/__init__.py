@@ -12,6 +12,7 @@ from perdure import __version__
 from perdure.cli.agents import files, show_transcript
 from perdure.cli.archives import export, import_
 from perdure.cli.check import check, schema
+from perdure.cli.crashing import crashtest
 from perdure.cli.demo import demo
 from perdure.cli.encryption import key, rekey
 from perdure.cli.graph import graph
@@ -44,6 +45,7 @@ def cli() -> None:
       perdure answer RUN                                    answer one
       perdure submit review.py:review -i paper=paper.md     have a worker execute it
       perdure worker --app review.py                        be one
+      perdure crashtest review.py:review -i paper=paper.md  see what a crash would do to a flow
 
     The store is sqlite:.perdure/runs.db unless --store or PERDURE_STORE says otherwise.
     """
@@ -53,7 +55,7 @@ for _commands in (
     (run, resume, ls, show, output, tail, show_transcript, files, graph),
     (questions, answer, signal, pause, unpause, retry, cancel),
     (prune, pin, unpin, export, import_, check, key, rekey, schema),
-    (submit, worker, demo),
+    (submit, worker, crashtest, demo),
 ):
     for _command in _commands:
         cli.add_command(_command)

@@ -36,6 +36,7 @@ HELD: Final = 3
 STORE: Final = 4
 STOPPED: Final = 5
 CANCELLED: Final = 6
+FOUND: Final = 7
 CTRL_C: Final = 130
 SIGTERM: Final = 143
 
@@ -47,6 +48,7 @@ MEANING: Final = {
     STORE: "the store failed or is damaged",
     STOPPED: "the run waits: for an answer, a signal or a date; or it is stopped, in doubt or at a limit",
     CANCELLED: "the run was cancelled",
+    FOUND: "the crash test has found what a crash would do to the flow",
     CTRL_C: "Ctrl-C; the run can be resumed",
     SIGTERM: "SIGTERM; the run can be resumed",
 }

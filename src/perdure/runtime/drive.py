@@ -6,6 +6,7 @@ A driver performs the command that the machine yields and sends back the reply, 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, cast
@@ -33,6 +34,8 @@ class Body(NamedTuple):
     timeout: float | None
     run: Callable[[], object]
     verify: Callable[[], object] | None
+    is_flow: bool = False
+    """it is the code of a child: what it does itself, outside of its steps, is nobody's step"""
 
 
 def drive(machine: Machine, run: LiveRun | None, body: Body) -> Any:
@@ -150,6 +153,7 @@ def _fetch(run: LiveRun, digests: tuple[str, ...]) -> Future[dict[str, bytes]]:
 
 def _frame(call: Call, run: LiveRun | None, body: Body) -> tuple[StepContext, Frame]:
     context = StepContext(run, call, body.name, body.is_async)
+    sys.audit("perdure.call", context, run, call, body)  # a witness that is not ours; free where nobody listens
     return context, Frame(run, call.inner or Cursor(None, ""), context, is_async=body.is_async)
 
 

@@ -176,6 +176,7 @@ class Step(Function[P, R]):
             self.declared.timeout,
             functools.partial(self.fn, *invocation.args, **invocation.kwargs),
             functools.partial(self.verify, *invocation.args, **invocation.kwargs) if self.verify else None,
+            bool(self.declared.child),
         )
         return (drive_async if self.is_async else drive)(machine, frame.run, body)
 

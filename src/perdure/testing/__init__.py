@@ -1,0 +1,7 @@
+"""What helps to test programs that use Perdure, and stores for it."""
+
+from __future__ import annotations
+
+from perdure.testing.crashtest import crashtest
+
+__all__ = ["crashtest"]
