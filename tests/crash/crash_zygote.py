@@ -60,6 +60,7 @@ class Zygote:
 def serve() -> None:
     for module in (
         "crash_lives",
+        "crash_jobs",
         "crash_shapes",
         "crash_runners",
         "crash_endings",
