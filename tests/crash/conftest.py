@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from crash_tools import Tools
 from crash_zygote import Zygote
 
 
@@ -18,6 +19,13 @@ def zygote() -> Iterator[Zygote]:
     server = Zygote()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tools]:
+    found = Tools(tmp_path_factory.mktemp("tools"))
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -30,11 +30,9 @@ class Case:
     def __str__(self) -> str:
         return f"{self.job} on {self.store}"
 
-    def run(self, function: str, root: Path, life: int, **more: Any) -> Ended:
-        """A life in which something of crash_jobs happens."""
-        return self.zygote.run(
-            f"crash_jobs:{function}", root=str(root), store=self.store, job=self.job, life=life, **more
-        )
+    def run(self, function: str, root: Path, life: int, of: str = "crash_jobs", **more: Any) -> Ended:
+        """A life in which something of crash_jobs happens, or of another module."""
+        return self.zygote.run(f"{of}:{function}", root=str(root), store=self.store, job=self.job, life=life, **more)
 
     def judge(self, root: Path, life: int) -> dict[str, Any]:
         """Resume after life number ``life``, in a process to which nothing happens, and judge. What was left."""
