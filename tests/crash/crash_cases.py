@@ -24,7 +24,7 @@ class Case:
         self.zygote, self.place, self.store, self.job = zygote, place, store, job
         self._whole: dict[str, Any] = {}
         if job not in CREWS:
-            self._whole = self.run("resume", place / "whole", 1).value
+            self._whole = self.run("resume", place / f"whole-{job}", 1).value
             assert self._whole["warnings"] == []
 
     def __str__(self) -> str:

@@ -160,6 +160,8 @@ def test_the_shim_and_strace_see_the_same_calls(tools: Tools, place: Path, recor
         return  # there is only one of them here, which was said
     for store in STORES:
         for job in JOBS:
-            by = [Sufferer(tools, place, store, job, tool).baseline(tool) for tool in ("shim", "strace")]
+            here = place / f"{store}-{job}"
+            here.mkdir()
+            by = [Sufferer(tools, here, store, job, tool).baseline(tool) for tool in ("shim", "strace")]
             for call in CALLS:
                 assert by[0][call] * 0.7 - 2 <= by[1][call] <= by[0][call] * 1.4 + 2, (store, job, by)

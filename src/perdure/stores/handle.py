@@ -6,6 +6,8 @@ import hashlib
 import os
 import re
 
+import msgspec
+
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, RunNotFound, StoreError
 from perdure.inbox import when
@@ -114,10 +116,18 @@ def wrong_seq(item: Append, last: int) -> Bug:
     return Bug(f"Run {item.lease.key} has {last} records and was to be continued after record {item.seq}.")
 
 
-def damaged_row(key: RunKey, where: str, problem: Exception) -> RunMeta:
-    """What a listing shows instead of a row that cannot be read, so that the others show. Its journal may be sound."""
+def row_of(key: RunKey, text: str, where: str) -> tuple[RunMeta, str]:
+    """A run's row in listings, as it was stored. If it cannot be read, what a listing shows instead, so that the others
+    show, and a warning: its journal may be sound."""
+    try:
+        meta = msgspec.json.decode(text, type=RunMeta)
+        problem = "" if meta.key == key else f"it is that of run {meta.key}"
+    except msgspec.DecodeError as error:
+        problem = str(error)
+    if not problem:
+        return meta, ""
     reason = f"{where}: the row of run {key} is damaged ({problem}). Restore it from a copy."
-    return RunMeta(goal=key.goal, episode=key.episode, status=FAILED, reason=reason)
+    return RunMeta(goal=key.goal, episode=key.episode, status=FAILED, reason=reason), reason
 
 
 def missing_records(where: str, key: RunKey, found: int, expected: int) -> CorruptStore:

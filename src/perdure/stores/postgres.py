@@ -37,12 +37,12 @@ from perdure.stores.expiring import term, trust
 from perdure.stores.handle import (
     Handle,
     checked_digest,
-    damaged_row,
     ended_by_others,
     held,
     lost,
     missing_records,
     not_found,
+    row_of,
     sound_blob,
     too_late,
     wrong_seq,
@@ -363,11 +363,9 @@ class PostgresStore(Handle):
         alive: bool,
     ) -> RunMeta:
         holder = Lease(RunKey(goal, episode), epoch, owner, pid, host, round(since, 6)) if alive else None
-        try:
-            found = msgspec.json.decode(meta, type=RunMeta)
-        except msgspec.DecodeError as error:
-            found = damaged_row(RunKey(goal, episode), self.url, error)
-            self._warnings.append(found.reason)
+        found, warning = row_of(RunKey(goal, episode), meta, self.url)
+        if warning:
+            self._warnings.append(warning)
         return msgspec.structs.replace(found, holder=holder, unread=unread)
 
     def _do(self, db: Connection, name: str, values: Mapping[str, object]) -> list[Any]:

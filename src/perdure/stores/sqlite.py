@@ -26,12 +26,12 @@ from perdure.stores.base import EVERY, Append, Capabilities, Transaction, Which
 from perdure.stores.handle import (
     Handle,
     checked_digest,
-    damaged_row,
     ended_by_others,
     held,
     lost,
     missing_records,
     not_found,
+    row_of,
     sound_blob,
     unusable,
     wrong_seq,
@@ -321,11 +321,9 @@ class SqliteStore(Handle):
             raise self._damaged(f"a row of perdure_runs: {error}") from None
 
     def _meta(self, row: _Row, holder: Lease | None) -> RunMeta:
-        try:
-            meta = msgspec.json.decode(row.meta, type=RunMeta)
-        except msgspec.DecodeError as error:
-            meta = damaged_row(RunKey(row.goal, row.episode), self.url, error)
-            self._warnings.append(meta.reason)
+        meta, warning = row_of(RunKey(row.goal, row.episode), row.meta, self.url)
+        if warning:
+            self._warnings.append(warning)
         return msgspec.structs.replace(meta, holder=holder, unread=row.unread)
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
