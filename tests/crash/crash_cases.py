@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,16 @@ class Case:
         """A life in which something of crash_jobs happens, or of another module."""
         return self.zygote.run(f"{of}:{function}", root=str(root), store=self.store, job=self.job, life=life, **more)
 
-    def judge(self, root: Path, life: int) -> dict[str, Any]:
-        """Resume after life number ``life``, in a process to which nothing happens, and judge. What was left."""
-        ended = self.run("resume", root, life + 1)
-        assert not ended.killed
+    def judge(self, root: Path, life: int, ended: Sequence[str] = ()) -> dict[str, Any]:
+        """Resume after life number ``life``, in a process to which nothing happens, and judge. What was left.
+        ``ended``: what that life may have recorded as its end, besides that the run was completed."""
+        found = self.run("resume", root, life + 1).value
+        before: dict[str, Any] = found["before"]
+        assert set(before["statuses"]) <= {"", "crashed", "completed", *ended}, before["statuses"]
         if self.job in CREWS:
-            judge(root, ended.value, life)
+            judge(root, found, life)
         else:
-            judge_shape(root, ended.value, self._whole, life)
-        before: dict[str, Any] = ended.value["before"]
+            judge_shape(root, found, self._whole, life)
         return before
 
     def result(self) -> str:

@@ -4,6 +4,8 @@ something happens at the n-th change of a file, or resume what such a life has l
 from __future__ import annotations
 
 import os
+import resource
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +115,17 @@ def told(root: str, work: Callable[[Any], str], url: Any) -> dict[str, Any]:
         except errors.ConfigError:  # closed in order
             pass
     return found
+
+
+def squeezed(root: str, store: str, job: str, life: int, room: int) -> dict[str, Any]:
+    """Run with no more memory than there is now and ``room`` KiB."""
+    Path(root).mkdir(exist_ok=True)
+    crew.listen(f"{root}.witness", life)
+    threading.stack_size(256 << 10)  # else nothing is found but that there is no room for a thread's stack
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (room << 10), before[1]))
+    try:
+        return told(root, lambda opened: run(root, store, job, opened), lives.url(root, store))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

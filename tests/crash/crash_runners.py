@@ -324,6 +324,25 @@ SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@perdure.step
+async def fill(letter: str) -> str:
+    _began()
+    return letter * 1_000_000
+
+
+@perdure.flow
+async def heavy() -> str:
+    """Steps whose results take much memory, one after the other and side by side."""
+    found = [await fill(letter) for letter in "abc"]
+    found += await perdure.gather(*(fill(letter) for letter in "defg"))
+    found += [await fill("h")]
+    return "".join(text[:1] for text in found)
+
+
+MORE: dict[str, tuple[Any, dict[str, Any]]] = {"heavy": (heavy, {})}
+"""for suites of their own"""
+
+
 def live(root: str, store: str, shape: str, life: int, at: int, when: str) -> Any:
     """One life; dies at append ``at``. Notes what was durable when it began; returns what a survivor ended with."""
     before = durable(root, store)
@@ -345,7 +364,7 @@ class Reporter:
 
 
 def run(root: str, store: str, shape: str, opened: Any = None) -> str:
-    flow, inputs = SHAPES[shape]
+    flow, inputs = (SHAPES | MORE)[shape]
     return repr(perdure.run(flow, goal="shape", store=opened or url(root, store), observers=(Reporter(),), **inputs))
 
 
