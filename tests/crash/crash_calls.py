@@ -176,7 +176,7 @@ def suffered(
     lasting: bool = False,
 ) -> dict[str, Any]:
     """A life whose call number ``at`` (of the kind ``call``; for "" of any kind) meets ``what``: "kill", "torn",
-    "freeze", "error" or "short"; for "" nothing happens. Returns what a survivor was told, and what was counted."""
+    "error" or "short"; for "" nothing happens. Returns what a survivor was told, and what was counted."""
     Path(root).mkdir(exist_ok=True)
     crew.listen(f"{root}.witness", life)
     armed: Tool = TOOLS[tool](root, call, at, what, code, lasting)

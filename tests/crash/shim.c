@@ -5,7 +5,6 @@
  *
  *     kill     SIGKILL before the call
  *     torn     half of the write is done, then SIGKILL; other calls go on unharmed
- *     freeze   SIGSTOP before the call
  *     error    the call fails with an errno (a write: after half of it was done)
  *     short    half of the write is done, and that is what the call returns, this time and every later one
  *
@@ -27,10 +26,10 @@
 #include <unistd.h>
 
 enum { WRITE, PWRITE, FSYNC, FDATASYNC, RENAME, LINK, UNLINK, FTRUNCATE, MKDIR, CALLS };
-enum { NOTHING, KILL, TORN, FREEZE, ERROR, SHORT };
+enum { NOTHING, KILL, TORN, ERROR, SHORT };
 static const char *const call_names[CALLS] = {"write", "pwrite64", "fsync", "fdatasync", "rename",
                                               "link",  "unlink",   "ftruncate", "mkdir"};
-static const char *const fate_names[] = {"", "kill", "torn", "freeze", "error", "short"};
+static const char *const fate_names[] = {"", "kill", "torn", "error", "short"};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char folder[PATH_MAX];
@@ -107,7 +106,7 @@ static int by_name(int dirfd, const char *name, char *path)
     return 1;
 }
 
-/* Decide the fate of a call on a file. KILL and FREEZE happen here. */
+/* Decide the fate of a call on a file. KILL happens here. */
 static int meet(int call, const char *path)
 {
     int verdict = NOTHING;
@@ -135,8 +134,6 @@ static int meet(int call, const char *path)
     pthread_mutex_unlock(&lock);
     if (verdict == KILL)
         kill(getpid(), SIGKILL);
-    if (verdict == FREEZE)
-        kill(getpid(), SIGSTOP);
     return verdict;
 }
 
