@@ -1,4 +1,4 @@
-"""What the children of the zygote do with a *job*, a crew or a shape of crash_runners: live a life of it in which
+"""What the children of the zygote do with a *job*, a crew or a shape of crash_runner_lives: live a life of it in which
 something happens at the n-th change of a file, or resume what such a life has left."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import crash_crew as crew
 import crash_lives as lives
-import crash_runners as runners
+import crash_runner_lives as runners
 import crash_spy as spy
 import crash_twins as twins
 import msgspec

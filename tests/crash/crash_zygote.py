@@ -70,7 +70,7 @@ def serve() -> None:
         "crash_jobs",
         "crash_calls",
         "crash_shapes",
-        "crash_runners",
+        "crash_runner_lives",
         "crash_endings",
         "crash_waits",
         "perdure.stores.file",

@@ -11,7 +11,7 @@ import perdure
 from perdure.errors import PerdureError, StoreError
 from perdure.runtime.live import Durability
 from perdure.stores.base import Append
-from perdure.stores.memory import MemoryStore
+from perdure.stores.memory import MemoryBackend, MemoryStore
 
 
 class Failing(MemoryStore):
@@ -77,3 +77,51 @@ def test_a_run_that_may_not_stops_at_once(flow: Callable[[], object], good: int)
     with pytest.raises(StoreError, match="The device is gone"):
         perdure.run(flow, goal="g", store=Failing(good))
     assert all(durability.durable for durability in told)
+
+
+class Unreadable(MemoryStore):
+    """Its device does not give back what is large."""
+
+    def blob(self, digest: str) -> bytes:
+        raise StoreError("The device cannot be read.")
+
+
+@perdure.step
+def large() -> str:
+    return "word " * 20_000
+
+
+@perdure.step
+def after(text: str) -> int:
+    if not ready:
+        raise KeyboardInterrupt
+    return len(text)
+
+
+@perdure.flow
+def inner() -> int:
+    return after(large())
+
+
+@perdure.flow
+def outer() -> int:
+    return perdure.child(inner)() + sum(perdure.gather(perdure.child(inner)))
+
+
+ready: list[bool] = []
+
+
+def test_a_store_that_cannot_be_read_is_no_outcome_of_the_steps_around() -> None:
+    # rel:R7: the child's step is not recorded as failed, nor is the run
+    ready.clear()
+    backend = MemoryBackend()
+    with pytest.raises(KeyboardInterrupt):
+        perdure.run(outer, goal="g", store=MemoryStore(backend))
+    ready.append(True)
+    with pytest.raises(StoreError, match="The device cannot be read"):
+        perdure.run(outer, goal="g", store=Unreadable(backend))
+    with perdure.Client(MemoryStore(backend)) as client:
+        state = client.state("g")
+        outcomes = {attempt.outcome for step in state.steps.values() for attempt in step.attempts}
+    assert state.status != "failed" and not {"failed"} & outcomes, (state.status, outcomes)
+    assert perdure.run(outer, goal="g", store=MemoryStore(backend)) == 200_000
