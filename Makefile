@@ -18,7 +18,7 @@ demo: .venv/run.stamp ## review a paper with a crew that is killed twice; DOC=yo
 test: .venv/dev.stamp ## the tests (under 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n $(JOBS)
 
-test-long: .venv/dev.stamp ## whole matrices of what `make test` samples (tens of minutes)
+test-long: .venv/dev.stamp .venv/faults.stamp ## whole matrices of what `make test` samples (tens of minutes)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m long
 
 check: .venv/dev.stamp ## lint, formatting, types, layers
@@ -54,6 +54,11 @@ clean: ## remove what the targets made, but no runs
 	@echo "Setting up .venv ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What makes system calls fail: strace, as it is here or as Debian has it, or a shim of ours if there is a C compiler.
+.venv/faults.stamp: tests/crash/get_strace.py .venv/dev.stamp
+	@$(BIN)/python tests/crash/get_strace.py
 	@touch $@
 
 .venv/dev.stamp: requirements/dev.txt .venv/run.stamp

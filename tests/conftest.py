@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -52,3 +53,45 @@ def valkey() -> Iterator[Callable[[], str]]:
     yield url
     for server in started:
         server.throw_away()
+
+
+# -- what the crash suites did: a fault suite goes blind easily --------------------------------------------------------
+
+FAULT_POINTS = {"long": 2000, "not long": 200}
+"""at least so many in a whole run"""
+_POINTS = ("points", "power cuts", "real power cuts", "times out of memory")
+
+
+def _done(config: pytest.Config) -> Counter[str]:
+    """How often the crash suites killed, cut and failed: the sums of what the tests recorded."""
+    done: Counter[str] = Counter()
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    for report in reporter.getreports("passed") if reporter is not None else ():
+        for name, value in report.user_properties if report.when == "call" else ():
+            done[name] += value
+    return done
+
+
+def _missing(config: pytest.Config) -> str:
+    """What is wrong if a whole run had too few fault points; "" otherwise, and of a run that was not a whole one."""
+    least = FAULT_POINTS.get(config.option.markexpr)
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    whole = whole and not getattr(config.option, "lf", False)
+    if least is None or not whole or config.option.collectonly or hasattr(config, "workerinput"):
+        return ""
+    done = _done(config)
+    points = sum(done[name] for name in _POINTS)
+    return "" if points >= least else f"only {points} fault points where {least} are the least"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.exitstatus == pytest.ExitCode.OK and _missing(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    done = _done(config)
+    if done:
+        terminalreporter.write_line("crash suites: " + ", ".join(f"{n} {name}" for name, n in sorted(done.items())))
+    if _missing(config):
+        terminalreporter.write_line(f"crash suites: {_missing(config)}", red=True)

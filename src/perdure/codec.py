@@ -151,6 +151,8 @@ def load(payload: Payload, blobs: Mapping[str, bytes] = {}, guard: Guard = OPEN)
             "a stored value is nested too deeply for the stack that is left.",
             hint="Load it nearer the top of the program.",
         ) from problem
+    except MemoryError:  # which says nothing about the value
+        raise
     except Exception as problem:  # damaged JSON, or whatever a constructor says to damaged parts
         raise CodecError(
             f"a stored value is damaged or of another form than this program expects ({type(problem).__name__}).",
@@ -228,6 +230,8 @@ def _written(writer: Writer, value: object, where: str) -> bytes:
         raise CodecError(
             f"{where} is nested too deeply for the stack that is left.", hint="Store a flatter value."
         ) from problem
+    except MemoryError:
+        raise
     except Exception as problem:  # changed by another thread meanwhile, a name with broken Unicode ...
         raise CodecError(f"{where} cannot be stored ({type(problem).__name__}).") from problem
 

@@ -218,7 +218,7 @@ class Writer(_Budget):
     def _parts(self, entry: Known, value: Any) -> dict[str, object]:
         try:
             taken = entry.kind.take(value)
-        except Refused:
+        except (Refused, MemoryError):
             raise
         except Exception as problem:  # properties and adapters are foreign code
             raise Refused(f": {type_name(entry.cls)} could not be taken apart ({type(problem).__name__}).") from problem
@@ -363,7 +363,7 @@ class Reader(_Budget):
         }
         try:
             return entry.kind.make(entry.cls, parts)
-        except Refused:
+        except (Refused, MemoryError):
             raise
         except Exception as problem:
             raise Refused(

@@ -9,7 +9,8 @@ What may be wrong with a file of records, and what it means (rel:D9):
 
 - the last line is incomplete or fails its check: a *torn tail*, the write that a crash interrupted. It is cut and
   reported. Nothing that was acknowledged is lost, because acknowledgement follows the sync.
-- a line fails its check and a good record follows: *damage*. Nothing is cut; reading raises CorruptStore.
+- a line fails its check and a good record follows: *damage*. Nothing is cut; reading raises CorruptStore. So it is if
+  a record follows that is whole but for its checksum: no crash leaves that, but another run's file does.
 
 A power cut may also lose the first sectors of a write and keep the last ones. What is lost then reads as zeros, which
 no record contains. So that such a hole is told from damage, a record that was written together with the one before it
@@ -41,11 +42,19 @@ def frame(key: RunKey, entry: bytes) -> bytes:
             "Nothing was written.",
             hint="Stream less text at a time, or return it as the result of a step.",
         )
-    return b'{"crc":"%08x","len":%8d,"entry":%b}\n' % (_crc(key, entry), len(entry), entry)
+    return b'{"crc":"%b","len":%8d,"entry":%b}\n' % (_crc(key, entry), len(entry), entry)
 
 
 def unframe(key: RunKey, line: bytes) -> bytes:
     """The entry inside one record. Raises ValueError with the reason if the record is not whole and sound."""
+    entry, crc = _parts(line)
+    if crc != _crc(key, entry):
+        raise ValueError("the checksum does not match: bytes were changed, or the record belongs to another run")
+    return entry
+
+
+def _parts(line: bytes) -> tuple[bytes, bytes]:
+    """The entry inside one record, and its checksum as written. Raises ValueError if the record is not whole."""
     if not line.endswith(b"}\n"):
         raise ValueError("the record is cut short")
     if line[:8] != b'{"crc":"' or line[16:24] != b'","len":' or line[32:_HEAD] != b',"entry":':
@@ -53,15 +62,9 @@ def unframe(key: RunKey, line: bytes) -> bytes:
     if len(line) > MAX_RECORD + FRAME:
         raise ValueError(f"the record has {len(line):,} bytes, and the limit is {MAX_RECORD:,}")
     entry = line[_HEAD:-2]
-    try:
-        length, crc = int(line[24:32]), int(line[8:16], 16)
-    except ValueError:
-        raise ValueError("the record's head is damaged") from None
-    if length != len(entry):
-        raise ValueError(f"the record says {length} bytes and has {len(entry)}")
-    if crc != _crc(key, entry):
-        raise ValueError("the checksum does not match: bytes were changed, or the record belongs to another run")
-    return entry
+    if line[24:32] != b"%8d" % len(entry):
+        raise ValueError(f"the record says {line[24:32].decode('ascii', 'replace').strip()} bytes and has {len(entry)}")
+    return entry, line[8:16]
 
 
 def joined(records: Sequence[bytes], more: bool = False) -> bytes:
@@ -90,7 +93,7 @@ def scan(key: RunKey, data: bytes) -> Scan:
         except ValueError as problem:
             if end >= 0 and _followed(key, data[end + 1 :], hole=b"\0" in line):
                 raise CorruptStore(
-                    f"run {key}: record {len(lines) + 1} at byte {offset} is damaged ({problem}) and good records "
+                    f"run {key}: record {len(lines) + 1} at byte {offset} is damaged ({problem}) and whole records "
                     f"follow it. Nothing was changed.",
                     hint="Restore the journal from a copy; do not edit it. Records before it are intact.",
                 ) from None
@@ -101,19 +104,21 @@ def scan(key: RunKey, data: bytes) -> Scan:
 
 
 def _followed(key: RunKey, rest: bytes, hole: bool) -> bool:
-    """Whether there is a good record that shows that what is before it was acknowledged."""
+    """Whether there is a record that shows that what is before it was acknowledged: a good one, or one that is whole
+    but for its checksum and began a write of its own."""
     for line in rest.splitlines(keepends=True):
+        together = line.startswith(b" ")
         try:
-            unframe(key, line.removeprefix(b" "))
+            entry, crc = _parts(line.removeprefix(b" "))
         except ValueError:
             continue
-        if not (hole and line.startswith(b" ")):
+        if not (hole and together) if crc == _crc(key, entry) else not together:
             return True
     return False
 
 
-def _crc(key: RunKey, entry: bytes) -> int:
-    return zlib.crc32(entry, _seed(key))
+def _crc(key: RunKey, entry: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(entry, _seed(key))
 
 
 @lru_cache(maxsize=1024)

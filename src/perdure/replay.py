@@ -351,6 +351,8 @@ class _Work:
             _refuse_changed_arguments(self.request)
             error = refusal(self.request.name, self.request.options.check, outcome.value)
             payload, blobs = self.dumps(outcome.value) if self.life else (_NOTHING, {})
+        except NO_OUTCOME:
+            raise
         except Exception as unusable:
             return unusable, None, {}
         return error, payload, blobs
@@ -447,6 +449,9 @@ def _is_halt(stopped: BaseException) -> bool:
     return isinstance(stopped, Halted)
 
 
+NO_OUTCOME = (StoreError, MemoryError)
+"""errors that are never recorded as the outcome of a step or a run (rel:R7): it goes on when the store can be used
+again, or where there is more memory"""
 _NO_FAULT = (StoreError, FencedError, RunPaused, RunStopped)
 """errors that say nothing about the step's own work"""
 _NOTHING = codec.Payload(codec=codec.CODEC_VERSION)

@@ -39,7 +39,7 @@ def listen(path: str, life: int) -> None:
 
 def say(event: str, name: str) -> None:
     if _witness >= 0:
-        os.write(_witness, f"{_life} {event} {name}\n".encode())
+        os.writev(_witness, [f"{_life} {event} {name}\n".encode()])  # a call that no fault is injected into
         mark(f"{event} {name}")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import crash_crew as crew
 
+WRITES = ("write", "pwrite64", "sync", "fsync", "fdatasync")
+
 
 class Witness:
     """What was said in every life, from the file that bodies and flow append to."""
@@ -29,7 +31,7 @@ class Witness:
 
 
 def judge(root: Path, found: dict[str, Any], life: int) -> None:
-    """``found`` is what ``crash_lives:resume`` returned after life number ``life`` had died."""
+    """``found`` is what ``crash_lives.resume`` returned after life number ``life`` had died."""
     before, after = found["before"], found["after"]
     witness = Witness(root)
     began, again = witness.names(life, "began"), witness.names(life + 1, "began")
@@ -45,7 +47,6 @@ def judge(root: Path, found: dict[str, Any], life: int) -> None:
     ran = Counter(name for event, name in witness.said.get(life + 1, ()) if event == "began")
     assert set(ran.values()) <= {1}, f"ran twice in one life: {ran}"
     assert again == set(crew.STEPS) - durable, "not exactly the unfinished steps ran"
-    assert before["status"] in ("", "crashed", "completed"), before["status"]
     assert "running" not in {step["status"] for step in before["steps"].values()}
 
     _check_end(before, after, witness, life)
@@ -63,3 +64,50 @@ def _check_end(before: dict[str, Any], after: dict[str, Any], witness: Witness, 
         (handed,) = witness.names(life + 1, "partial")
         kept = before["steps"].get("meta", {"text": ""})["text"]
         assert crew.expected().startswith(kept) and int(handed) == len(kept.split()), "partial text"
+
+
+def judge_shape(root: Path, found: dict[str, Any], whole: dict[str, Any], life: int) -> None:
+    """The same of a shape of crash_runners: ``found`` is what its ``resume`` returned after life number ``life`` had
+    died, and ``whole`` what it returns of a run to which nothing happened."""
+    before = found["before"]
+    witness = Witness(root)
+    began, again = witness.names(life, "began"), witness.names(life + 1, "began")
+    earlier = {name for past in range(1, life + 1) for name in witness.names(past, "reported")}
+    durable, begun = set(before["durable"]), set(before["begun"])
+
+    assert earlier <= durable, f"reported but not durable: {sorted(earlier - durable)}"
+    assert began <= begun, f"ran before their start was durable: {sorted(began - begun)}"
+    assert not durable & again, f"completed steps ran again: {sorted(durable & again)}"
+    for past in range(1, life + 2):
+        ran = Counter(name for event, name in witness.said.get(past, ()) if event == "began")
+        assert set(ran.values()) <= {1}, f"ran twice in life {past}: {ran}"
+    assert not witness.names(life + 2, "began"), "a finished run executed something"  # rel:R3
+    assert not before["failed"], f"recorded as failed: {before['failed']}"
+    assert found["result"] == found["again"], "a finished run gave another result"
+    for what in ("result", "steps", "said"):
+        assert found[what] == whole[what], f"another {what}: {found[what]} instead of {whole[what]}"
+    told = [warning for warning in found["warnings"] if "were a record that a crash cut short" not in warning]
+    assert not told, f"a warning: {told}"
+
+
+def told_well(told: dict[str, Any], *statuses: str, result: str) -> bool:
+    """Whether somebody whose disk failed was told an error, which must be a good one; without one the run must have
+    ended durably. ``told`` is what ``crash_jobs.told`` returned, with "failed" (what, and which file) and "later" (what
+    was written to that file after it had failed)."""
+    assert not told["later"], f"after {told['failed']} had failed: {told['later']}"
+    if not told["error"]:
+        assert told["result"] == result and statuses == ("completed",), (told, statuses)
+        return False
+    message = str(told["message"])
+    if told["error"] == "ConfigError":  # the place does not even let us make the files: somebody has to choose another
+        assert told["failed"][0] == "create" and "Choose another place" in message, told
+        return True
+    assert told["error"] == "StoreError", told
+    kind, path = told["failed"]
+    if path.endswith(("journal.jsonl", "-wal")) and kind in WRITES:
+        assert told["broken"], f"the handle is still of use after {told['failed']}"
+    helped = "Nothing that was acknowledged is lost" in message and "run again" in message
+    assert helped or "Open it again; what was acknowledged is kept" in message, (
+        told
+    )  # what came after the first failure
+    return True

@@ -1,4 +1,4 @@
-"""Every shape that runners make, small, in both colours where there are two; killed at every append to a journal.
+"""Every shape that runners make, small, in both colours where there are two; killed in many ways.
 
 Each body says which run and step it belongs to. Nothing in a shape is random, so a run that was killed must end like
 one that was not: with the same result, the same steps and the same conversations.
@@ -7,14 +7,10 @@ one that was not: with the same result, the same steps and the same conversation
 from __future__ import annotations
 
 import asyncio
-import logging
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import crash_crew as crew
-from crash_lives import KillingStore, url
 
 import perdure
 from perdure.runners import (
@@ -33,7 +29,6 @@ from perdure.runners import (
     best_of,
     tool,
 )
-from perdure.stores import open_store
 
 
 def _began() -> None:
@@ -320,70 +315,20 @@ SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def live(root: str, store: str, shape: str, life: int, at: int, when: str) -> Any:
-    """One life; dies at append ``at``. Notes what was durable when it began; returns what a survivor ended with."""
-    before = durable(root, store)
-    Path(root).mkdir(exist_ok=True)
-    crew.listen(f"{root}.witness", life)
-    opened = KillingStore(open_store(url(root, store)), at, when)
-    flow, inputs = SHAPES[shape]
-    Path(f"{root}.before{life}").write_text("\n".join(before))
-    told = Told()
-    logging.getLogger("perdure").addHandler(told)
-    result = perdure.run(flow, goal="shape", store=opened, **inputs)
-    return {"result": repr(result), "warnings": told.messages, **ended(root, store)}
+@perdure.step
+async def fill(letter: str) -> str:
+    _began()
+    return letter * 1_000_000
 
 
-def without(shape: str) -> str:
-    """The result with no store at all."""
-    flow, inputs = SHAPES[shape]
-    result = flow(**inputs)
-    return repr(asyncio.run(result) if asyncio.iscoroutine(result) else result)
+@perdure.flow
+async def heavy() -> str:
+    """Steps whose results take much memory, one after the other and side by side."""
+    found = [await fill(letter) for letter in "abc"]
+    found += await perdure.gather(*(fill(letter) for letter in "defg"))
+    found += [await fill("h")]
+    return "".join(text[:1] for text in found)
 
 
-class Told(logging.Handler):
-    """Keeps warnings: nothing here is nondeterministic, and no life should say so."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
-def durable(root: str, store: str) -> list[str]:
-    """The completed steps of all runs, as bodies call them."""
-    if not Path(root).is_dir():
-        return []
-    copy = f"{root}.copy"
-    shutil.copytree(root, copy)
-    try:
-        with perdure.Client(url(copy, store)) as client:
-            states = [client.state(str(row.key)) for row in client.runs()]
-            return [f"{state.key}:{step.number}" for state in states for step in state.steps.values() if step.recorded]
-    except perdure.PerdureError:  # nothing there yet
-        return []
-    finally:
-        shutil.rmtree(copy)
-
-
-def ended(root: str, store: str) -> dict[str, Any]:
-    """Every run's steps and conversations, without what a crash may change: numbers and counts of attempts."""
-    with perdure.Client(url(root, store)) as client:
-        states = [client.state(str(row.key)) for row in client.runs()]
-        steps = sorted(
-            f"{state.key} {step.path} {step.identity.fingerprint} {step.identity.n} {step.status}"
-            f" {step.attempts[-1].outcome if step.attempts[-1].outcome == 'copied' else ''}"
-            for state in states
-            for step in state.steps.values()
-            if state.status == "completed" and step.recorded
-        )
-        said = [
-            f"{state.key} {scope} {message.role} {message.call_id} {message.covers} "
-            + repr(client.value(message.content or state.steps[message.step].output))  # type: ignore[arg-type]
-            for state in states
-            for scope, messages in state.conversations.items()
-            for message in messages
-        ]
-    return {"steps": steps, "said": said}
+MORE: dict[str, tuple[Any, dict[str, Any]]] = {"heavy": (heavy, {})}
+"""for suites of their own"""

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 _PATIENCE = 60
@@ -31,10 +32,16 @@ class Ended(NamedTuple):
 
 
 class Zygote:
-    """Runs ``module:function(**arguments)`` in fresh child processes; arguments and result are JSON."""
+    """Runs ``module:function(**arguments)`` in fresh child processes; arguments and result are JSON.
 
-    def __init__(self) -> None:
+    ``preload``: a library to be loaded before all others.
+    """
+
+    def __init__(self, preload: Path | None = None) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # faults are for the files of runs
+        if preload is not None:
+            environment["LD_PRELOAD"] = str(preload)
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -60,8 +67,10 @@ class Zygote:
 def serve() -> None:
     for module in (
         "crash_lives",
+        "crash_jobs",
+        "crash_calls",
         "crash_shapes",
-        "crash_runners",
+        "crash_runner_lives",
         "crash_endings",
         "crash_waits",
         "perdure.stores.file",

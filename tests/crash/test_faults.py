@@ -3,61 +3,38 @@
 from __future__ import annotations
 
 import errno
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from crash_crew import CREWS, expected
-from crash_judge import judge
+from crash_cases import STORES, Case
+from crash_crew import CREWS
+from crash_judge import told_well
 from crash_zygote import Zygote
 
 Record = Callable[[str, object], None]
 FAULTS = {"full": (errno.ENOSPC, True), "failing": (errno.EIO, False)}
 """a full disk stays full until somebody makes space; a failing one fails once and then says that all is well"""
-LEAST = {"file": 70, "sqlite": 110}
+LEAST = {("file", job): 70 for job in CREWS} | {("sqlite", job): 110 for job in CREWS}
+LEAST |= {("file", "graph"): 120, ("file", "agent"): 90, ("sqlite", "graph"): 210, ("sqlite", "agent"): 250}
 
 
-def _faults(zygote: Zygote, place: Path, store: str, colour: str, fault: str, record: Record) -> None:
+def _faults(case: Case, fault: str, record: Record, step: int = 1) -> None:
     code, lasting = FAULTS[fault]
-    crew = {"store": store, "colour": colour}
-    at = errors = clean = 0
+    at, tried, errors, clean = 1, 0, 0, 0
     while clean < 3:
-        at += 1
-        root = place / str(at)
-        try:
-            told = zygote.run("crash_lives:faulted", root=str(root), life=1, at=at, code=code, lasting=lasting, **crew)
-            if told.value["failed"] is None:
+        with case.folder(at, f"{fault} disk at point {at}") as root:
+            told = case.run("faulted", root, 1, at=at, code=code, lasting=lasting).value
+            if told["failed"] is None:
                 clean += 1
-                continue
-            found = zygote.run("crash_lives:resume", root=str(root), life=2, **crew).value
-            judge(root, found, 1)
-            errors += _told_well(told.value, found["before"]["status"])
-        except AssertionError as error:
-            raise AssertionError(f"{crew}, {fault} disk at point {at}: {error}") from error
-        finally:
-            shutil.rmtree(root, ignore_errors=True)
-    record("points", at - 3)
+            else:
+                before = case.judge(root, 1)
+                errors += told_well(told, *before["statuses"], result=case.result())
+        at, tried = at + step, tried + 1
+    record("points", tried - 3)
     record("errors", errors)
-    assert at >= LEAST[store] and errors >= 0.8 * LEAST[store]
-
-
-def _told_well(told: dict[str, Any], status: str) -> bool:
-    """Whether there was an error, which must be a good one; without one the run must have ended durably."""
-    assert not told["later"], f"after {told['failed']} had failed: {told['later']}"
-    if not told["error"]:
-        assert told["result"] == expected() and status == "completed", (told, status)
-        return False
-    if told["error"] == "ConfigError":  # the place does not even let us make the files: somebody has to choose another
-        assert told["failed"][0] == "create" and "Choose another place" in str(told["message"]), told
-        return True
-    assert told["error"] == "StoreError", told
-    kind, path = told["failed"]
-    if path.endswith(("journal.jsonl", "-wal")) and kind in ("write", "sync"):
-        assert told["broken"], f"the handle is still of use after {told['failed']}"
-    assert "Nothing that was acknowledged is lost" in str(told["message"]) and "run again" in str(told["message"]), told
-    return True
+    least = LEAST[case.store, case.job] // step
+    assert tried >= least and errors >= 0.8 * least
 
 
 _SAMPLE = [("file", "full"), ("sqlite", "failing")]
@@ -68,7 +45,7 @@ _SAMPLE = [("file", "full"), ("sqlite", "failing")]
     ("store", "fault"),
     [
         pytest.param(store, fault, marks=[] if (store, fault) in _SAMPLE else pytest.mark.long)
-        for store in ("file", "sqlite")
+        for store in STORES
         for fault in FAULTS
     ],
 )
@@ -76,15 +53,15 @@ def test_a_disk_that_fails_at_any_change_is_told_and_nothing_is_lost(
     zygote: Zygote, place: Path, store: str, fault: str, record_property: Record
 ) -> None:
     # rel:D4 rel:D10 rel:D11 rel:D12 rel:R7
-    _faults(zygote, place, store, "async", fault, record_property)
+    _faults(Case(zygote, place, store, "async"), fault, record_property)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("colour", sorted(CREWS.keys() - {"async"}))
-@pytest.mark.parametrize("store", ["file", "sqlite"])
-def test_a_disk_that_fails_at_any_change_of_any_crew_is_told_and_nothing_is_lost(
-    zygote: Zygote, place: Path, store: str, colour: str, fault: str, record_property: Record
+@pytest.mark.parametrize("job", sorted(CREWS.keys() - {"async"} | {"graph", "agent"}))
+@pytest.mark.parametrize("store", STORES)
+def test_a_disk_that_fails_at_any_change_of_any_job_is_told_and_nothing_is_lost(
+    zygote: Zygote, place: Path, store: str, job: str, fault: str, record_property: Record
 ) -> None:
     # rel:D4 rel:D10 rel:D11 rel:D12 rel:R7
-    _faults(zygote, place, store, colour, fault, record_property)
+    _faults(Case(zygote, place, store, job), fault, record_property)

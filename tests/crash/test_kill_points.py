@@ -6,85 +6,74 @@ The points are not guessed: life after life dies at point 1, 2, 3 ... until live
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from crash_cases import STORES, Case
 from crash_crew import CREWS
-from crash_judge import judge
-from crash_zygote import Zygote
+from crash_zygote import Ended, Zygote
 
-STORES = ("file", "sqlite")
-LEAST = {"file": 70, "sqlite": 110}
+LEAST = {("file", job): 70 for job in CREWS} | {("sqlite", job): 110 for job in CREWS}
+LEAST |= {("file", "graph"): 120, ("file", "agent"): 90, ("sqlite", "graph"): 210, ("sqlite", "agent"): 250}
 """changes of files in a run that is not killed; a suite that sees fewer has gone blind"""
 
 Record = Callable[[str, object], None]
 
 
-class Killer:
-    """Kills lives of one crew on one store, each in a folder of its own."""
+class Killer(Case):
+    """Kills lives of one job on one store."""
 
-    def __init__(self, zygote: Zygote, place: Path, store: str, colour: str, how: str = "killed") -> None:
-        self.zygote, self.place, self.how = zygote, place, f"crash_lives:{how}"
-        self.crew = {"store": store, "colour": colour}
-        self.kills = 0
+    def __init__(self, zygote: Zygote, place: Path, store: str, job: str, how: str = "killed") -> None:
+        super().__init__(zygote, place, store, job)
+        self.how, self.kills = how, 0
 
-    def life(self, root: Path, life: int, at: int, when: str) -> bool:
-        """Whether it was killed."""
-        ended = self.zygote.run(self.how, root=str(root), life=life, at=at, when=when, **self.crew)
+    def life(self, root: Path, life: int, at: int, when: str) -> Ended:
+        ended = self.run(self.how, root, life, at=at, when=when)
         self.kills += ended.killed
-        return ended.killed
+        return ended
 
-    def resume(self, root: Path, life: int) -> Any:
-        ended = self.zygote.run("crash_lives:resume", root=str(root), life=life, **self.crew)
-        assert not ended.killed
-        return ended.value
-
-    def everywhere(self, when: str) -> int:
-        """Die at every point, resume, judge. Returns the number of points."""
-        at = survived = 0
+    def everywhere(self, when: str, step: int = 1) -> int:
+        """Die at every point (or each ``step``-th), resume, judge. Returns the number of points tried."""
+        at, tried, survived = 1, 0, 0
         while survived < 3:  # how many changes there are differs a little between lives: threads batch differently
-            at += 1
-            root = self.place / str(at)
-            try:
-                if not self.life(root, 1, at, when):
-                    survived += when != "torn" or at > LEAST[self.crew["store"]]  # not every point can be torn
-                    continue
-                judge(root, self.resume(root, 2), 1)
-            except AssertionError as error:
-                raise AssertionError(f"{self.crew}, killed {when} point {at}: {error}") from error
-            finally:
-                shutil.rmtree(root, ignore_errors=True)
-        return at - 3
+            with self.folder(at, f"killed {when} point {at}") as root:
+                ended = self.life(root, 1, at, when)
+                if ended.killed:
+                    self.judge(root, 1)
+                else:
+                    survived += at > ended.value["points"]  # else it was a point that cannot be torn
+            at, tried = at + step, tried + 1
+        return tried - 3
 
 
-def _points(killer: Killer, when: str, record: Record) -> None:
-    points = killer.everywhere(when)
+def _points(killer: Killer, when: str, record: Record, step: int = 1) -> None:
+    points = killer.everywhere(when, step)
     record("points", points)
     record("kills", killer.kills)
-    least = LEAST[killer.crew["store"]]
+    least = LEAST[killer.store, killer.job] // step
     assert points >= least and killer.kills >= (least if when != "torn" else least // 8)
 
 
-_SAMPLE = {("file", "before"), ("file", "torn"), ("sqlite", "torn"), ("sqlite", "after")}
-"""of stores and moments; the rest is for the long run"""
+_SAMPLE = {("file", "before"): 1, ("file", "torn"): 2, ("sqlite", "torn"): 4, ("sqlite", "after"): 2}
+"""of stores and moments: each how many-th point; all of them are for the long run"""
 
 
 @pytest.mark.parametrize(
-    ("store", "when"),
-    [
-        pytest.param(store, when, marks=[] if (store, when) in _SAMPLE else pytest.mark.long)
+    ("store", "when", "step"),
+    [(store, when, step) for (store, when), step in _SAMPLE.items()]
+    + [
+        pytest.param(store, when, 1, marks=pytest.mark.long)
         for store in STORES
         for when in ("before", "torn", "after")
+        if _SAMPLE.get((store, when)) != 1
     ],
 )
-def test_killed_at_every_change_of_a_file_an_async_crew_ends_as_if_nothing_had_happened(
-    zygote: Zygote, place: Path, store: str, when: str, record_property: Record
+def test_killed_at_changes_of_a_file_an_async_crew_ends_as_if_nothing_had_happened(
+    zygote: Zygote, place: Path, store: str, when: str, step: int, record_property: Record
 ) -> None:
     # C1 C2 C3 C4 C5 X15 rel:D1 rel:R1 rel:R3
-    _points(Killer(zygote, place, store, "async"), when, record_property)
+    _points(Killer(zygote, place, store, "async"), when, record_property, step)
 
 
 @pytest.mark.long
@@ -96,6 +85,27 @@ def test_killed_at_every_change_of_a_file_every_crew_ends_as_if_nothing_had_happ
 ) -> None:
     # C1 C2 C3 C4 C5 X15 rel:D1 rel:R1 rel:R3
     _points(Killer(zygote, place, store, colour), when, record_property)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("when", ["before", "torn", "after"])
+@pytest.mark.parametrize("job", ["graph", "agent"])
+@pytest.mark.parametrize("store", STORES)
+def test_killed_at_every_change_of_a_file_a_graph_and_an_agent_end_as_if_nothing_had_happened(
+    zygote: Zygote, place: Path, store: str, job: str, when: str, record_property: Record
+) -> None:
+    # G3 B7 W4 W5 W6 W7 rel:D1 rel:R1 rel:R3
+    _points(Killer(zygote, place, store, job), when, record_property)
+
+
+@pytest.mark.parametrize(
+    ("store", "job", "when", "step"), [("file", "graph", "after", 11), ("sqlite", "agent", "before", 31)]
+)
+def test_killed_at_some_changes_of_a_file_a_graph_and_an_agent_end_as_if_nothing_had_happened(
+    zygote: Zygote, place: Path, store: str, job: str, when: str, step: int, record_property: Record
+) -> None:
+    # G3 B7 W4 rel:D1 rel:R1 rel:R3
+    _points(Killer(zygote, place, store, job), when, record_property, step)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -119,7 +129,7 @@ def test_killed_anywhere_and_killed_again_anywhere_in_the_recovery_a_crew_ends_t
     # rel:R2
     dice = random.Random(f"{store} {colour}")
     killer = Killer(zygote, place, store, colour)
-    last = 1.3 * LEAST[store]
+    last = 1.3 * LEAST[store, colour]
     twice = 0
     for _ in range(30):
         first, second = dice.randint(1, int(last)), dice.randint(1, int(last))
@@ -130,17 +140,13 @@ def test_killed_anywhere_and_killed_again_anywhere_in_the_recovery_a_crew_ends_t
 
 
 def _twice(killer: Killer, first: int, second: int, when: str) -> bool:
-    root = killer.place / f"{first}-{second}"
-    try:
-        if not killer.life(root, 1, first, when):
+    with killer.folder(f"{first}-{second}", f"killed {when} point {first}, then {second}") as root:
+        if not killer.life(root, 1, first, when).killed:
             return False
-        second_died = killer.life(root, 2, second, when)
-        judge(root, killer.resume(root, 3), 2) if second_died else None
+        second_died = killer.life(root, 2, second, when).killed
+        if second_died:
+            killer.judge(root, 2)
         return second_died
-    except AssertionError as error:
-        raise AssertionError(f"{killer.crew}, killed {when} point {first}, then {second}: {error}") from error
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.mark.long
@@ -152,7 +158,7 @@ def test_a_recovery_from_every_kill_killed_all_over_again_ends_the_same(
     # rel:R2: all first points, an eighth in each chunk; with each a fourth of the second ones, with the next others
     killer = Killer(zygote, place, store, "async")
     twice = 0
-    for first in range(1 + chunk, LEAST[store], 8):
+    for first in range(1 + chunk, LEAST[store, "async"], 8):
         second, survived = first // 8 % 4 - 3, 0
         while survived < 2:
             second += 4
@@ -160,4 +166,4 @@ def test_a_recovery_from_every_kill_killed_all_over_again_ends_the_same(
             survived += not died
             twice += died
     record_property("killed twice", twice)
-    assert twice >= LEAST[store] // 8 * 5
+    assert twice >= LEAST[store, "async"] // 8 * 5

@@ -15,7 +15,7 @@ from crash_zygote import Zygote
 LEAST = dict.fromkeys(SHAPES, 24) | {
     "race": 8,
     "swarm": 13,
-    "swarm-sync": 12,
+    "swarm-sync": 8,
     "agent-sync": 12,
     "best-side-by-side": 14,
 }
@@ -30,21 +30,21 @@ def test_killed_at_any_append_a_shape_ends_as_if_nothing_had_happened(
 ) -> None:
     # G3 G4 B5 B7 K1 K2 K3 W4 W5 W6 W7 X10 X15 rel:R1 rel:R2
     crew = {"store": store, "shape": shape}
-    whole = zygote.run("crash_runners:live", root=str(place / "whole"), life=1, at=0, when=when, **crew).value
+    whole = zygote.run("crash_runner_lives:live", root=str(place / "whole"), life=1, at=0, when=when, **crew).value
     assert whole["warnings"] == []
     at = survived = kills = 0
     while survived < 2:
         at += 1
         root = place / str(at)
         try:
-            if not zygote.run("crash_runners:live", root=str(root), life=1, at=at, when=when, **crew).killed:
+            if not zygote.run("crash_runner_lives:live", root=str(root), life=1, at=at, when=when, **crew).killed:
                 survived += 1
                 continue
             again = at // 2 + 1 if at % 3 == 0 else 0  # every third is killed twice
-            second = zygote.run("crash_runners:live", root=str(root), life=2, at=again, when=when, **crew)
+            second = zygote.run("crash_runner_lives:live", root=str(root), life=2, at=again, when=when, **crew)
             last = second
             if second.killed:
-                last = zygote.run("crash_runners:live", root=str(root), life=3, at=0, when=when, **crew)
+                last = zygote.run("crash_runner_lives:live", root=str(root), life=3, at=0, when=when, **crew)
             kills += 1 + second.killed
             _check(root, 3 if second.killed else 2)
             for what in ("result", "steps", "said", "warnings"):
@@ -59,8 +59,8 @@ def test_killed_at_any_append_a_shape_ends_as_if_nothing_had_happened(
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if not shape.startswith("best")])
 def test_with_no_store_at_all_a_shape_gives_the_same(zygote: Zygote, place: Path, shape: str) -> None:  # G1
-    kept = zygote.run("crash_runners:live", root=str(place), store="file", shape=shape, life=1, at=0, when="after")
-    assert zygote.run("crash_runners:without", shape=shape).value == kept.value["result"]
+    kept = zygote.run("crash_runner_lives:live", root=str(place), store="file", shape=shape, life=1, at=0, when="after")
+    assert zygote.run("crash_runner_lives:without", shape=shape).value == kept.value["result"]
 
 
 def _check(root: Path, lives: int) -> None:

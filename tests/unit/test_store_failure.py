@@ -116,3 +116,51 @@ def test_faults_come_at_their_calls_and_at_no_others() -> None:  # rel:X2
 def test_a_fault_in_what_no_store_has_is_refused() -> None:
     with pytest.raises(ValueError, match="no verb 'appendix'"):
         faulty(MemoryStore(), Fault("appendix"))
+
+
+class Unreadable(MemoryStore):
+    """Its device does not give back what is large."""
+
+    def blob(self, digest: str) -> bytes:
+        raise StoreError("The device cannot be read.")
+
+
+@perdure.step
+def large() -> str:
+    return "word " * 20_000
+
+
+@perdure.step
+def after(text: str) -> int:
+    if not ready:
+        raise KeyboardInterrupt
+    return len(text)
+
+
+@perdure.flow
+def inner() -> int:
+    return after(large())
+
+
+@perdure.flow
+def outer() -> int:
+    return perdure.child(inner)() + sum(perdure.gather(perdure.child(inner)))
+
+
+ready: list[bool] = []
+
+
+def test_a_store_that_cannot_be_read_is_no_outcome_of_the_steps_around() -> None:
+    # rel:R7: the child's step is not recorded as failed, nor is the run
+    ready.clear()
+    backend = MemoryBackend()
+    with pytest.raises(KeyboardInterrupt):
+        perdure.run(outer, goal="g", store=MemoryStore(backend))
+    ready.append(True)
+    with pytest.raises(StoreError, match="The device cannot be read"):
+        perdure.run(outer, goal="g", store=Unreadable(backend))
+    with perdure.Client(MemoryStore(backend)) as client:
+        state = client.state("g")
+        outcomes = {attempt.outcome for step in state.steps.values() for attempt in step.attempts}
+    assert state.status != "failed" and not {"failed"} & outcomes, (state.status, outcomes)
+    assert perdure.run(outer, goal="g", store=MemoryStore(backend)) == 200_000

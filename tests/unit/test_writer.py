@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from perdure.clock import SYSTEM
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.runtime.writer import Item, Ticket, Writer
 from perdure.stores.base import Append
@@ -153,3 +153,32 @@ def test_closing_commits_what_is_queued(store: Counting) -> None:
     tickets = [run.put(lazy=True) for _ in range(5)]
     writer.close()
     assert all(ticket.done and ticket.error is None for ticket in tickets)
+
+
+def test_whatever_ends_the_work_of_the_thread_nobody_waits_for_ever(writer: Writer) -> None:
+    # as when memory is used up between two commits
+    run = begin(writer)
+
+    def ends() -> None:
+        raise SystemExit
+
+    run.put(lazy=True).then(ends)
+    done = threading.Event()
+    run.put().then(done.set)
+    assert done.wait(DEADLINE)
+    done.clear()
+    late = run.put()
+    late.then(done.set)
+    assert done.wait(DEADLINE) and late.error is not None
+
+
+def test_a_store_without_memory_is_a_store_that_fails(writer: Writer, store: Counting) -> None:  # rel:R7
+    def append(batch: Sequence[Append]) -> list[PerdureError | None]:
+        raise MemoryError
+
+    run = begin(writer)
+    store.append = append  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match=r"no memory left.*Nothing that was acknowledged is lost"):
+        run.put().wait()
+    with pytest.raises(StoreError, match="no memory left"):
+        run.put().wait()

@@ -178,6 +178,8 @@ def _execute(call: Call, run: LiveRun | None, body: Body, connection: Any = None
     try:
         with entered(frame), deeper(run):
             value = _within(work, body, run) if body.timeout is not None and call.what == "body" else work()
+    except replay.NO_OUTCOME:
+        raise
     except Exception as raised:
         error = _own(raised, run)
     finally:
@@ -196,6 +198,8 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
         with entered(frame), deeper(run):
             value = await _within_async(work, body if call.what == "body" else body._replace(timeout=None))
         finished = True
+    except replay.NO_OUTCOME:
+        raise
     except Exception as raised:
         error = _own(raised, run)
     finally:

@@ -3,8 +3,8 @@
 What a run's end becomes (B3): a returned value is COMPLETED; an exception is FAILED, which recovery leaves alone and a
 person may run again; a step in doubt that may not be repeated is PAUSED; a run of which nothing can move before
 something comes from outside is PENDING_INPUT or WAITING; one that a person gave up is CANCELLED; cancellation of our
-task, Ctrl-C, SIGTERM and a closing event loop are INTERRUPTED; a store that fails or a lost lease is never recorded as
-an outcome (rel:R7): the journal ends where it ends, and the next process goes on from there.
+task, Ctrl-C, SIGTERM, a closing event loop and memory that is used up are INTERRUPTED; a store that fails or a lost
+lease is never recorded as an outcome (rel:R7): the journal ends where it ends, and the next process goes on from there.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ def _ending(run: LiveRun, error: BaseException, outside: bool) -> tuple[j.Entry,
         error = run.cleanup_error or error
     if isinstance(error, RunPaused):
         return j.RunPaused(reason=discreet(str(error))), error
+    if isinstance(error, MemoryError) and not run.supervised():  # a worker that went on with it would meet it again
+        return j.RunInterrupted(reason="out of memory"), error
     if isinstance(error, Exception) or (run.supervised() and not run.halt):
         return j.RunFailed(error=codec.describe_error(error)), error
     return j.RunInterrupted(reason=_signal(error)), error

@@ -113,6 +113,8 @@ class Writer:
         self._bell = threading.Lock()
         self._bell.acquire()
         self._error: PerdureError | None = None
+        self._taken: list[Item] = []
+        """what was taken out of the queue and not answered yet"""
         self._pid = os.getpid()
         self._occupied = False
         """the thread executes a transactional step"""
@@ -175,6 +177,17 @@ class Writer:
             )
 
     def _work(self) -> None:
+        while True:
+            try:
+                return self._serve()
+            except BaseException as error:  # memory that is used up can end anything; nobody may wait for ever
+                if self._closed and not self._queue:  # it is the end, and the store could not be closed in order
+                    raise
+                self._error = self._error or _broken(error)
+                self.resolve(self._taken, self._error)
+
+    def _serve(self) -> None:
+        """Commit what is queued, and execute verbs, until told to end."""
         more = False
         while True:
             if not more:
@@ -184,14 +197,14 @@ class Writer:
                 self._next = SYSTEM.monotonic() + self._every
                 self._look_around()
             self._urgent = False
-            batch: list[Item] = []
+            batch = self._taken = []
             for _ in range(len(self._queue)):
                 item = self._queue.popleft()
                 if isinstance(item, Item):
                     batch.append(item)
                     continue
                 self._commit(batch)
-                batch = []
+                batch = self._taken = []
                 if item is None:
                     self.store.close()
                     return
@@ -285,10 +298,21 @@ class Writer:
             self._error = error if isinstance(error, StoreError) else self._error
             errors = [error] * len(groups)
         except BaseException as error:
-            self._error = Bug(f"the store raised {type(error).__name__}: {error}")
-            self._error.__cause__ = error
+            self._error = _broken(error)
             errors = [self._error] * len(groups)
         _resolve([(item.ticket, error) for group, error in zip(groups, errors, strict=True) for item in group])
+
+
+def _broken(error: BaseException) -> PerdureError:
+    """What to tell whoever waits for a store that raised something else than its own errors."""
+    problem: PerdureError = Bug(f"the store raised {type(error).__name__}: {error}")
+    if isinstance(error, MemoryError):
+        problem = StoreError(
+            "The store could not be written to: there is no memory left.",
+            hint="Nothing that was acknowledged is lost. Run again with more memory.",
+        )
+    problem.__cause__ = error
+    return problem
 
 
 def _merge(group: list[Item]) -> Append:
