@@ -106,6 +106,8 @@ class State:
         """Take the next entry. Raises CorruptStore if it cannot follow what came before."""
         if entry.seq != self.seq + 1:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} follows entry {self.seq}. Nothing was changed.")
+        if self.status is None and not isinstance(entry, j.First):
+            raise CorruptStore(f"run {self.key}: its first entry is {j.kind_of(entry)!r}. Nothing was changed.")
         _APPLY[type(entry)](self, entry)
         self.seq = entry.seq
         self.updated = max(self.updated, entry.at)  # a clock may be set back

@@ -49,9 +49,13 @@ def check_name(what: str, text: str, *, path_like: bool = False) -> str:
     return text
 
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""characters that do something to a terminal, but for the end of a line and the tabulator"""
+
+
 def head(text: str, width: int) -> str:
-    """The beginning of a text on one line, for people."""
-    line = " ".join(text.split())
+    """The beginning of a text on one line, for people: nothing in it steers a terminal."""
+    line = CONTROLS.sub("\ufffd", " ".join(text.split()))
     shown = discreet_part(line, width)
     return shown if len(line) <= width else shown[: width - 3] + "..."
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
 import pytest
 from stranger import Shell
+
+import perdure
 
 RUN = ("run", "review.py:review", "--input", "path=a.md", "--goal", "paper")
 
@@ -249,3 +255,45 @@ def test_a_ten_megabyte_goal_is_refused_in_a_short_sentence(tmp_path: Path) -> N
         perdure.run(lambda: 1, goal="x" * 10_000_000, store=f"sqlite:{tmp_path / 'runs.db'}")
     assert "10,000,000 characters" in str(error.value) and len(str(error.value)) < 300
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_run_says_does_nothing_to_a_terminal(tmp_path: Path) -> None:  # rel:S12
+    hostile = "\x1b[2J\x07\x9b31m"
+
+    @perdure.step
+    def work(what: str) -> str:
+        perdure.context().stream(what)
+        raise ValueError(what)
+
+    @perdure.flow(name="flow")
+    def flow(what: str) -> str:
+        if perdure.ask(f"Go {what}?", answer=bool, to=what):
+            return work(what)
+        return what
+
+    url = f"sqlite:{tmp_path / 'runs.db'}"
+    with suppress(perdure.PerdureError):
+        perdure.run(flow, hostile, goal="g", store=url)
+    for words in (["questions"], ["answer", "g", "--value", "true", "--by", "ann"]):
+        told = _on_a_terminal([*words, "--store", url])
+        assert "Go" in told or "answer" in told.lower()
+        assert not any(mark in told for mark in ("\x1b[2J", "\x07", "\x9b"))
+    with suppress(ValueError):
+        perdure.run(flow, hostile, goal="g", store=url)
+    for words in (["ls"], ["show", "g"], ["tail", "g", "--no-follow"], ["output", "g", "work"]):
+        told = _on_a_terminal([*words, "--store", url])
+        assert not any(mark in told for mark in ("\x1b[2J", "\x07", "\x9b")), words
+
+
+def _on_a_terminal(words: list[str]) -> str:
+    """What the command prints to a terminal."""
+    parent, child = pty.openpty()
+    done = subprocess.Popen([sys.executable, "-m", "perdure", *words], stdin=child, stdout=child, stderr=child)
+    os.close(child)
+    told = b""
+    with suppress(OSError):  # the other end was closed
+        while piece := os.read(parent, 65536):
+            told += piece
+    os.close(parent)
+    done.wait(timeout=60)
+    return told.decode("utf-8", "replace")

@@ -16,7 +16,7 @@ import pytest
 import perdure
 from perdure import errors
 from perdure.clock import Clock
-from perdure.model import Lease
+from perdure.model import File, Lease
 from perdure.runtime.manager import CheckpointManager
 from perdure.stores.memory import MemoryStore
 
@@ -681,3 +681,19 @@ def test_a_step_in_a_thread_that_does_not_know_the_run_says_that_it_is_not_durab
         assert [len(client.state(goal).steps) for goal in ("carried", "pooled")] == [1, 0]
     caplog.clear()
     assert work(1) == 2 and caplog.text == "", "outside of runs a step is a plain function"
+
+
+def test_a_file_whose_suffix_is_no_suffix_is_kept_all_the_same(tmp_path: Path) -> None:  # W6 C4
+    names = iter(["a.png", "b." + "x" * 300, "c.\u202egnp", "d", "e.tar.gz"])
+
+    @perdure.step
+    def make() -> File:
+        return File(next(names), b"content")
+
+    @perdure.flow
+    def flow() -> list[str]:
+        return [make().name[:1] for _ in range(5)]
+
+    assert perdure.run(flow, goal="g", store=f"file:{tmp_path}") == list("abcde")
+    kept = sorted(path.suffix for path in (tmp_path / "runs" / "g.0" / "outputs").iterdir() if path.suffix != ".json")
+    assert kept == [".bin", ".bin", ".bin", ".gz", ".png"]

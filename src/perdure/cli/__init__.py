@@ -17,7 +17,7 @@ from perdure.cli.demo import demo
 from perdure.cli.encryption import key, rekey
 from perdure.cli.graph import graph
 from perdure.cli.listing import ls, output, show
-from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
+from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, echo, report
 from perdure.cli.pruning import pin, prune, unpin
 from perdure.cli.run import resume, run
 from perdure.cli.stopping import cancel, pause, retry, unpause
@@ -71,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> int:
         error.show()
         return FIX if isinstance(error, click.UsageError) else error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nStopped.", err=True)
+        echo("\nStopped.", err=True)
         return CTRL_C
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

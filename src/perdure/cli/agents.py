@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, write
+from perdure.cli.outcome import OK, echo, write
 from perdure.cli.words import plain_table
 from perdure.errors import CodecError, ConfigError
 from perdure.model import File
@@ -36,17 +36,17 @@ def show_transcript(name: str, scope: str | None, store: str | None, as_json: bo
         write(msgspec.json.encode(lines))
         return OK
     if not lines:
-        click.echo("No agent has said anything in this run.")
+        echo("No agent has said anything in this run.")
     shown = None
     for line in lines:
         if line.scope != shown:
             shown = line.scope
-            click.echo(f"=== agent in scope {shown or '(top)'} ===")
-        click.echo(f"--- {_head(line)}")
+            echo(f"=== agent in scope {shown or '(top)'} ===")
+        echo(f"--- {_head(line)}")
         if line.content:
-            click.echo(discreet(line.content))
+            echo(discreet(line.content))
         for call in line.calls:
-            click.echo(f"-> {discreet(call)}")
+            echo(f"-> {discreet(call)}")
     return OK
 
 
@@ -76,10 +76,10 @@ def files(name: str, folder: Path | None, store: str | None, as_json: bool) -> i
     if as_json:
         write(msgspec.json.encode(rows))
     elif not rows:
-        click.echo("No step of this run has made a file.")
+        echo("No step of this run has made a file.")
     else:
         cells = [tuple(map(str, row.values())) for row in rows]
-        click.echo(plain_table(("#", "step", "file", "type", "bytes"), cells))
+        echo(plain_table(("#", "step", "file", "type", "bytes"), cells))
     return OK
 
 

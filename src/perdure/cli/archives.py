@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, STORE, command, write
+from perdure.cli.outcome import OK, STORE, command, echo, write
 from perdure.cli.waiting import by_option
 from perdure.cli.words import moment
 from perdure.clock import SYSTEM
@@ -57,13 +57,13 @@ def export(names: tuple[str, ...], everything: bool, file: str, force: bool, sto
         doubts = _doubts(client)
     told.end()
     for said in doubts:
-        click.echo(f"warning: {said}", err=True)
+        echo(f"warning: {said}", err=True)
     for said in done.damaged.values():
-        click.echo(f"left out: {said}", err=True)
+        echo(f"left out: {said}", err=True)
     if as_json:
         write(msgspec.json.encode(done))
     else:
-        click.echo(_exported(done, "standard output" if file == "-" else file), err=file == "-")
+        echo(_exported(done, "standard output" if file == "-" else file), err=file == "-")
     return STORE if done.damaged else OK
 
 
@@ -128,11 +128,11 @@ def import_(
         name = archive.name
     told.end()
     for said in doubts:
-        click.echo(f"warning: {said}", err=True)
+        echo(f"warning: {said}", err=True)
     if as_json:
         write(msgspec.json.encode(done))
     else:
-        click.echo("\n".join(_imported(done, name, where, dry_run, store)))
+        echo("\n".join(_imported(done, name, where, dry_run, store)))
     return OK
 
 
@@ -185,4 +185,4 @@ class _Told:
 
     def end(self) -> None:
         if self._shown:
-            click.echo(err=True)
+            echo(err=True)

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, write
+from perdure.cli.outcome import OK, echo, write
 from perdure.cli.target import load_target
 from perdure.errors import ConfigError
 from perdure.fold import State
@@ -40,7 +40,7 @@ def graph(target: str, name: str | None, store: str | None, as_json: bool) -> in
         nodes = [{"name": node, "join": drawn.joins[node], "state": states.get(node)} for node in drawn.tasks]
         write(msgspec.json.encode({"graph": drawn.name, "nodes": nodes, "edges": edges, "mermaid": text}))
         return OK
-    click.echo(text)
+    echo(text)
     return OK
 
 

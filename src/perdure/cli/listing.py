@@ -12,7 +12,7 @@ import msgspec
 
 from perdure import codec, states
 from perdure.cli.counter import Counter
-from perdure.cli.outcome import OK, command, write, write_part
+from perdure.cli.outcome import OK, command, echo, write, write_part
 from perdure.cli.progress import elapsed, progress
 from perdure.cli.words import age, aligned, holder, inputs_text, moment, plain_table, step_word, widths_of
 from perdure.clock import SYSTEM
@@ -47,7 +47,7 @@ def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_js
             _ls_json(client, rows)
         elif not _ls_table(client, rows):
             kind = " of that kind" if status or goal or due else ""
-            click.echo(f"No runs{kind} in {client.url}. Begin one with: perdure run TARGET")
+            echo(f"No runs{kind} in {client.url}. Begin one with: perdure run TARGET")
     return OK
 
 
@@ -87,7 +87,7 @@ def _ls_table(client: Client, rows: Iterator[RunMeta]) -> bool:
         if not widths:
             lines.insert(0, titles)
             widths = widths_of(lines)
-        click.echo(aligned(lines, widths))
+        echo(aligned(lines, widths))
     return bool(widths)
 
 
@@ -149,36 +149,34 @@ def show(name: str, store: str | None, as_json: bool) -> int:
         )
     if cells:
         used = ("used",) if state.usage else ()
-        click.echo(plain_table(("#", "step", "inputs", "state", "attempts", "time", *used, "output"), cells))
+        echo(plain_table(("#", "step", "inputs", "state", "attempts", "time", *used, "output"), cells))
     else:
-        click.echo("No step has started.")
+        echo("No step has started.")
     files = [facts["file"] for facts in told if facts["file"]]
     if files:
-        click.echo(f"Outputs stand in {files[0].rpartition('/')[0]}")
+        echo(f"Outputs stand in {files[0].rpartition('/')[0]}")
     for asked in state.waits.questions():
         words = command("answer", str(state.key), str(asked.step), store=store)
-        click.echo(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
+        echo(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
     if row.status not in (states.COMPLETED, states.RUNNING, states.PENDING_INPUT, states.CANCELLED):
-        click.echo("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", store=store))
+        echo("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", store=store))
     return OK
 
 
 def _describe(state: State, row: RunMeta) -> None:
     pinned = ", pinned" if row.pinned else ""
-    click.echo(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}{pinned}")
-    click.echo(
-        f"flow {state.flow}, begun {moment(state.created)}, {state.lives} {'life' if state.lives == 1 else 'lives'}"
-    )
+    echo(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}{pinned}")
+    echo(f"flow {state.flow}, begun {moment(state.created)}, {state.lives} {'life' if state.lives == 1 else 'lives'}")
     for arg in state.args:
-        click.echo(f"input {arg.name} = {head(arg.head, 80)}")
+        echo(f"input {arg.name} = {head(arg.head, 80)}")
     if row.reason:
-        click.echo(f"reason: {head(row.reason, 400)}")
+        echo(f"reason: {head(row.reason, 400)}")
     if state.reused:
-        click.echo(f"reused in the last life: {state.reused} steps, {state.saved:.1f} s saved")
+        echo(f"reused in the last life: {state.reused} steps, {state.saved:.1f} s saved")
     if state.usage:
-        click.echo(f"used: {state.usage}; in the last life: {state.paid}; saved by resuming: {state.saved_usage}")
+        echo(f"used: {state.usage}; in the last life: {state.paid}; saved by resuming: {state.saved_usage}")
     if state.budget:
-        click.echo("budget: " + ", ".join(f"{cap} {value:g}" for cap, value in budget_of(state).items()))
+        echo("budget: " + ", ".join(f"{cap} {value:g}" for cap, value in budget_of(state).items()))
 
 
 def budget_of(state: State) -> dict[str, float]:
@@ -262,9 +260,9 @@ def output(name: str, step: str | None, store: str | None, as_json: bool) -> int
         payload = found.output if found else client.state(name).output
         if payload is None:
             what = f"Step {found.number} ({found.path})" if found else f"Run {name}"
-            click.echo(f"{what} has no output: it is {found.status if found else client.find(name).status}.", err=True)
+            echo(f"{what} has no output: it is {found.status if found else client.find(name).status}.", err=True)
             if found and found.partial_text:
-                click.echo(f"It had streamed:\n{discreet(found.partial_text)}", err=True)
+                echo(f"It had streamed:\n{discreet(found.partial_text)}", err=True)
             return 1
         if as_json:
             body = codec.stored_json(payload, client.blobs(payload))

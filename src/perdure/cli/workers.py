@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, command, write
+from perdure.cli.outcome import OK, command, echo, write
 from perdure.cli.run import with_secrets
 from perdure.cli.target import load_app, load_rules, load_target, named_after, parse_inputs, read_secrets, resolver
 from perdure.clock import SYSTEM
@@ -88,8 +88,8 @@ def submit(
     if as_json:
         write(msgspec.json.encode({"run": str(run)}))
     else:
-        click.echo(str(run))
-        click.echo("Execute it with: " + command("worker", "--app", target, store=store), err=True)
+        echo(str(run))
+        echo("Execute it with: " + command("worker", "--app", target, store=store), err=True)
     return OK
 
 

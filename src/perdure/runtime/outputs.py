@@ -32,6 +32,9 @@ _SMALL = 2**16
 """bytes of JSON that may be indented whatever it is like"""
 
 
+_SUFFIX = re.compile(r"\.[A-Za-z0-9_+-]{1,20}")
+
+
 class Outputs:
     """Keeps the output files of one run in ``folder``."""
 
@@ -102,7 +105,8 @@ def readable(payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, b
     if isinstance(value, bytes):
         return ".bin", value
     if isinstance(value, File):
-        return Path(value.name).suffix or ".bin", value.content
+        suffix = Path(value.name).suffix
+        return suffix if _SUFFIX.fullmatch(suffix) else ".bin", value.content
     return ".json", _indented(codec.stored_json(payload, blobs)) + b"\n"
 
 
