@@ -23,14 +23,16 @@ class Tools:
                 "Install one of them; `make test-long` gets strace by itself where it can."
             )
 
-    def choose(self, wanted: str, record: Callable[[str, object], None], only: str = "") -> str:
-        """That tool, or what stands for it; which is said. ``only``: the one tool that can do this at all."""
+    def choose(self, wanted: str, record: Callable[[str, object], None], only: bool = False) -> str:
+        """That tool, or what stands for it; which is said. ``only``: nothing else can do this, so "" if it is not there:
+        what is torn or short is left to the matrices of test_kill_points.py and test_file_store_faults.py then."""
         if self._found[wanted]:
             return wanted
         if only:
-            pytest.fail(f"The {only} cannot be compiled: there is no C compiler (cc, gcc, clang or CC).")
+            record(f"matrices left to the spy, as there is no {wanted}", 1)
+            return ""
         other = next(tool for tool, found in self._found.items() if found)
-        record(f"matrices by the {other}, as there is no {wanted}", 1)
+        record(f"matrices by {other}, as there is no {wanted}", 1)
         return other
 
     def kinds(self, tool: str) -> tuple[str, ...]:
