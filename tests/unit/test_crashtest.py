@@ -236,8 +236,10 @@ def test_what_may_rightly_differ_is_no_finding(twins: str, store: Any) -> None: 
     assert report.kills >= 5 and report.steps >= 15
 
 
-def test_a_step_that_returns_something_else_each_time_is_no_finding_but_a_note(twins: str) -> None:  # X5
-    report = crashtest(f"{twins}:invented", {"x": "q"}, points=3, again=0, seed=2)
+@pytest.mark.parametrize("durability", ["strict", "exit", pytest.param("async", marks=pytest.mark.long)])
+def test_a_step_that_returns_something_else_each_time_is_no_finding_but_a_note(twins: str, durability: Any) -> None:
+    # X5
+    report = crashtest(f"{twins}:invented", {"x": "q"}, points=3, again=0, seed=2, durability=durability)
     report.assert_ok()
     assert any(note.startswith("new returned something else in each execution") for note in report.notes)
 
