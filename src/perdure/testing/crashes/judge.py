@@ -146,7 +146,7 @@ def _bodies(death: Death, course: Course, kill: str) -> Iterator[Clue]:
     for key in death.journals.records:
         entries = death.journals.entries(key)
         begun[str(key)] = {(e.step, e.attempt) for e in entries if isinstance(e, j.StepStarted)}
-    strict = all(state.durability in ("strict", "pipelined") for state in states_.values())
+    strict = course.journals.state(TOP).durability in ("strict", "pipelined")
     known = {str(key) for key in course.journals.records}  # a flow may use another store by the way
     for line in course.lines:
         if not isinstance(line, Called) or line.run not in known:

@@ -79,11 +79,13 @@ class DyingStore:
 
 
 def _intended(batch: Sequence[Append]) -> tuple[str, str]:
-    """Digest and head of the result of the tested run, if it is about to be recorded; else ""."""
+    """Digest and head of the result of the tested run, if it is about to be recorded and all that it was made of is
+    durable; else ""."""
     for item in batch:
-        entry = j.decode(item.lease.key, item.records[-1], item.seq + len(item.records))
-        if item.lease.key.goal == GOAL and isinstance(entry, j.RunCompleted):
-            return told(codec.loads(entry.output, item.blobs))
+        *before, last = (j.decode(item.lease.key, record, item.seq + n) for n, record in enumerate(item.records, 1))
+        if item.lease.key.goal == GOAL and isinstance(last, j.RunCompleted):
+            weak = any(isinstance(entry, j.StepCompleted) for entry in before)
+            return ("", "") if weak else told(codec.loads(last.output, item.blobs))
     return "", ""
 
 

@@ -33,7 +33,7 @@ _GLANCE: Final = 0.005
 """seconds between two looks at whether one has ended"""
 
 
-class Ended(BaseException):
+class Stopped(BaseException):
     """The crash test is being ended: nothing more is started."""
 
 
@@ -104,7 +104,7 @@ class Server:
     def _hear(self, seconds: float) -> bytes | None:
         """The next line it says; None if it has ended, or says nothing for so long."""
         if self.closed:
-            raise Ended
+            raise Stopped
         assert self._process is not None and self._process.stdout is not None
         source, end = self._process.stdout.fileno(), SYSTEM.monotonic() + seconds
         while b"\n" not in self._heard:
@@ -113,7 +113,7 @@ class Server:
                 return None
             more = os.read(source, 65536)
             if self.closed:
-                raise Ended
+                raise Stopped
             if not more:
                 return None
             self._heard += more
@@ -179,7 +179,7 @@ class Nursery:
             server.stop()
 
     def halt(self) -> None:
-        """End what is lived at this moment: whoever waits for it gets Ended. Any thread may call this."""
+        """End what is lived at this moment: whoever waits for it gets Stopped. Any thread may call this."""
         for server in self._servers:
             server.halt()
 
@@ -191,5 +191,5 @@ class Nursery:
         server = self._servers[place % len(self._servers)]
         with server.lock:
             if server.closed:
-                raise Ended
+                raise Stopped
             return server.live(order)

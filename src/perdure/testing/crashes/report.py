@@ -91,7 +91,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         again = f", {self.kills_again} of them killed again while they went on" if self.kills_again else ""
-        counts = f"{self.steps} steps, {self.points} durable points; {self.kills} runs killed{again}"
+        counts = f"{_count(self.steps, 'step')}, {_count(self.points, 'durable point')}; "
+        counts += f"{_count(self.kills, 'run')} killed{again}"
         lines = [f"{self.flow}: {counts} (seed {self.seed})"]
         for place, finding in enumerate(self.findings, 1):
             told = [textwrap.fill(line, 110, break_long_words=False) for line in str(finding).splitlines()]
@@ -100,3 +101,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             lines += ["", *(f"Note: {note}" for note in self.notes)]
         lines += ["", f"{len(self.findings)} found." if self.findings else "Nothing was found."]
         return "\n".join(lines)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
