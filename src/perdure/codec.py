@@ -73,7 +73,8 @@ __all__ = [
 ]
 
 CODEC_VERSION = 1
-_MAX_MESSAGE = 20_000
+MAX_MESSAGE = 20_000
+"""Characters kept of the message of an error: its end."""
 _HEAD = 120
 _to_json = msgspec.json.Encoder().encode
 _from_json = msgspec.json.Decoder().decode
@@ -210,7 +211,7 @@ _PLACEHOLDER = re.compile(
 def describe_error(error: BaseException) -> ErrorInfo:
     """``error`` as a record: its type as "module.qualname", its message, the end of its traceback. Never raises."""
     try:
-        message = printable(str(error), _MAX_MESSAGE)
+        message = printable(str(error), MAX_MESSAGE)
     except Exception as problem:  # __str__ of a foreign exception is foreign code
         message = f"(its message could not be read: {type(problem).__name__})"
     try:

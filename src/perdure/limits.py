@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 T = TypeVar("T")
+_PART: Final = 2**20
+
+
+class Readable(Protocol):
+    """Anything that is read in parts."""
+
+    def read(self, size: int, /) -> bytes: ...
+
 
 MAX_VALUE: Final = 256 * 2**20
 """bytes of one value, its JSON and its blobs together; hence of one blob, and of a file that is given as an input"""
@@ -29,6 +37,17 @@ MAX_SCOPE: Final = 2**15
 """characters of a scope's path: some hundred levels of long names"""
 MAX_EPOCH: Final = 2**53
 """of a lease: far above what is ever granted, and exact wherever it is kept"""
+
+
+def read_all(file: Readable, most: int) -> bytes:
+    """All that can be read, if it is at most so many bytes. Raises ValueError; whatever reading raises."""
+    parts, left = [], most
+    while part := file.read(_PART):  # asked for all at once, it would make room for all at once
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
+            raise ValueError(f"it has more than {most:,} bytes")
+    return b"".join(parts)
 
 
 def decoded(data: bytes | str, decode: Callable[[bytes | str], T], most: float = inf) -> T:

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from perdure.errors import ConfigError
-from perdure.limits import MAX_VALUE, decoded
+from perdure.limits import MAX_VALUE, decoded, read_all
 from perdure.redaction import Redaction, discreet_part, sounds_secret
 from perdure.runners.toml import load_pipeline
 from perdure.runtime.steps import Flow, Function, Step
@@ -184,10 +184,7 @@ def _read(name: str, text: str) -> str:
         return text
     try:
         with open(text[1:], "rb") as file:  # it may be a pipe, or /dev/zero
-            data = file.read(MAX_VALUE + 1)
-        if len(data) > MAX_VALUE:
-            raise ValueError(f"it has more than {MAX_VALUE:,} bytes")
-        return data.decode("utf-8").replace("\r\n", "\n")
+            return read_all(file, MAX_VALUE).decode("utf-8").replace("\r\n", "\n")
     except (OSError, ValueError) as error:
         hint = f"For a text that begins with '@' use a file, or pass the path as {name}=PATH if the flow reads it."
         raise ConfigError(f"The input {name} cannot be read from {text[1:]!r}: {error}.", hint=hint) from None

@@ -22,7 +22,7 @@ import msgspec
 
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, RateLimited
-from perdure.limits import decoded
+from perdure.limits import decoded, read_all
 from perdure.model import Usage
 from perdure.runners.messages import Message, Reply, ToolSchema, reply_of
 
@@ -164,10 +164,10 @@ class ChatModel:
             connection.close()
 
     def _all(self, response: HTTPResponse) -> bytes:
-        data = response.read(MAX_REPLY + 1)
-        if len(data) > MAX_REPLY:
-            raise self._too_long()
-        return data
+        try:
+            return read_all(response, MAX_REPLY)
+        except ValueError:
+            raise self._too_long() from None
 
     def _too_long(self) -> ModelError:
         return ModelError(f"{self.place} answered more than {MAX_REPLY:,} bytes.")

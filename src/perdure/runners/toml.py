@@ -23,12 +23,14 @@ Everything that is wrong with a file is told at once, each with its place.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from perdure.errors import ConfigError
+from perdure.limits import read_all
 from perdure.runners.pipeline import Crew, Pipeline, quorum
 from perdure.runners.task import Task
 
@@ -37,6 +39,9 @@ _CREW: Final = ("crew", "experts", "gather", "require")
 _TOP: Final = ("name", "inputs", "stage")
 MAX_TOML: Final = 2**18
 """bytes of a file: some thousand stages"""
+_LONG_KEY: Final = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""")
+_TOLD: Final = 50
+"""problems of a file that are told"""
 Load = Callable[[str, Path], Any]
 
 
@@ -58,10 +63,10 @@ def load_pipeline(path: Path, load: Load) -> Pipeline:
 
 def _text(path: Path) -> str:
     with path.open("rb") as file:
-        data = file.read(MAX_TOML + 1)
-    if len(data) > MAX_TOML:
-        raise ValueError(f"it has more than {MAX_TOML:,} bytes")
-    return data.decode("utf-8").replace("\r\n", "\n")
+        text = read_all(file, MAX_TOML).decode("utf-8").replace("\r\n", "\n")
+    if _LONG_KEY.search(text):  # tomllib takes memory for each by the square of their number
+        raise ValueError("a key of it has more than 50 parts")
+    return text
 
 
 class _File:
@@ -87,10 +92,11 @@ class _File:
                     name=table.get("name", self.path.stem),
                     inputs=table.get("inputs", ()),
                 )
-            except (ConfigError, TypeError) as error:
+            except (ValueError, TypeError) as error:
                 self.problems.append(str(error))
         if made is None:
-            told = "\n".join(f"  - {problem}" for problem in self.problems)
+            told = "\n".join(f"  - {problem}" for problem in self.problems[:_TOLD])
+            told += f"\n  - and {len(self.problems) - _TOLD} more" if len(self.problems) > _TOLD else ""
             raise ConfigError(f"{self.path} does not describe a pipeline:\n{told}\nNothing was executed.")
         return made
 
@@ -117,7 +123,7 @@ class _File:
             return None
         try:
             return Crew(experts, gather, require=require, name=table["crew"])
-        except (ConfigError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             self.problems.append(f"{where}: {error}")
             return None
 
@@ -138,13 +144,13 @@ class _File:
         options = {key: value for key, value in table.items() if key in _TASK and key != "run"}
         try:
             return Task(self.load(table["run"], self.path.parent), **options)
-        except (ConfigError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             self.problems.append(f"{where}: {error}")
             return None
 
     def keys(self, where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
         for key in table:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
+                near = difflib.get_close_matches(key[:40], known, 1)
                 meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                self.problems.append(f"{where}: unknown key {key!r}; {meant}")
+                self.problems.append(f"{where}: unknown key {key[:40]!r}; {meant}")

@@ -94,14 +94,15 @@ class Client:
         return [row for row in self.each() if row.holder is None and row.status in states.RUN_UNFINISHED]
 
     def find(self, name: str) -> RunMeta:
-        """The run called ``name``: ``goal`` (its latest episode) or ``goal#episode``. Raises RunNotFound."""
-        rows = self.runs(name)
-        if rows:
-            return rows[-1]
-        key = key_named(name)
+        """The run called ``name``: ``goal#episode``, or ``goal`` (its latest episode) if none is called so. Raises
+        RunNotFound."""
+        key = key_named(name)  # first: so nobody's goal stands before the name that listings show of another run
         row = None if key is None or key.goal.startswith(OWN) else row_of(self._store, key)
         if row is not None:
             return self._seen(row)
+        rows = self.runs(name)
+        if rows:
+            return rows[-1]
         raise RunNotFound(f"There is no run {name!r} in {self.url}.", hint="List what there is: perdure ls")
 
     def state(self, name: str) -> State:

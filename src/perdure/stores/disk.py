@@ -157,7 +157,7 @@ def read_file(path: Path, most: int) -> bytes | None:
                 hint="Restore it from a copy.",
             )
         with open(fd, "rb", closefd=False) as file:
-            return file.read(most)
+            return file.read(found.st_size)
     except OSError as error:
         raise failure("read", path, error) from error
     except MemoryError as error:

@@ -521,9 +521,9 @@ def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
         at += size
 
 
-def _bounded(column: str, most: int = MAX_RECORD + FRAME) -> str:
-    """A column whose content is not even looked at if it is too large: it is NULL then."""
-    return f"CASE WHEN length({column}) <= {most} THEN {column} END"
+def _bounded(column: str, most: int = 0) -> str:
+    """A column whose content (by default a record) is not even looked at if it is too large: it is empty then."""
+    return f"CASE WHEN length({column}) <= {most or MAX_RECORD + FRAME} THEN {column} ELSE '' END"
 
 
 def _advance_sql(rows: int) -> str:
