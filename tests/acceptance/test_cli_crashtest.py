@@ -81,7 +81,7 @@ def _left(shell: Shell) -> list[Path]:
 
 
 def test_a_sound_flow_passes_and_leaves_nothing(shell: Shell) -> None:  # X5
-    words = ("crashtest", "review.py:review", "-i", "path=paper", "-i", "scale=3", "--points", "3", "--again", "1")
+    words = ("crashtest", "review.py:review", "-i", "path=paper", "-i", "scale=3", "--points", "2", "--again", "1")
     said = shell(*words, "--seed", "11").stdout
     assert "review: 4 steps, " in said and said.endswith("Nothing was found.\n") and "(seed 11)" in said
     assert not _left(shell)
@@ -141,7 +141,7 @@ def test_stopped_it_ends_every_child_and_leaves_nothing(
 
 # -- the examples ------------------------------------------------------------------------------------------------------
 
-SAMPLE = ("--points", "3", "--again", "1", "--seed", "1")
+SAMPLE = ("--points", "2", "--again", "1", "--seed", "1")
 CASES: dict[str, tuple[str, ...]] = {
     "support.py:support": ("-i", "task=My lamp never came. Ann"),
     "planner.py:survey": ("-i", 'topics=["tides","waves","salt"]'),
@@ -152,7 +152,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "review.toml": ("-i", "path=paper.md"),
     "review.py:review": ("-i", "path=paper.md"),
 }
-QUICK = {"approval.py:release"}
+QUICK = {"critic.py:article"}
 
 
 def _example(folder: Path, target: str, *words: str) -> Any:
@@ -179,7 +179,7 @@ def _example(folder: Path, target: str, *words: str) -> Any:
 )
 def test_an_example_passes_a_sample_of_kills(tmp_path: Path, target: str) -> None:  # X5
     found = _example(tmp_path, target, *SAMPLE)
-    assert found["ok"] and found["kills"] >= 3
+    assert found["ok"] and found["kills"] >= 2
     assert bool(found["notes"]) or target.startswith(("review", "approval")), "the others end themselves once"
 
 

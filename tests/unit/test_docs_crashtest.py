@@ -10,6 +10,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from perdure.testing.crashes.report import TITLES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "crashtest.md").read_text()
@@ -40,6 +42,7 @@ def test_the_page_shows_three_bugs_being_found_and_then_none(tmp_path: Path) -> 
         assert _alike(done.stdout) == _alike(output), textwrap.indent(done.stdout, "| ")
 
 
+@pytest.mark.long
 def test_the_pages_test_passes(tmp_path: Path) -> None:  # X5
     for program, name in PROGRAMS[1:]:
         (tmp_path / name).write_text(program)

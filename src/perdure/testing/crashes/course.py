@@ -117,19 +117,19 @@ class Runner:
     def __init__(self, nursery: Nursery, folder: Path, terms: Terms) -> None:
         self._nursery, self._folder, self._terms = nursery, folder, terms
 
-    def run(self, number: int, kills: Sequence[Kill] = ()) -> Course:
-        """One run, from the beginning to its end. ``number`` is its own, and says which servers its lives are of."""
+    def run(self, number: int, place: int, kills: Sequence[Kill] = ()) -> Course:
+        """One run, from the beginning to its end. ``number`` is its own; its first life is of server ``place``."""
         folder = self._folder / str(number)
         try:
-            return _Course(self._nursery, folder, self._terms, number, kills).run()
+            return _Course(self._nursery, folder, self._terms, place, kills).run()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Course:
-    def __init__(self, nursery: Nursery, folder: Path, terms: Terms, number: int, kills: Sequence[Kill]) -> None:
+    def __init__(self, nursery: Nursery, folder: Path, terms: Terms, place: int, kills: Sequence[Kill]) -> None:
         folder.mkdir()
-        self.nursery, self.terms, self.number = nursery, terms, number
+        self.nursery, self.terms, self.place = nursery, terms, place
         self.url = f"file:{folder / 'store'}" if terms.kind == "file" else f"sqlite:{folder / 'runs.db'}"
         self.witness, self.log = folder / "witness", folder / "log"
         self.kills = list(kills)
@@ -183,7 +183,7 @@ class _Course:
             timeout=self.terms.timeout,
             look=not self.deaths and not self.kills,
         )
-        return self.nursery.live(self.number + life - 1, order)
+        return self.nursery.live(self.place + life - 1, order)
 
     def give(self) -> bool:
         """Answer what the run asks, and send the signals that it waits for, as far as they were given. Whether anything

@@ -90,8 +90,7 @@ def judge(baseline: Baseline, course: Course) -> Iterator[Clue]:
     last = course.deaths[-1]
     kill = told_kill(last, course)
     if course.outcome == "completed":
-        if any(step.unused for key in course.journals.records for step in course.journals.state(key).steps.values()):
-            yield from _superseded(baseline, course, kill)
+        yield from _superseded(baseline, course, kill)
         yield from _result(baseline, course, last, kill)
     elif course.outcome == "failed":
         what = f"{course.error}: {head(course.message, 300)}" + (f" ({course.place})" if course.place else "")

@@ -119,7 +119,7 @@ class _Trial:
 
     def uncrashed(self, number: int, when: str) -> Course:
         """A run that is not killed. Raises what stands against a crash test of this flow."""
-        course = self.runner.run(number)
+        course = self.runner.run(number, number)
         if course.outcome == "completed":
             if not judge.steps_of(course):
                 raise ConfigError(
@@ -167,7 +167,7 @@ class _Trial:
         """The runs, as they end; at most ``jobs`` side by side."""
         with ThreadPoolExecutor(self.options.jobs, thread_name_prefix="crashtest") as pool:
             try:
-                yield from _as_they_end({pool.submit(self.runner.run, 2 + n, plan) for n, plan in enumerate(plans)})
+                yield from _as_they_end({pool.submit(self.runner.run, 2 + n, n, plan) for n, plan in enumerate(plans)})
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.nursery.halt()
