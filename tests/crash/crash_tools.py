@@ -24,9 +24,8 @@ class Tools:
             )
 
     def choose(self, wanted: str, record: Callable[[str, object], None], only: bool = False) -> str:
-        """That tool, or what stands for it; which is said. ``only``: nothing else can do this, so "" if it is not
-        there: what is torn or short is left to the matrices of test_kill_points.py and test_file_store_faults.py then.
-        """
+        """That tool, or what stands for it; which is said. ``only``: nothing else can do this, so "" if it is missing:
+        what is torn or short is left to the matrices of test_kill_points.py and test_file_store_faults.py then."""
         if self._found[wanted]:
             return wanted
         if only:
