@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import redis
 import perdure
 from perdure import journal as j
 from perdure.errors import RunSuspended
-from perdure.fold import State, fold
+from perdure.fold import fold
 from perdure.framing import frame
 from perdure.model import RunKey
 from perdure.runtime.audit import Auditor, Counts
@@ -122,6 +122,7 @@ class Place:
         """Tables are called {t}runs and so on; values stand for ?."""
         if self.kind == "sqlite":
             db = apsw.Connection(f"{self.folder}/runs.db")
+            db.set_busy_timeout(10_000)
             try:
                 return db.execute(text.replace("{t}", "perdure_"), values).fetchall()
             finally:
@@ -192,8 +193,10 @@ class Place:
         if self.kind == "file":
             folder = self.root / "blobs" / ORPHANS_NAME[:2]
             folder.mkdir(mode=0o700, exist_ok=True)
-            (folder / ORPHANS_NAME).write_bytes(ORPHAN)
-            (folder / ORPHANS_NAME).chmod(0o600)
+            made = self.folder / "made"
+            made.write_bytes(ORPHAN)
+            made.chmod(0o600)
+            made.rename(folder / ORPHANS_NAME)
         elif self.kind == "sqlite" or self.kind == "postgres":
             self.sql("INSERT INTO {t}blobs VALUES (?, ?) ON CONFLICT DO NOTHING", ORPHANS_NAME, ORPHAN)
         else:
@@ -287,23 +290,18 @@ class Place:
 
 
 def fill(place: Place) -> None:
-    """Runs of every kind: completed with blobs, failed, suspended with a taken signal, queued, and one that is asked
-    about by two."""
+    """Runs of several kinds: completed with blobs, failed, suspended with a signal that it has taken, queued."""
     with perdure.CheckpointManager(place.open()) as manager:
         manager.run_sync(essay, "sea", goal=RUN.goal)
-        try:
+        with suppress(ValueError):
             manager.run_sync(fails, goal="failed")
-        except ValueError:
-            pass
-        for _ in range(2):
-            try:
-                manager.run_sync(asks, goal=ASKING.goal)
-            except RunSuspended:
-                pass
-            if _ == 0:
-                assert manager._writer is not None
-                client = perdure.Client(manager._writer.store)
-                manager._writer.call(lambda: client.signal(ASKING.goal, "go", by="me")).result()
+        assert manager._writer is not None
+        client = perdure.Client(manager._writer.store)
+        with suppress(RunSuspended):
+            manager.run_sync(asks, goal=ASKING.goal)
+        manager._writer.call(lambda: client.signal(ASKING.goal, "go", by="me")).result()
+        with suppress(RunSuspended):
+            manager.run_sync(asks, goal=ASKING.goal)
         manager.submit(essay, "later", goal="queued", queue="q")
 
 
@@ -325,9 +323,7 @@ def append_raw(place: Place, *entries: bytes, key: RunKey = RUN) -> None:
     store = place.open()
     lease = store.claim(key)
     lines = store.read(key)
-    meta = msgspec.structs.replace(
-        fold(key, lines).meta() if lines else State(key).meta(), seq=len(lines) + len(entries)
-    )
+    meta = msgspec.structs.replace(fold(key, lines).meta(), seq=len(lines) + len(entries))
     records = tuple(frame(key, entry) for entry in entries)
     assert store.append([Append(lease, len(lines), records, meta)]) == [None]
     store.release(lease)
@@ -337,6 +333,3 @@ def append_raw(place: Place, *entries: bytes, key: RunKey = RUN) -> None:
 def _flipped(record: bytes) -> bytes:
     middle = len(record) // 2
     return record[:middle] + bytes([record[middle] ^ 1]) + record[middle + 1 :]
-
-
-Damage = Callable[[Place], None]
