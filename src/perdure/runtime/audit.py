@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from perdure import states
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import CorruptStore, LeaseHeld, LeaseLost, RetryError, StoreError
+from perdure.errors import CorruptStore, FixError, LeaseHeld, LeaseLost, RetryError, StoreError
 from perdure.fold import summarise
 from perdure.model import OWN, RunKey, RunMeta, key_named
 from perdure.runtime.look import Look, each, row_of
@@ -170,7 +170,7 @@ class Auditor:
     def _is_there(self, key: RunKey) -> bool:
         try:
             return bool(self._store.read(key))
-        except CorruptStore:
+        except (CorruptStore, FixError):
             return True
 
     def _need(self, digest: str) -> None:
@@ -205,7 +205,7 @@ class Auditor:
             else:
                 assert self._own is not None
                 self._own.mend(finding, keep)
-        except (LeaseHeld, LeaseLost, RetryError, CorruptStore) as problem:
+        except (LeaseHeld, LeaseLost, RetryError, CorruptStore, FixError) as problem:
             return replace(finding, left=problem.args[0])
         return replace(finding, repaired=True)
 

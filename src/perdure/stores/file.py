@@ -110,7 +110,14 @@ class FileStore(Handle):
     @property
     def capabilities(self) -> Capabilities:
         audit = FileAudit(
-            self.root, self._blobs, self._owner.alive, self.claim, self.release, self._wait, self._clock
+            self.root,
+            self._blobs,
+            self._owner.alive,
+            self.claim,
+            self.release,
+            self._taken,
+            self._wait,
+            self._clock,
         ).audit()
         return Capabilities(durable=True, shared=True, outputs=self.root / "runs", rewrite=self._rewrite, audit=audit)
 
@@ -374,6 +381,10 @@ class FileStore(Handle):
         except CorruptStore as error:
             self._warnings.append(str(error))
             return None
+
+    def _taken(self, folder: RunFolder) -> int:
+        lines = folder.scan()[0].lines
+        return self._summarise(folder.key, lines).posts if lines else 0
 
     def _unread(self, folder: RunFolder, taken: int) -> int:
         try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from perdure.clock import Clock
-from perdure.errors import CorruptStore, StoreBusy
+from perdure.errors import CorruptStore, FixError, StoreBusy
 from perdure.limits import MAX_JOURNAL, MAX_NOTE, MAX_ROW, decoded
 from perdure.model import OWN, Lease, RunKey
 from perdure.stores import disk
@@ -48,6 +48,8 @@ class FileAudit(NamedTuple):
     """whether an owner lives"""
     claim: Callable[[RunKey], Lease]
     release: Callable[[Lease], None]
+    taken: Callable[[RunFolder], int]
+    """how many posts of its inbox the journal of a run has"""
     wait: float
     clock: Clock
 
@@ -124,30 +126,39 @@ class FileAudit(NamedTuple):
                 open_.see(path / name)
         if grant is not None and self.alive(grant.owner):
             return
-        yield from self._tails(folder)
-        yield from self._files(folder)
-        known = {"run.json", "journal.jsonl", "lock", "lease.json", "meta.json"}
-        empty = not folder.size and not key.goal.startswith(OWN) and not set(disk.list_dir(path)) - known
-        if empty and grant is not None:  # without one it is just being made
-            yield empty_run(key)
+        yield from self._left(folder)
+
+    def _left(self, folder: RunFolder) -> Iterator[Finding]:
+        """What a dead holder left: so it is if it is still there when nobody else can change anything."""
+        found = [*self._tails(folder), *self._files(folder)]
+        if not found and folder.size:
+            return
+        try:
+            with folder.locked(self.wait, self.clock):
+                grant = folder.grant()
+                if grant is not None and self.alive(grant.owner):
+                    return
+                again = {*self._tails(folder), *self._files(folder)}
+                known = {"run.json", "journal.jsonl", "lock", "lease.json", "meta.json"}
+                empty = not folder.size and not set(disk.list_dir(folder.path)) - known
+        except (StoreBusy, Gone):
+            return
+        yield from (finding for finding in found if finding in again)
+        if empty and grant is not None and not folder.key.goal.startswith(OWN):  # without one it is just being made
+            yield empty_run(folder.key)
 
     def _tails(self, folder: RunFolder) -> Iterator[Finding]:
         for path, what in ((folder.journal, "record"), (folder.inbox, "post")):
             try:
-                if not folder.tail(path)[0]:
-                    continue
-                with folder.locked(self.wait, self.clock):
-                    torn, why = folder.tail(path)
-            except (CorruptStore, StoreBusy, Gone):  # damage in the middle is told of by whoever reads it
+                torn, why = folder.tail(path)
+                # a post that the journal has was acknowledged: without it the inbox is damaged, not torn
+                lost = path == folder.inbox and torn and len(folder.posts()[0].lines) < self.taken(folder)
+            except (CorruptStore, FixError):  # damage in the middle is told of by whoever reads it
                 continue
-            if torn:
+            if torn and not lost:
                 said = f"the last {len(torn)} bytes of {path} are a {what} that a crash cut short ({why})."
-                yield Finding(
-                    kind="torn_tail",
-                    what=f"run {folder.key}: {said}",
-                    run=folder.key,
-                    place=str(path.relative_to(self.root)),
-                )
+                place = str(path.relative_to(self.root))
+                yield Finding(kind="torn_tail", what=f"run {folder.key}: {said}", run=folder.key, place=place)
 
     def _files(self, folder: RunFolder) -> Iterator[Finding]:
         for below in (folder.path, folder.path / "outputs"):

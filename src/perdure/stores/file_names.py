@@ -57,6 +57,7 @@ class Names:
             left = [pair for pair in known.next if after is None or pair[0] > after]
             if left:
                 return left
+        self._window = known = None
         keyed = ((self._key(name), name) for name in self._all(goal))
         found = heapq.nsmallest(_WINDOW, (pair for pair in keyed if after is None or pair[0] > after))
         if goal is None:
