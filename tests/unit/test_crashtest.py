@@ -173,13 +173,13 @@ def elusive(x: str) -> str:
 @pytest.fixture
 def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a module with them, which only the children import."""
-    (tmp_path / "crash_twins.py").write_text(TWINS)
+    (tmp_path / "flows_that_break.py").write_text(TWINS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("TWINS", str(tmp_path))
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    yield "crash_twins"
+    yield "flows_that_break"
     assert not list((tmp_path / "temporary").iterdir()), "something was left"
 
 
@@ -196,7 +196,7 @@ def test_new_arguments_effects_and_threads_are_found_in_one_flow(twins: str) -> 
     assert told.keys() == {"repeated", "effect", "undurable"}
     (repeated,), (effect,) = told["repeated"], told["effect"]
     assert repeated.startswith("two: stamp was ") and " before the crash and " in repeated
-    assert re.fullmatch(r"subprocess.Popen true \(crash_twins.py:\d+, in inner\)", effect)
+    assert re.fullmatch(r"subprocess.Popen true \(flows_that_break.py:\d+, in inner\)", effect)
     assert "one is called outside" in told["undurable"][0]
     with pytest.raises(AssertionError, match="A completed step is executed again"):
         report.assert_ok()
@@ -216,8 +216,8 @@ def test_what_a_step_leaves_in_a_global_is_missed_in_the_result_and_in_the_way(t
 @pytest.mark.parametrize(
     ("flow", "kind", "what"),
     [
-        ("fails_later", "failed", r"IndexError: list index out of range \(crash_twins.py:\d+, in fails_later\)"),
-        ("hangs_later", "stuck", r"it took over 1 s \(crash_twins.py:\d+, in hangs_later\)"),
+        ("fails_later", "failed", r"IndexError: list index out of range \(flows_that_break.py:\d+, in fails_later\)"),
+        ("hangs_later", "stuck", r"it took over 1 s \(flows_that_break.py:\d+, in hangs_later\)"),
         ("dated", "nondeterminism", "though every step returned the same"),
         pytest.param(
             "ordered",
@@ -292,7 +292,7 @@ def test_a_program_with_threads_is_not_forked_and_opens_no_store_of_the_users(
     twins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # X5
     monkeypatch.setenv("PERDURE_STORE", f"sqlite:{tmp_path / 'own.db'}")
-    with (tmp_path / "crash_twins.py").open("a") as file:
+    with (tmp_path / "flows_that_break.py").open("a") as file:
         file.write("\nMANAGER = perdure.CheckpointManager()\n")  # it has a thread from the import on
     report = crashtest(f"{twins}:forgetful", {"x": "q"}, points=1, again=0)
     assert _told(report).keys() == {"way", "result"} and report.kills == 1
@@ -325,7 +325,7 @@ def test_lost_records_and_bodies_that_ran_again_are_told_from_journals_and_witne
 
 def _courses(folder: Path, twins: str) -> tuple[Course, judge.Baseline]:
     program = (
-        f"import sys; sys.path.insert(0, {str(folder)!r}); from crash_twins import fails_later, pays;"
+        f"import sys; sys.path.insert(0, {str(folder)!r}); from flows_that_break import fails_later, pays;"
         "from perdure.testing.crashes.server import serve; serve(lambda: (pays, {'x': 'q'}))"
     )
     with Nursery(["-c", program], 2, 0, folder) as nursery:

@@ -63,7 +63,7 @@ def story(root: Path, acknowledged: list[int], at: Callable[[FileStore], None] =
 def points(tmp_path: Path) -> int:
     """How many changes to the file system the story makes."""
     seen: list[str] = []
-    disk.hook = lambda doing, path: seen.append(doing)
+    disk.hook = lambda doing, path: seen.append(doing) if doing != "read" else None
     try:
         story(tmp_path / "count", [])
     finally:

@@ -69,6 +69,7 @@ class World(RuleBasedStateMachine):
         entry.seq, entry.at = self.state.seq + 1, self.time
         self.state.apply(entry)
         self.queue.append(j.encode(KEY, entry))
+        self.state.size += len(self.queue[-1])
 
     def flush(self) -> None:
         self.disk += self.queue

@@ -163,7 +163,11 @@ class Watch:
 
     def resume(self) -> str:
         """The command that goes on with this run."""
-        return command("resume", str(self.key), "--app", "perdure.demo.crew:review", "--store", self.store)
+        outputs = str(self.place / "outputs")
+        return command(
+            *("resume", str(self.key), "--app", "perdure.demo.crew:review"),
+            *("--outputs", outputs, "--store", self.store),
+        )
 
     def show(self) -> str:
         """The command that shows this run."""

@@ -30,7 +30,7 @@ _LAST = 253370764800.0
 def moment(at: float) -> str:
     """A time of the journal as ISO 8601 in the local zone; "" for none."""
     try:
-        return datetime.fromtimestamp(at, UTC).astimezone().isoformat(timespec="seconds") if at else ""
+        return datetime.fromtimestamp(min(at, _LAST), UTC).astimezone().isoformat(timespec="seconds") if at else ""
     except (ValueError, OverflowError, OSError):  # stored data may say anything
         return f"second {at:g}"
 
