@@ -48,9 +48,19 @@ def check_name(what: str, text: str, *, path_like: bool = False) -> str:
     return text
 
 
+_MOVES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""what moves a terminal's cursor, makes it do things, or shows letters in another order than they stand in"""
+
+
+def plain(text: str) -> str:
+    """``text`` as a terminal may be given it, whoever wrote it: lines and tabs stay, other control characters are told
+    as escapes."""
+    return _MOVES.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
+
+
 def head(text: str, width: int) -> str:
-    """The beginning of a text on one line."""
-    line = " ".join(text.split())
+    """The beginning of a text on one line, as a terminal may be given it."""
+    line = plain(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 3] + "..."
 
 

@@ -104,8 +104,8 @@ def two_roles(postgres: Callable[[int], str], tmp_path: Path) -> Iterator[Tenant
 
 RIGHTS = """
 resetchannels &{prefix}:* ~{prefix}:* nocommands +get +set +del +exists +getrange +hget +hmget +hset +hdel +hincrby
-+llen +lrange +lindex +rpush +zadd +zrem +zscore +zrange +zrangebylex +zrangebyscore +sadd +srem +sismember +smembers +evalsha
-+script|load +multi +exec +time +publish +subscribe +unsubscribe +ping +info +waitaof +select
++llen +lrange +lindex +rpush +zadd +zrem +zscore +zrange +zrangebylex +zrangebyscore +sadd +srem +sismember +smembers
++evalsha +script|load +multi +exec +time +publish +subscribe +unsubscribe +ping +info +waitaof +select
 """
 """what a user of a store needs, and no more; docs/stores.md has it"""
 

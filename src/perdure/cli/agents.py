@@ -11,7 +11,7 @@ import msgspec
 
 from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, write
-from perdure.cli.words import plain_table
+from perdure.cli.words import plain_table, say
 from perdure.errors import CodecError, ConfigError
 from perdure.model import File
 from perdure.record import Step
@@ -35,17 +35,17 @@ def show_transcript(name: str, scope: str | None, store: str | None, as_json: bo
         write(msgspec.json.encode(lines))
         return OK
     if not lines:
-        click.echo("No agent has said anything in this run.")
+        say("No agent has said anything in this run.")
     shown = None
     for line in lines:
         if line.scope != shown:
             shown = line.scope
-            click.echo(f"=== agent in scope {shown or '(top)'} ===")
-        click.echo(f"--- {_head(line)}")
+            say(f"=== agent in scope {shown or '(top)'} ===")
+        say(f"--- {_head(line)}")
         if line.content:
-            click.echo(line.content)
+            say(line.content)
         for call in line.calls:
-            click.echo(f"-> {call}")
+            say(f"-> {call}")
     return OK
 
 
@@ -75,10 +75,10 @@ def files(name: str, folder: Path | None, store: str | None, as_json: bool) -> i
     if as_json:
         write(msgspec.json.encode(rows))
     elif not rows:
-        click.echo("No step of this run has made a file.")
+        say("No step of this run has made a file.")
     else:
         cells = [tuple(map(str, row.values())) for row in rows]
-        click.echo(plain_table(("#", "step", "file", "type", "bytes"), cells))
+        say(plain_table(("#", "step", "file", "type", "bytes"), cells))
     return OK
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, STORE, write
+from perdure.cli.words import say
 from perdure.errors import PerdureError
 from perdure.runtime.client import Client
 from perdure.stores import missing
@@ -45,14 +46,14 @@ def check(store: str | None, as_json: bool) -> int:
         }
         write(msgspec.json.encode(told))
     else:
-        click.echo(f"{place}: what is acknowledged {_survives(can.durable)}")
+        say(f"{place}: what is acknowledged {_survives(can.durable)}")
         if can.lease < inf:
-            click.echo(f"runs of a process that dies are free within {can.lease:g} s")
+            say(f"runs of a process that dies are free within {can.lease:g} s")
         for said in doubts:
-            click.echo(f"warning: {said}")
+            say(f"warning: {said}")
         for said in damaged.values():
-            click.echo(f"damaged: {said}")
-        click.echo(f"{len(rows)} run{'' if len(rows) == 1 else 's'} read, {len(damaged) or 'none'} damaged")
+            say(f"damaged: {said}")
+        say(f"{len(rows)} run{'' if len(rows) == 1 else 's'} read, {len(damaged) or 'none'} damaged")
     return STORE if damaged else OK
 
 
@@ -76,5 +77,5 @@ def schema(name: str, role: str, after: int) -> int:
         from perdure.stores.postgres_setup import statements
     except ModuleNotFoundError as error:
         raise missing("postgres", error) from None
-    click.echo(statements(name, role, after))
+    say(statements(name, role, after))
     return OK

@@ -11,7 +11,7 @@ import msgspec
 from perdure import codec, states
 from perdure.cli.outcome import OK, command, write
 from perdure.cli.progress import elapsed, progress
-from perdure.cli.words import age, holder, inputs_text, moment, plain_table, step_word
+from perdure.cli.words import age, holder, inputs_text, moment, plain_table, say, step_word
 from perdure.clock import SYSTEM
 from perdure.fold import State
 from perdure.limits import decoded
@@ -45,9 +45,7 @@ def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_js
         write(msgspec.json.encode([{**_row(row), "why": why.get(row.key, "")} for row in rows]))
         return OK
     if not rows:
-        click.echo(
-            f"No runs{' of that kind' if status or goal or due else ''} in {place}. Begin one with: perdure run TARGET"
-        )
+        say(f"No runs{' of that kind' if status or goal or due else ''} in {place}. Begin one with: perdure run TARGET")
         return OK
     now = SYSTEM.now()
     cells = [
@@ -62,7 +60,7 @@ def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_js
         )
         for row in rows
     ]
-    click.echo(plain_table(("run", "status", "steps", "used", "updated", "executed by", "reason"), cells))
+    say(plain_table(("run", "status", "steps", "used", "updated", "executed by", "reason"), cells))
     return OK
 
 
@@ -112,35 +110,33 @@ def show(name: str, store: str | None, as_json: bool) -> int:
         )
     if cells:
         used = ("used",) if state.usage else ()
-        click.echo(plain_table(("#", "step", "inputs", "state", "attempts", "time", *used, "output"), cells))
+        say(plain_table(("#", "step", "inputs", "state", "attempts", "time", *used, "output"), cells))
     else:
-        click.echo("No step has started.")
+        say("No step has started.")
     files = [facts["file"] for facts in told if facts["file"]]
     if files:
-        click.echo(f"Outputs stand in {files[0].rpartition('/')[0]}")
+        say(f"Outputs stand in {files[0].rpartition('/')[0]}")
     for asked in state.waits.questions():
         words = command("answer", str(state.key), str(asked.step), store=store)
-        click.echo(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
+        say(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
     if row.status not in (states.COMPLETED, states.RUNNING, states.PENDING_INPUT, states.CANCELLED):
-        click.echo("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", store=store))
+        say("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", store=store))
     return OK
 
 
 def _describe(state: State, row: RunMeta) -> None:
-    click.echo(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}")
-    click.echo(
-        f"flow {state.flow}, begun {moment(state.created)}, {state.lives} {'life' if state.lives == 1 else 'lives'}"
-    )
+    say(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}")
+    say(f"flow {state.flow}, begun {moment(state.created)}, {state.lives} {'life' if state.lives == 1 else 'lives'}")
     for arg in state.args:
-        click.echo(f"input {arg.name} = {head(arg.head, 80)}")
+        say(f"input {arg.name} = {head(arg.head, 80)}")
     if row.reason:
-        click.echo(f"reason: {head(row.reason, 400)}")
+        say(f"reason: {head(row.reason, 400)}")
     if state.reused:
-        click.echo(f"reused in the last life: {state.reused} steps, {state.saved:.1f} s saved")
+        say(f"reused in the last life: {state.reused} steps, {state.saved:.1f} s saved")
     if state.usage:
-        click.echo(f"used: {state.usage}; in the last life: {state.paid}; saved by resuming: {state.saved_usage}")
+        say(f"used: {state.usage}; in the last life: {state.paid}; saved by resuming: {state.saved_usage}")
     if state.budget:
-        click.echo("budget: " + ", ".join(f"{cap} {value:g}" for cap, value in budget_of(state).items()))
+        say("budget: " + ", ".join(f"{cap} {value:g}" for cap, value in budget_of(state).items()))
 
 
 def budget_of(state: State) -> dict[str, float]:
@@ -224,16 +220,18 @@ def output(name: str, step: str | None, store: str | None, as_json: bool) -> int
         payload = found.output if found else client.state(name).output
         if payload is None:
             what = f"Step {found.number} ({found.path})" if found else f"Run {name}"
-            click.echo(f"{what} has no output: it is {found.status if found else client.find(name).status}.", err=True)
+            say(f"{what} has no output: it is {found.status if found else client.find(name).status}.", err=True)
             if found and found.partial_text:
-                click.echo(f"It had streamed:\n{found.partial_text}", err=True)
+                say(f"It had streamed:\n{found.partial_text}", err=True)
             return 1
         if as_json:
             body = codec.stored_json(payload, client.blobs(payload))
             write(msgspec.json.encode({"step": found.number if found else None, "output": msgspec.Raw(body)}))
             return OK
         suffix, content = client.readable(payload)
-        if suffix not in (".md", ".json") and not sys.stdout.isatty():
+        if sys.stdout.isatty():
+            say(content.decode("utf-8", "replace"))
+        elif suffix not in (".md", ".json"):
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
         else:

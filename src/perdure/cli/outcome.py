@@ -9,9 +9,9 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-import click
 import msgspec
 
+from perdure.cli.words import say
 from perdure.errors import (
     FencedError,
     FixError,
@@ -72,9 +72,9 @@ def report(error: Exception, *, as_json: bool, run: str = "", resume: str = "", 
     message += "".join(f" In {note}." for note in getattr(error, "__notes__", ()) if note.startswith("run "))
     if show_traceback:
         traceback.print_exception(error)
-    click.echo(f"Error: {message}", err=True)
+    say(f"Error: {message}", err=True)
     if resume:
-        click.echo(f"What finished is kept. Go on with:\n  {resume}", err=True)
+        say(f"What finished is kept. Go on with:\n  {resume}", err=True)
     if as_json:
         told = {"type": type(error).__name__, "message": message, "exit_code": code, "run": run, "resume": resume}
         write(msgspec.json.encode({"error": told}))

@@ -14,6 +14,7 @@ import msgspec
 from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, command, write
 from perdure.cli.target import load_app, load_target, parse_inputs
+from perdure.cli.words import say
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, CorruptStore, RetryError, StoreError
 from perdure.runtime.config import CheckpointConfig, default_store
@@ -83,8 +84,8 @@ def submit(
     if as_json:
         write(msgspec.json.encode({"run": str(run)}))
     else:
-        click.echo(str(run))
-        click.echo("Execute it with: " + command("worker", "--app", target, store=store), err=True)
+        say(str(run))
+        say("Execute it with: " + command("worker", "--app", target, store=store), err=True)
     return OK
 
 
