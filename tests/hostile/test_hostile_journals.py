@@ -237,7 +237,5 @@ def test_a_terminal_does_not_obey_what_is_stored(tmp_path: Path) -> None:
     for words in COMMANDS.replace(" --json", "").replace("--value yes", "--value no").split("|"):
         printed += command([*words.replace("R", "paper").split(), "--store", url])
     assert printed.count("owned") > 30, "it is shown"
-    printed = printed.replace(
-        command(["output", "paper", "1", "--store", url]), ""
-    )  # a value, to a pipe
+    printed = printed.replace(command(["output", "paper", "1", "--store", url]), "")  # a value, to a pipe
     assert not set(printed) & set("\x1b\x07\x9b\r\u202e"), "and does nothing"
