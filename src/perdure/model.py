@@ -49,14 +49,20 @@ def check_name(what: str, text: str, *, path_like: bool = False) -> str:
     return text
 
 
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""characters that do something to a terminal, but for the end of a line and the tabulator"""
+_MOVES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""what moves a terminal's cursor, makes it do things, or shows letters in another order than they stand in"""
+
+
+def plain(text: str) -> str:
+    """``text`` as a terminal may be given it, whoever wrote it: lines and tabs stay, other control characters are told
+    as escapes."""
+    return _MOVES.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
 
 
 def head(text: str, width: int) -> str:
-    """The beginning of a text on one line, for people: nothing in it steers a terminal."""
-    line = CONTROLS.sub("\ufffd", " ".join(text.split()))
-    shown = discreet_part(line, width)
+    """The beginning of a text on one line, for people, as a terminal may be given it."""
+    line = " ".join(text.split())
+    shown = plain(discreet_part(line, width))
     return shown if len(line) <= width else shown[: width - 3] + "..."
 
 

@@ -14,12 +14,14 @@ import pytest
 from hostile_journals import Judge
 
 import perdure
+from perdure import journal as j
 from perdure.errors import ConfigError, CorruptStore, PerdureError, RunSuspended, StoreError
+from perdure.fold import fold
 from perdure.limits import MAX_JOURNAL, MAX_NOTE
 from perdure.model import RunKey
 from perdure.runtime.client import Client
 from perdure.stores import disk, open_store
-from perdure.stores.base import Store
+from perdure.stores.base import Append, Store
 from perdure.stores.file import FileStore
 from perdure.testing.samples import item, summarise
 
@@ -196,6 +198,24 @@ def test_blobs_and_outputs_do_not_go_through_a_link(root: Path, tmp_path: Path) 
     with pytest.raises(StoreError, match="is a link"):
         perdure.run(flow, "abc", goal="out", store=f"file:{root}")
     assert list(outside.iterdir()) == []
+
+
+def test_a_folder_that_a_journal_names_is_not_written_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:  # rel:S5
+    """A journal says in which folder its outputs were kept. That is shown; whoever goes on with it names it anew."""
+    url, key, elsewhere = f"sqlite:{tmp_path}/runs.db", RunKey("paper"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    began = j.RunBegan(seq=1, run_id="r", flow="flow", epoch=1, pid=1, host="h", outputs=str(elsewhere))
+    line = j.encode(key, began)
+    store = open_store(url)
+    store.append([Append(store.claim(key), 0, (line,), fold(key, [line]).meta())])
+    store.close()
+    for config, rerun in ((None, ()), (perdure.CheckpointConfig(outputs=tmp_path / "mine"), ("work",))):
+        with pytest.raises(RunSuspended):
+            perdure.run(flow, "abc", goal="paper", store=url, adopt_input=True, rerun=rerun, config=config)
+    assert list(elsewhere.iterdir()) == [] and "name that folder again" in caplog.text
+    assert len(list((tmp_path / "mine" / "paper.0").iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", ["journal.jsonl", "run.json", "lease.json", "lock", "meta.json", "inbox.jsonl"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hostile_journals import KEY, REAL, Judge, mutated, planted, sound
+from hostile_journals import KEY, REAL, Judge, as_json, mutated, planted, sound
 
 import perdure
 from perdure import journal as j
@@ -141,12 +141,13 @@ def run(judge: Judge, seed: int, url: str, flow: Any, state: State) -> None:
     judge("run", seed, go_on)
 
 
-def command(words: list[str]) -> None:
-    """A command; ``main`` tells our errors and lets any other out."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+def command(words: list[str]) -> str:
+    """What a command prints; ``main`` tells our errors and lets any other out."""
+    before, printed = (sys.stdout, sys.stderr), io.BytesIO()
+    sys.stdout = sys.stderr = io.TextIOWrapper(printed, encoding="utf-8", write_through=True)
     try:
         main(words)
+        return printed.getvalue().decode()
     finally:
         sys.stdout, sys.stderr = before
 
@@ -201,3 +202,40 @@ def test_a_name_of_a_run_with_thousands_of_digits_is_not_there() -> None:
     for name in ("x#" + "9" * 5000, "x#\u0663", "#", "a\0b", "\ud800", "a\nb", "\x1fworker#0"):
         with pytest.raises(PerdureError, match="no run"):
             client.find(name)
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\u202egnp.\x9b31m\r"
+
+
+def test_a_terminal_does_not_obey_what_is_stored(tmp_path: Path) -> None:
+    """No control characters reach it, from whatever place of a journal."""
+    args = [{"name": EVIL, "digest": "x", "head": EVIL}]
+    asked = {"prompt": EVIL, "to": EVIL, "context": {"value": EVIL}, "schema": {"enum": [EVIL]}}
+    began = {"run_id": "r", "flow": EVIL, "epoch": 1, "pid": 1, "host": EVIL, "target": EVIL, "args": args}
+    said = {"role": EVIL, "step": 1, "call_id": EVIL}
+    failed = {"outcome": EVIL, "error": {"type": EVIL, "message": EVIL}, "final": True}
+    entries: list[dict[str, Any]] = [
+        {"kind": "run_began/1", **began},
+        {"kind": "step_started/1", "step": 1, "scope": EVIL, "name": EVIL, "fingerprint": "x", "args": args},
+        {"kind": "step_chunk/1", "step": 1, "text": EVIL},
+        {"kind": "step_completed/1", "step": 1, "output": {"value": EVIL}, "flagged": EVIL},
+        {"kind": "messages_added/1", "scope": EVIL, "place": 0, "messages": [said]},
+        {"kind": "step_started/1", "step": 2, "name": EVIL, "fingerprint": "y"},
+        {"kind": "step_failed/1", "step": 2, **failed},
+        {"kind": "step_pending/1", "step": 3, "name": EVIL, "fingerprint": "z", "asked": asked},
+        {"kind": "answer_rejected/1", "step": 3, "why": EVIL},
+        {"kind": "signal_received/1", "post": 1, "by": EVIL, "name": EVIL},
+        {"kind": "run_suspended/1", "reason": EVIL, "input": True},
+    ]
+    url = f"file:{tmp_path}/s"
+    store = open_store(url)
+    for key, told in ((RunKey("paper"), entries), (RunKey(f"pa{EVIL}per"), entries[:1])):
+        lines = [frame(key, as_json({**entry, "seq": seq})) for seq, entry in enumerate(told, 1)]
+        assert store.append([Append(store.claim(key), 0, tuple(lines), fold(key, lines).meta())]) == [None]
+    store.close()
+    printed = ""
+    for words in COMMANDS.replace(" --json", "").replace("--value yes", "--value no").split("|"):
+        printed += command([*words.replace("R", "paper").split(), "--store", url])
+    assert printed.count("owned") > 30, "it is shown"
+    printed = printed.replace(command(["output", "paper", "1", "--store", url]), "")  # a value, to a pipe
+    assert not set(printed) & set("\x1b\x07\x9b\r\u202e"), "and does nothing"

@@ -341,6 +341,16 @@ def test_a_file_that_a_step_returns_has_a_file_of_its_own_kind_among_the_outputs
     assert found is not None and found.name == "01-table.csv" and found.read_bytes() == b"1,2\n"
 
 
+def test_long_instructions_and_tasks_stand_in_the_transcript(tmp_path: Path) -> None:  # B7
+    """Texts that are too long for the journal stand beside it, those of messages that no step made too."""
+    url, long = f"sqlite:{tmp_path}/runs.db", "x" * 9000
+    agent = Agent(Script("Done."), instructions=f"You are {long}.")
+    assert perdure.run(agent, f"Read {long}.", goal="g", store=url) == "Done."
+    with perdure.Client(url) as client:
+        said = {line.content for line in transcript(client, "g")}
+    assert {f"You are {long}.", f"Read {long}.", "Done."} <= said
+
+
 @pytest.mark.parametrize("name", ["../a", "a/b", ".hidden", "", "a\x00"])
 def test_a_files_name_is_no_path(name: str) -> None:
     with pytest.raises(ConfigError):

@@ -169,7 +169,7 @@ def test_a_signal_goes_to_who_waits_longest_and_a_withdrawn_one_to_the_next() ->
     assert list(state.waits.arrived) == [2]
 
 
-def test_questions_of_a_run_that_is_over_are_closed() -> None:
+def test_questions_of_a_run_that_is_over_are_closed() -> None:  # rel:H4
     for end in ("run_completed", "run_cancelled"):
         state = asks(RUN_ENTRIES[end])
         assert state.waits.questions() == [] and state.steps[1].status == states.INTERRUPTED

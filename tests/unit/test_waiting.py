@@ -679,7 +679,7 @@ def test_a_step_that_is_tried_again_does_not_ask_again(url: str) -> None:
     assert perdure.run(flow, goal="g", store=url) == "y" and RAN == ["y", "y"]
 
 
-def test_what_was_given_up_takes_no_signal_and_no_answer(url: str) -> None:
+def test_what_was_given_up_takes_no_signal_and_no_answer(url: str) -> None:  # rel:H4
     goes_on = threading.Event()
 
     @perdure.flow
@@ -1077,7 +1077,7 @@ def dated(default: Any = "none") -> Any:
     return perdure.ask("Soon?", answer=bool, deadline=timedelta(hours=2), **more)
 
 
-def test_a_deadline_passes_with_its_default_though_nothing_ran(url: str) -> None:
+def test_a_deadline_passes_with_its_default_though_nothing_ran(url: str) -> None:  # rel:H4
     clock = Later()
     with CheckpointManager(url, clock=clock) as manager, pytest.raises(RunSuspended) as waits:
         manager.run_sync(dated, False, goal="g")
@@ -1094,7 +1094,7 @@ def test_a_deadline_passes_with_its_default_though_nothing_ran(url: str) -> None
         client.answer("g", 1, True, by="late")
 
 
-def test_a_deadline_without_a_default_is_an_error_and_another_run_asks_anew(url: str) -> None:
+def test_a_deadline_without_a_default_is_an_error_and_another_run_asks_anew(url: str) -> None:  # rel:H4
     clock = Later()
     with CheckpointManager(url, clock=clock) as manager:
         with pytest.raises(RunSuspended):

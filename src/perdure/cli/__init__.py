@@ -17,12 +17,13 @@ from perdure.cli.demo import demo
 from perdure.cli.encryption import key, rekey
 from perdure.cli.graph import graph
 from perdure.cli.listing import ls, output, show
-from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, echo, report
+from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
 from perdure.cli.pruning import pin, prune, unpin
 from perdure.cli.run import resume, run
 from perdure.cli.stopping import cancel, pause, retry, unpause
 from perdure.cli.tail import tail
 from perdure.cli.waiting import answer, questions, signal
+from perdure.cli.words import say
 from perdure.cli.workers import submit, worker
 from perdure.errors import PerdureError
 
@@ -71,7 +72,7 @@ def main(words: Sequence[str] | None = None) -> int:
         error.show()
         return FIX if isinstance(error, click.UsageError) else error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        echo("\nStopped.", err=True)
+        say("\nStopped.", err=True)
         return CTRL_C
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

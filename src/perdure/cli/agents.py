@@ -10,8 +10,8 @@ import click
 import msgspec
 
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, echo, write
-from perdure.cli.words import plain_table
+from perdure.cli.outcome import OK, write
+from perdure.cli.words import plain_table, say
 from perdure.errors import CodecError, ConfigError
 from perdure.model import File
 from perdure.record import Step
@@ -36,17 +36,17 @@ def show_transcript(name: str, scope: str | None, store: str | None, as_json: bo
         write(msgspec.json.encode(lines))
         return OK
     if not lines:
-        echo("No agent has said anything in this run.")
+        say("No agent has said anything in this run.")
     shown = None
     for line in lines:
         if line.scope != shown:
             shown = line.scope
-            echo(f"=== agent in scope {shown or '(top)'} ===")
-        echo(f"--- {_head(line)}")
+            say(f"=== agent in scope {shown or '(top)'} ===")
+        say(f"--- {_head(line)}")
         if line.content:
-            echo(discreet(line.content))
+            say(discreet(line.content))
         for call in line.calls:
-            echo(f"-> {discreet(call)}")
+            say(f"-> {discreet(call)}")
     return OK
 
 
@@ -76,10 +76,10 @@ def files(name: str, folder: Path | None, store: str | None, as_json: bool) -> i
     if as_json:
         write(msgspec.json.encode(rows))
     elif not rows:
-        echo("No step of this run has made a file.")
+        say("No step of this run has made a file.")
     else:
         cells = [tuple(map(str, row.values())) for row in rows]
-        echo(plain_table(("#", "step", "file", "type", "bytes"), cells))
+        say(plain_table(("#", "step", "file", "type", "bytes"), cells))
     return OK
 
 

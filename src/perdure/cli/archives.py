@@ -11,9 +11,9 @@ import click
 import msgspec
 
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, STORE, command, echo, write
+from perdure.cli.outcome import OK, STORE, command, write
 from perdure.cli.waiting import by_option
-from perdure.cli.words import moment
+from perdure.cli.words import moment, say
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError
 from perdure.runtime.client import Client
@@ -57,13 +57,13 @@ def export(names: tuple[str, ...], everything: bool, file: str, force: bool, sto
         doubts = _doubts(client)
     told.end()
     for said in doubts:
-        echo(f"warning: {said}", err=True)
+        say(f"warning: {said}", err=True)
     for said in done.damaged.values():
-        echo(f"left out: {said}", err=True)
+        say(f"left out: {said}", err=True)
     if as_json:
         write(msgspec.json.encode(done))
     else:
-        echo(_exported(done, "standard output" if file == "-" else file), err=file == "-")
+        say(_exported(done, "standard output" if file == "-" else file), err=file == "-")
     return STORE if done.damaged else OK
 
 
@@ -128,11 +128,11 @@ def import_(
         name = archive.name
     told.end()
     for said in doubts:
-        echo(f"warning: {said}", err=True)
+        say(f"warning: {said}", err=True)
     if as_json:
         write(msgspec.json.encode(done))
     else:
-        echo("\n".join(_imported(done, name, where, dry_run, store)))
+        say("\n".join(_imported(done, name, where, dry_run, store)))
     return OK
 
 
@@ -185,4 +185,4 @@ class _Told:
 
     def end(self) -> None:
         if self._shown:
-            echo(err=True)
+            say(err=True)

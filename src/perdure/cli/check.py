@@ -12,7 +12,8 @@ import msgspec
 
 from perdure.cli.counter import Counter
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import FIX, HELD, OK, STORE, echo, write, write_part
+from perdure.cli.outcome import FIX, HELD, OK, STORE, write, write_part
+from perdure.cli.words import say
 from perdure.clock import SYSTEM
 from perdure.errors import RunNotFound
 from perdure.model import OWN, RunKey, key_named
@@ -98,22 +99,22 @@ def _code(counts: Counts) -> int:
 
 def _tell(store: Store, findings: Iterator[Finding], counts: Counts, keep: Keep | None, counter: Counter) -> None:
     can = store.capabilities
-    echo(f"{store.url}: what is acknowledged {_survives(can.durable)}")
+    say(f"{store.url}: what is acknowledged {_survives(can.durable)}")
     if can.lease < inf:
-        echo(f"runs of a process that dies are free within {can.lease:g} s")
+        say(f"runs of a process that dies are free within {can.lease:g} s")
     for finding in findings:
         counter.clear()
-        echo(_line(finding))
+        say(_line(finding))
     if counts.repaired and keep is not None:
-        echo(f"{counts.repaired:,} repaired; copies of what was there are in {keep.folder}")
+        say(f"{counts.repaired:,} repaired; copies of what was there are in {keep.folder}")
     if counts.more:
-        echo("There may be more orphan blobs: check again when these are repaired.")
+        say("There may be more orphan blobs: check again when these are repaired.")
     to_do = sum(count for kind, count in counts.found.items() if KINDS[kind][0] == "repair") - counts.repaired
     if to_do and keep is None:
-        echo(f"{to_do:,} to repair: perdure check --repair")
+        say(f"{to_do:,} to repair: perdure check --repair")
     live = ((counts.executed, "executed now"), (counts.crashed, "crashed"))
     among = ", ".join(f"{count:,} {what}" for count, what in live if count)
-    echo(
+    say(
         f"{counts.runs:,} run{'' if counts.runs == 1 else 's'} read{f' ({among})' if among else ''}, "
         f"{counts.damaged or 'none'} damaged"
     )
@@ -176,5 +177,5 @@ def schema(name: str, role: str, after: int) -> int:
         from perdure.stores.postgres_setup import statements
     except ModuleNotFoundError as error:
         raise missing("postgres", error) from None
-    echo(statements(name, role, after))
+    say(statements(name, role, after))
     return OK

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from perdure.cli.outcome import FOUND, OK, echo, write
+from perdure.cli.outcome import FOUND, OK, write
 from perdure.cli.target import load_target, parse_inputs
+from perdure.cli.words import say
 from perdure.errors import ConfigError
 from perdure.runtime.api import sigterm_as_exit
 
@@ -101,7 +102,7 @@ def _tell(report: Report, as_json: bool) -> None:
     if as_json:
         write(msgspec.json.encode({"ok": report.ok, **msgspec.structs.asdict(report)}))
     else:
-        echo(str(report))
+        say(str(report))
 
 
 def child(words: Sequence[str]) -> None:

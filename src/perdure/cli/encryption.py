@@ -7,7 +7,8 @@ import msgspec
 
 from perdure.cli.counter import Counter
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import HELD, OK, echo, write
+from perdure.cli.outcome import HELD, OK, write
+from perdure.cli.words import say
 from perdure.clock import SYSTEM
 from perdure.runtime.config import default_store
 from perdure.stores import missing
@@ -26,7 +27,7 @@ def key(name: str) -> int:
       umask 077; perdure key > perdure.keys
       export PERDURE_KEY_FILE=$PWD/perdure.keys
     """
-    echo(new_key(name or f"k{int(SYSTEM.now())}"))
+    say(new_key(name or f"k{int(SYSTEM.now())}"))
     return OK
 
 
@@ -59,7 +60,7 @@ def rekey(encrypt: bool, dry_run: bool, store: str | None, as_json: bool) -> int
     if as_json:
         write(msgspec.json.encode({"dry_run": dry_run, **msgspec.to_builtins(done)}))
     else:
-        echo(f"{done.runs:,} runs looked at, {done.changed:,} {'to write' if dry_run else 'written'} anew")
+        say(f"{done.runs:,} runs looked at, {done.changed:,} {'to write' if dry_run else 'written'} anew")
         for left in done.left:
-            echo(f"left: {left} is being executed. Run this again when it has ended.")
+            say(f"left: {left} is being executed. Run this again when it has ended.")
     return HELD if done.left else OK

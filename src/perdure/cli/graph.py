@@ -6,8 +6,9 @@ import click
 import msgspec
 
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, echo, write
+from perdure.cli.outcome import OK, write
 from perdure.cli.target import load_target
+from perdure.cli.words import say
 from perdure.errors import ConfigError
 from perdure.fold import State
 from perdure.runners.graph import Graph
@@ -40,7 +41,7 @@ def graph(target: str, name: str | None, store: str | None, as_json: bool) -> in
         nodes = [{"name": node, "join": drawn.joins[node], "state": states.get(node)} for node in drawn.tasks]
         write(msgspec.json.encode({"graph": drawn.name, "nodes": nodes, "edges": edges, "mermaid": text}))
         return OK
-    echo(text)
+    say(text)
     return OK
 
 

@@ -12,9 +12,9 @@ import msgspec
 
 from perdure import codec, states
 from perdure.cli.counter import Counter
-from perdure.cli.outcome import OK, command, echo, write, write_part
+from perdure.cli.outcome import OK, command, write, write_part
 from perdure.cli.progress import elapsed, progress
-from perdure.cli.words import age, aligned, holder, inputs_text, moment, plain_table, step_word, widths_of
+from perdure.cli.words import age, aligned, holder, inputs_text, moment, plain_table, say, step_word, widths_of
 from perdure.clock import SYSTEM
 from perdure.fold import State
 from perdure.limits import decoded
@@ -47,7 +47,7 @@ def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_js
             _ls_json(client, rows)
         elif not _ls_table(client, rows):
             kind = " of that kind" if status or goal or due else ""
-            echo(f"No runs{kind} in {client.url}. Begin one with: perdure run TARGET")
+            say(f"No runs{kind} in {client.url}. Begin one with: perdure run TARGET")
     return OK
 
 
@@ -87,7 +87,7 @@ def _ls_table(client: Client, rows: Iterator[RunMeta]) -> bool:
         if not widths:
             lines.insert(0, titles)
             widths = widths_of(lines)
-        echo(aligned(lines, widths))
+        say(aligned(lines, widths))
     return bool(widths)
 
 
@@ -149,34 +149,34 @@ def show(name: str, store: str | None, as_json: bool) -> int:
         )
     if cells:
         used = ("used",) if state.usage else ()
-        echo(plain_table(("#", "step", "inputs", "state", "attempts", "time", *used, "output"), cells))
+        say(plain_table(("#", "step", "inputs", "state", "attempts", "time", *used, "output"), cells))
     else:
-        echo("No step has started.")
+        say("No step has started.")
     files = [facts["file"] for facts in told if facts["file"]]
     if files:
-        echo(f"Outputs stand in {files[0].rpartition('/')[0]}")
+        say(f"Outputs stand in {files[0].rpartition('/')[0]}")
     for asked in state.waits.questions():
         words = command("answer", str(state.key), str(asked.step), store=store)
-        echo(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
+        say(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
     if row.status not in (states.COMPLETED, states.RUNNING, states.PENDING_INPUT, states.CANCELLED):
-        echo("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", store=store))
+        say("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", store=store))
     return OK
 
 
 def _describe(state: State, row: RunMeta) -> None:
     pinned = ", pinned" if row.pinned else ""
-    echo(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}{pinned}")
-    echo(f"flow {state.flow}, begun {moment(state.created)}, {state.lives} {'life' if state.lives == 1 else 'lives'}")
+    say(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}{pinned}")
+    say(f"flow {state.flow}, begun {moment(state.created)}, {state.lives} {'life' if state.lives == 1 else 'lives'}")
     for arg in state.args:
-        echo(f"input {arg.name} = {head(arg.head, 80)}")
+        say(f"input {arg.name} = {head(arg.head, 80)}")
     if row.reason:
-        echo(f"reason: {head(row.reason, 400)}")
+        say(f"reason: {head(row.reason, 400)}")
     if state.reused:
-        echo(f"reused in the last life: {state.reused} steps, {state.saved:.1f} s saved")
+        say(f"reused in the last life: {state.reused} steps, {state.saved:.1f} s saved")
     if state.usage:
-        echo(f"used: {state.usage}; in the last life: {state.paid}; saved by resuming: {state.saved_usage}")
+        say(f"used: {state.usage}; in the last life: {state.paid}; saved by resuming: {state.saved_usage}")
     if state.budget:
-        echo("budget: " + ", ".join(f"{cap} {value:g}" for cap, value in budget_of(state).items()))
+        say("budget: " + ", ".join(f"{cap} {value:g}" for cap, value in budget_of(state).items()))
 
 
 def budget_of(state: State) -> dict[str, float]:
@@ -260,16 +260,18 @@ def output(name: str, step: str | None, store: str | None, as_json: bool) -> int
         payload = found.output if found else client.state(name).output
         if payload is None:
             what = f"Step {found.number} ({found.path})" if found else f"Run {name}"
-            echo(f"{what} has no output: it is {found.status if found else client.find(name).status}.", err=True)
+            say(f"{what} has no output: it is {found.status if found else client.find(name).status}.", err=True)
             if found and found.partial_text:
-                echo(f"It had streamed:\n{discreet(found.partial_text)}", err=True)
+                say(f"It had streamed:\n{discreet(found.partial_text)}", err=True)
             return 1
         if as_json:
             body = codec.stored_json(payload, client.blobs(payload))
             write(msgspec.json.encode({"step": found.number if found else None, "output": msgspec.Raw(body)}))
             return OK
         suffix, content = client.readable(payload)
-        if suffix not in (".md", ".json") and not sys.stdout.isatty():
+        if sys.stdout.isatty():
+            say(content.decode("utf-8", "replace"))
+        elif suffix not in (".md", ".json"):
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
         else:

@@ -9,9 +9,9 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-import click
 import msgspec
 
+from perdure.cli.words import say
 from perdure.errors import (
     FencedError,
     FixError,
@@ -27,7 +27,6 @@ from perdure.errors import (
     StepTimeout,
     StoreError,
 )
-from perdure.model import CONTROLS
 from perdure.redaction import discreet
 
 OK: Final = 0
@@ -76,10 +75,10 @@ def report(error: Exception, *, as_json: bool, run: str = "", resume: str = "", 
     message += "".join(f" In {note}." for note in getattr(error, "__notes__", ()) if note.startswith("run "))
     message = discreet(message)
     if show_traceback:
-        echo(discreet("".join(traceback.format_exception(error))), err=True, nl=False)
-    echo(f"Error: {message}", err=True)
+        say(discreet("".join(traceback.format_exception(error))), err=True, nl=False)
+    say(f"Error: {message}", err=True)
     if resume:
-        echo(f"What finished is kept. Go on with:\n  {resume}", err=True)
+        say(f"What finished is kept. Go on with:\n  {resume}", err=True)
     if as_json:
         told = {"type": type(error).__name__, "message": message, "exit_code": code, "run": run, "resume": resume}
         write(msgspec.json.encode({"error": told}))
@@ -90,11 +89,6 @@ def _place(error: Exception) -> str:
     """Where the user's own code raised, as far as it is known."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-
-
-def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Text to standard output (``err``: error). What stored data says does nothing to a terminal."""
-    click.echo(CONTROLS.sub("\ufffd", text), err=err, nl=nl)
 
 
 def write(content: bytes) -> None:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from perdure import journal as j
 from perdure import states
-from perdure.cli.outcome import echo
-from perdure.cli.words import age, error_text, inputs_text, moment, step_word
+from perdure.cli.words import age, error_text, inputs_text, moment, say, step_word
 from perdure.clock import SYSTEM
 from perdure.fold import State
 from perdure.model import RunKey, head
@@ -63,7 +62,7 @@ class Lines(Follower):
     def show(self, state: State, entry: j.Entry) -> None:
         line = tell(state, entry)
         if line:
-            echo(f"[{state.key}] {line}" if state is not self.state else line, err=True)
+            say(f"[{state.key}] {line}" if state is not self.state else line, err=True)
 
 
 def tell(state: State, entry: j.Entry, inputs: bool = True) -> str:

@@ -12,9 +12,9 @@ import msgspec
 from perdure import states
 from perdure.cli.counter import Counter
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, echo, write
+from perdure.cli.outcome import OK, write
 from perdure.cli.waiting import by_option
-from perdure.cli.words import age
+from perdure.cli.words import age, say
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError
 from perdure.model import RunMeta
@@ -138,7 +138,7 @@ class _Told:
             write((b"," if self.runs else b"") + msgspec.json.encode(facts))
         else:
             old = age(SYSTEM.now() - row.updated)
-            echo(f"{self.word}: {row.key} ({row.status}, last heard of {old} ago, {shown(row.size)})")
+            say(f"{self.word}: {row.key} ({row.status}, last heard of {old} ago, {shown(row.size)})")
         self.runs += 1
         self.bytes += row.size
 
@@ -146,7 +146,7 @@ class _Told:
         if self._json:
             write(b'],"count":%d,"bytes":%d}' % (self.runs, self.bytes))
         else:
-            echo(f"{self.runs:,} run{'' if self.runs == 1 else 's'} {self.word}, {shown(self.bytes)}")
+            say(f"{self.runs:,} run{'' if self.runs == 1 else 's'} {self.word}, {shown(self.bytes)}")
 
 
 @click.command()
@@ -157,7 +157,7 @@ def pin(name: str, by: str, store: str | None) -> int:
     """Keep RUN, whatever retention says, until it is unpinned."""
     with Client(store) as client:
         key = client.pin(name, by=by).key
-    echo(f"Run {key} is kept, until: perdure unpin {key}")
+    say(f"Run {key} is kept, until: perdure unpin {key}")
     return OK
 
 
@@ -169,5 +169,5 @@ def unpin(name: str, by: str, store: str | None) -> int:
     """Let retention decide about RUN again."""
     with Client(store) as client:
         key = client.unpin(name, by=by).key
-    echo(f"Run {key} goes when retention says so.")
+    say(f"Run {key} goes when retention says so.")
     return OK

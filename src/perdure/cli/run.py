@@ -12,10 +12,10 @@ import click
 import msgspec
 
 from perdure import codec
-from perdure.cli.outcome import CTRL_C, OK, STOPPED, command, echo, report, write
+from perdure.cli.outcome import CTRL_C, OK, STOPPED, command, report, write
 from perdure.cli.progress import Follower, Lines, live_table
 from perdure.cli.target import load_rules, load_target, named_after, parse_inputs, read_secrets, resolver
-from perdure.cli.words import moment
+from perdure.cli.words import moment, say
 from perdure.errors import ConfigError, RunSuspended
 from perdure.guard import Guard
 from perdure.model import Budget, RunKey, RunMeta, head
@@ -227,14 +227,14 @@ def _budget(words: Sequence[str]) -> Budget | None:
 
 def _suspended(why: RunSuspended, again: str, store: str, options: Execution) -> int:
     """The run waits in no process: say for what, and what to do. What runs ask that it began is its concern too."""
-    echo(f"Waiting: {why.args[0]}", err=True)
+    say(f"Waiting: {why.args[0]}", err=True)
     with Client(store) as client:
         rows = {str(row.key): row for row in client.runs()}
         asked = [question for question in client.questions() if why.run in _ancestry(rows, question.run)]
     for question in asked:
         answer = command("answer", question.run, str(question.step), store=options.store)
-        echo(f"  {question.step:3d} {head(question.prompt, 60)}\n      {answer}", err=True)
-    echo(f"Then go on with:\n  {again}", err=True)
+        say(f"  {question.step:3d} {head(question.prompt, 60)}\n      {answer}", err=True)
+    say(f"Then go on with:\n  {again}", err=True)
     if options.as_json:
         told = {
             "run": why.run,
@@ -261,7 +261,7 @@ def _code(stop: SystemExit) -> int:
 
 def _stopped(follower: Follower, again: str, as_json: bool, code: int) -> int:
     done = sum(step.recorded for step in follower.state.steps.values()) if follower.state is not None else 0
-    echo(f"\nStopped; {done} finished steps are kept. Go on with:\n  {again}", err=True)
+    say(f"\nStopped; {done} finished steps are kept. Go on with:\n  {again}", err=True)
     if as_json:
         name = str(follower.state.key) if follower.state is not None else ""
         told = {
@@ -295,7 +295,7 @@ def _tell_result(value: Any, follower: Follower, rules: Redaction | None, option
         write(msgspec.json.encode(told))
         return
     if state is None and not options.quiet:
-        echo("This run had completed; here is its recorded result. Run it afresh with --new.", err=True)
+        say("This run had completed; here is its recorded result. Run it afresh with --new.", err=True)
     if value is not None:
         write(content)
 

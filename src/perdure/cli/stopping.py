@@ -8,9 +8,10 @@ import click
 
 from perdure import states
 from perdure.cli.listing import store_option
-from perdure.cli.outcome import OK, command, echo
+from perdure.cli.outcome import OK, command
 from perdure.cli.run import resume
 from perdure.cli.waiting import by_option
+from perdure.cli.words import say
 from perdure.clock import SYSTEM
 from perdure.model import RunMeta
 from perdure.runtime.client import Client
@@ -36,9 +37,9 @@ def pause(name: str, reason: str, by: str, store: str | None) -> int:
         row = _watch(client, str(key))
     if row.status == states.PAUSED:
         go_on = command("unpause", str(key), store=store)
-        echo(f"Run {key} is paused. Let it go on with: {go_on}")
+        say(f"Run {key} is paused. Let it go on with: {go_on}")
     else:
-        echo(f"Run {key} is going to be paused when what it executes has ended ({_held(row)}).")
+        say(f"Run {key} is going to be paused when what it executes has ended ({_held(row)}).")
     return OK
 
 
@@ -51,7 +52,7 @@ def unpause(name: str, by: str, store: str | None) -> int:
     with Client(store) as client:
         state = client.unpause(name, by=by)
     words = command("resume", str(state.key), "--app", state.target or "TARGET", store=store)
-    echo(f"Run {state.key} may go on:\n  {words}")
+    say(f"Run {state.key} may go on:\n  {words}")
     return OK
 
 
@@ -71,7 +72,7 @@ def retry(context: click.Context, name: str, by: str, app: str | None, store: st
     if app is not None:
         return int(context.invoke(resume, name=str(state.key), app=app, store=store))
     words = command("resume", str(state.key), "--app", state.target or "TARGET", store=store)
-    echo(f"Run {state.key} may go on, in a worker or with:\n  {words}")
+    say(f"Run {state.key} may go on, in a worker or with:\n  {words}")
     return OK
 
 
@@ -86,14 +87,14 @@ def cancel(name: str, reason: str, by: str, store: str | None) -> int:
         state = client.cancel(name, by=by, reason=reason)
         row = _watch(client, str(state.key))
     if row.status == states.CANCELLED:
-        echo(f"Run {row.key} is cancelled.")
+        say(f"Run {row.key} is cancelled.")
     elif row.status == states.COMPLETED:
-        echo(f"Run {row.key} had completed before it could be cancelled.")
+        say(f"Run {row.key} had completed before it could be cancelled.")
     elif row.holder is not None:
-        echo(f"Run {row.key} is going to be cancelled when what it executes has ended ({_held(row)}).")
+        say(f"Run {row.key} is going to be cancelled when what it executes has ended ({_held(row)}).")
     else:
         words = command("resume", str(row.key), "--app", state.target or "TARGET", store=store)
-        echo(f"Run {row.key} is cancelled as soon as its clean-ups have run:\n  {words}")
+        say(f"Run {row.key} is cancelled as soon as its clean-ups have run:\n  {words}")
     return OK
 
 

@@ -8,8 +8,9 @@ import msgspec
 from perdure import journal as j
 from perdure import states
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, echo, write
+from perdure.cli.outcome import OK, write
 from perdure.cli.progress import tell
+from perdure.cli.words import say
 from perdure.clock import SYSTEM
 from perdure.fold import State
 from perdure.redaction import discreet
@@ -57,7 +58,7 @@ class _Printer:
             if entry.step != self._streaming:
                 self._line(f"  {entry.step:3d} {self.state.steps[entry.step].path} streams:")
                 self._streaming = entry.step
-            echo(discreet(entry.text), nl=False)
+            say(discreet(entry.text), nl=False)
             return
         line = tell(self.state, entry)
         if line:
@@ -65,9 +66,9 @@ class _Printer:
 
     def _line(self, text: str) -> None:
         if self._streaming:
-            echo()
+            say()
             self._streaming = 0
-        echo(text)
+        say(text)
 
     def end(self, status: str) -> None:
         if not self._json:

@@ -11,9 +11,9 @@ import click
 import msgspec
 
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, command, echo, write
+from perdure.cli.outcome import OK, command, write
 from perdure.cli.run import resume
-from perdure.cli.words import age, moment, plain_table
+from perdure.cli.words import age, moment, plain_table, say
 from perdure.clock import SYSTEM
 from perdure.errors import AnswerRefused, ConfigError
 from perdure.fold import State
@@ -54,7 +54,7 @@ def questions(name: str | None, store: str | None, as_json: bool) -> int:
             return OK
         place = client.url
     if not found:
-        echo(f"Nobody is asked anything in {place}.")
+        say(f"Nobody is asked anything in {place}.")
         return OK
     now = SYSTEM.now()
     cells = [
@@ -69,8 +69,8 @@ def questions(name: str | None, store: str | None, as_json: bool) -> int:
         )
         for q in found
     ]
-    echo(plain_table(("run", "#", "question", "to", "asked", "deadline", "then"), cells))
-    echo("Answer one with: " + command("answer", "RUN", "QUESTION", store=store))
+    say(plain_table(("run", "#", "question", "to", "asked", "deadline", "then"), cells))
+    say("Answer one with: " + command("answer", "RUN", "QUESTION", store=store))
     return OK
 
 
@@ -128,7 +128,7 @@ def answer(
             else read(value, as_json, asked)
         )
         state = client.answer(name, asked.id, decided, by=by)
-    echo(f"Answered: {msgspec.json.encode(decided).decode()}, by {by}.", err=True)
+    say(f"Answered: {msgspec.json.encode(decided).decode()}, by {by}.", err=True)
     if app is not None:
         return int(context.invoke(resume, name=str(state.key), app=app, store=store))
     _tell_next(state, store)
@@ -138,7 +138,7 @@ def answer(
 def _tell_next(state: State, store: str | None) -> None:
     if state.status == "ready":
         go_on = command("resume", str(state.key), "--app", state.target or "TARGET", store=store)
-        echo(f"Run {state.key} can go on:\n  {go_on}", err=True)
+        say(f"Run {state.key} can go on:\n  {go_on}", err=True)
 
 
 def _chosen(client: Client, name: str, question: str | None) -> str | None:
@@ -147,25 +147,25 @@ def _chosen(client: Client, name: str, question: str | None) -> str | None:
     if question is not None or len(open_) < 2 or not sys.stdin.isatty():
         return question
     for asked in open_:
-        echo(f"  {asked.step:3d}  {head(asked.prompt, 70)}", err=True)
+        say(f"  {asked.step:3d}  {head(asked.prompt, 70)}", err=True)
     numbers = [str(asked.step) for asked in open_]
     return str(click.prompt("Which one", type=click.Choice(numbers), show_choices=False, err=True))
 
 
 def _show(question: Question) -> None:
     now = SYSTEM.now()
-    echo(f"Question {question.step} of run {question.run}, asked {age(now - question.asked)} ago", err=True, nl=False)
-    echo(f" of {question.to}:" if question.to else ":", err=True)
+    say(f"Question {question.step} of run {question.run}, asked {age(now - question.asked)} ago", err=True, nl=False)
+    say(f" of {question.to}:" if question.to else ":", err=True)
     if question.context:
-        echo("\n".join(f"  | {line}" for line in discreet(question.context).splitlines()), err=True)
-    echo(f"  {question.prompt}", err=True)
+        say("\n".join(f"  | {line}" for line in discreet(question.context).splitlines()), err=True)
+    say(f"  {question.prompt}", err=True)
     if question.refused:
-        echo(f"  The last answer was not taken: {question.refused}", err=True)
+        say(f"  The last answer was not taken: {question.refused}", err=True)
     if question.until:
         then = f"then the answer is {question.otherwise}" if question.otherwise else "then it is an error"
-        echo(f"  Deadline: {moment(question.until)} ({_deadline(question, now)}); {then}", err=True)
+        say(f"  Deadline: {moment(question.until)} ({_deadline(question, now)}); {then}", err=True)
     for number, choice in enumerate(_choices(question), 1):
-        echo(f"  {number}) {_text(choice)}", err=True)
+        say(f"  {number}) {_text(choice)}", err=True)
 
 
 def _choices(question: Question) -> list[Any]:
@@ -183,7 +183,7 @@ def _prompted(question: Question) -> Any:
         try:
             return read_text(text, question)
         except AnswerRefused as wrong:
-            echo(f"  {wrong}", err=True)
+            say(f"  {wrong}", err=True)
 
 
 def read(value: str | None, as_json: str | None, question: Question | None) -> Any:
@@ -243,6 +243,6 @@ def signal(name: str, signal: str, value: str | None, as_json: str | None, by: s
     sent = read(value, as_json, None) if value is not None or as_json is not None else None
     with Client(store) as client:
         state = client.signal(name, signal, sent, by=by)
-    echo(f"Signal {signal} is with run {state.key}.", err=True)
+    say(f"Signal {signal} is with run {state.key}.", err=True)
     _tell_next(state, store)
     return OK

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from perdure.model import ErrorInfo, RunMeta, head
+import click
+
+from perdure.model import ErrorInfo, RunMeta, head, plain
 from perdure.record import Step
+
+
+def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print a line. Much of what is printed was stored, by anybody: a terminal is not to obey it."""
+    click.echo(plain(text), err=err, nl=nl)
 
 
 def age(seconds: float) -> str:
@@ -57,7 +64,7 @@ def holder(row: RunMeta) -> str:
 
 def plain_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Columns aligned with blanks; nothing but text."""
-    lines = [titles, *rows]
+    lines = [titles, *(tuple(" ".join(cell.split("\n")) for cell in row) for row in rows)]
     return aligned(lines, widths_of(lines))
 
 

@@ -12,9 +12,10 @@ import click
 import msgspec
 
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, command, echo, write
+from perdure.cli.outcome import OK, command, write
 from perdure.cli.run import with_secrets
 from perdure.cli.target import load_app, load_rules, load_target, named_after, parse_inputs, read_secrets, resolver
+from perdure.cli.words import say
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, CorruptStore, RetryError, StoreError
 from perdure.runtime.config import CheckpointConfig, default_store
@@ -88,8 +89,8 @@ def submit(
     if as_json:
         write(msgspec.json.encode({"run": str(run)}))
     else:
-        echo(str(run))
-        echo("Execute it with: " + command("worker", "--app", target, store=store), err=True)
+        say(str(run))
+        say("Execute it with: " + command("worker", "--app", target, store=store), err=True)
     return OK
 
 

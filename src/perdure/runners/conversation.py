@@ -15,7 +15,7 @@ import msgspec
 
 from perdure import codec
 from perdure import journal as j
-from perdure.guard import OPEN, Guard
+from perdure.guard import OPEN
 from perdure.runners.messages import Message
 from perdure.runtime.context import Frame
 
@@ -33,6 +33,8 @@ class Conversation:
         self._frame = frame
         self._guard = frame.guard if frame is not None else OPEN
         self._unsaid: list[j.SpokenMessage] = []
+        self._blobs: dict[str, bytes] = {}
+        """what messages need that are not journaled yet"""
         self._place = 0
         """how many messages there were, those that a summary covers included"""
 
@@ -48,7 +50,7 @@ class Conversation:
             self.size += len(message["content"]) + sum(
                 len(call["function"]["arguments"]) for call in message.get("tool_calls", ())
             )
-            spoken.append(_spoken(message, step, covers, self._guard))
+            spoken.append(self._spoken(message, step, covers))
         if not more:
             self._unsaid = []
             self._journal(spoken)
@@ -88,14 +90,17 @@ class Conversation:
 
     def _journal(self, spoken: Sequence[j.SpokenMessage]) -> None:
         place, self._place = self._place, self._place + len(spoken)
+        blobs, self._blobs = self._blobs, {}
         if self._frame is None or self._frame.run is None:
             return
         run, scope = self._frame.run, self._frame.cursor.scope
         with run.lock:
             if list(spoken) != self._recorded()[place : self._place]:
-                run.emit((j.MessagesAdded(scope=scope, place=place, messages=tuple(spoken)),), lazy=True)
+                run.emit((j.MessagesAdded(scope=scope, place=place, messages=tuple(spoken)),), blobs, lazy=True)
 
-
-def _spoken(message: Message, step: int, covers: int, guard: Guard) -> j.SpokenMessage:
-    content = None if step else codec.dumps(message["content"], "a message", guard)[0]
-    return j.SpokenMessage(message["role"], step, content, message.get("tool_call_id", ""), covers)
+    def _spoken(self, message: Message, step: int, covers: int) -> j.SpokenMessage:
+        content = None
+        if not step:
+            content, blobs = codec.dumps(message["content"], "a message", self._guard)
+            self._blobs |= blobs
+        return j.SpokenMessage(message["role"], step, content, message.get("tool_call_id", ""), covers)

@@ -55,7 +55,7 @@ from perdure.stores.listing import selection
 from perdure.stores.postgres_audit import PostgresAudit
 from perdure.stores.postgres_link import Connection, Link, failure, is_refusal, is_transient, parse
 from perdure.stores.postgres_listen import listener
-from perdure.stores.postgres_setup import check_encoding, doubts, prepare
+from perdure.stores.postgres_setup import channel, check_encoding, doubts, prepare
 
 T = TypeVar("T")
 _STATEMENTS: Final = sql.load("postgres")
@@ -80,7 +80,6 @@ class PostgresStore(Handle):
             self._sql = {name: text.replace(mark, stands_for) for name, text in self._sql.items()}
         self._appends = {(few, blobs): self._append_sql(few, blobs) for few in (True, False) for blobs in (True, False)}
         """statements by whether they are for one run, and whether they have blobs"""
-        self._channel = f"perdure_{place.schema}"
         self._rows: dict[RunKey, tuple[int, Lease]] = {}
         """runs that this handle holds, and their rows"""
         self._told: set[RunKey] = set()
@@ -95,6 +94,7 @@ class PostgresStore(Handle):
         """of the connection of the heartbeat, and of the owner's name"""
         try:
             self._call("open", lambda db, again: prepare(db, place, create), patience=min(patience, 8.0))
+            self._channel = self._call("open", lambda db, again: channel(db, place))
             greeting = self._main.greeting
             assert greeting is not None
             check_encoding(place, greeting)

@@ -49,6 +49,19 @@ def prepare(db: Connection, place: Place, create: bool) -> None:
         ) from None
 
 
+def channel(db: Connection, place: Place) -> str:
+    """The channel on which handles of this schema tell each other of news.
+
+    Channels belong to the whole database, and nobody can be kept from one whose name he knows. So it is named after
+    what only users of the schema can read: the microsecond in which its tables were made.
+    """
+    query = sql.SQL("SELECT extract(epoch FROM min(applied))::text FROM {}.versions").format(
+        sql.Identifier(place.schema)
+    )
+    row = db.execute(query, prepare=False).fetchone()
+    return "perdure_" + sha256(f"{place.schema} {row}".encode()).hexdigest()[:32]
+
+
 def statements(schema: str, role: str = "", after: int = 0) -> str:
     """The SQL that brings the tables to this program's version, for whoever may execute it. Raises ConfigError for a
     name that cannot be that of a schema."""
