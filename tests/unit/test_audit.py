@@ -88,6 +88,9 @@ def test_an_encrypted_store_is_audited_with_its_key(tmp_path: Path, kind: str) -
         place.change_blob(name, b"other")
     (found,) = Auditor(store).everything()
     assert found.kind == "blob" and found.place == digest
+    place.forget_given(store._seal.name("new", refs_of_store(store)[1]))
+    kinds = {finding.kind for finding in Auditor(store, keep=Keep(tmp_path / "copies")).everything()}
+    assert kinds == {"blob", "unmarked_blob"}
     store.close()
 
 
@@ -403,9 +406,7 @@ SHARED = [b"shared %d" % n * 10 for n in range(3)] + [ORPHAN]
 
 
 @pytest.mark.parametrize("kind", ["file", "sqlite", "postgres", "redis"])
-def test_no_run_loses_a_blob_that_it_is_given_while_orphans_are_removed(
-    make: Callable[[str], Place], kind: str
-) -> None:
+def test_no_run_loses_a_blob_that_it_is_just_given(make: Callable[[str], Place], kind: str) -> None:
     place = make(kind)
     rounds = 12 if kind == "file" else 60  # a file store waits for the device for each
 
