@@ -36,6 +36,8 @@ from perdure.stores.findings import Finding, Keep, blob_of
 
 _LOOKS: Final = 3
 """times that something odd must be seen"""
+_PAUSE: Final = 0.1
+"""seconds between them if somebody has the run: he may be in the middle of something"""
 _ORPHANS: Final = 10_000
 """blobs that are looked for in all journals at a time; more are for the next audit"""
 _APART: Final = 60.0
@@ -147,6 +149,8 @@ class Auditor:
         for _ in range(_LOOKS - 1):
             if not found:
                 return
+            if row.holder is not None:
+                self._clock.sleep(_PAUSE)
             again = row_of(self._store, row.key)
             seen = {*Look(self._store, again).findings(), *self._orphaned(again)} if again is not None else set()
             found = [finding for finding in found if finding in seen]

@@ -105,7 +105,7 @@ class RedisStore(Handle):
             trust=trust(lease),
             listen=self._listen,
             rewrite=self._rewrite,
-            audit=RedisAudit(self._link, self._keys, self._audit, self.claim, self.release).audit(),
+            audit=RedisAudit(self._link, self._keys, self._audit, self.claim, self.release, clock).audit(),
         )
 
     def _open(self, create: bool, patience: float) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from perdure.clock import Clock
 from perdure.errors import CorruptStore
 from perdure.model import OWN, Lease, RunKey, RunMeta
 from perdure.stores.disk import run_folder_name
@@ -23,6 +24,8 @@ from perdure.stores.redis_link import Command, Link
 
 _SCAN: Final = 500
 _LOOKS: Final = 3
+_PAUSE: Final = 0.25
+"""seconds between them: a run and the index are changed one after the other, by a process that may have to wait"""
 
 
 class _Facts(NamedTuple):
@@ -46,6 +49,7 @@ class RedisAudit(NamedTuple):
     ask: Callable[[Sequence[Command]], list[Any]]
     claim: Callable[[RunKey], Lease]
     release: Callable[[Lease], None]
+    clock: Clock
 
     def audit(self) -> Audit:
         return Audit(self.look, self.mend, self.row, Path("perdure"))
@@ -93,6 +97,7 @@ class RedisAudit(NamedTuple):
         found = look(keys)
         for _ in range(_LOOKS - 1):
             if found:
+                self.clock.sleep(_PAUSE)
                 seen = set(look(sorted({finding.run for finding in found if finding.run is not None})))
                 found = [finding for finding in found if finding in seen]
         yield from found
