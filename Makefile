@@ -16,6 +16,7 @@ demo: .venv/run.stamp ## review a paper with a crew that is killed twice; DOC=yo
 	@$(BIN)/perdure demo $(if $(DOC),--doc "$(DOC)")
 
 test: .venv/dev.stamp ## the tests (under 8 minutes on 2 cores)
+	@$(BIN)/python -m compileall -q src tests # they start hundreds of processes
 	$(BIN)/python -m pytest -q -n $(JOBS)
 
 test-long: .venv/dev.stamp .venv/faults.stamp ## whole matrices of what `make test` samples (tens of minutes)

@@ -107,7 +107,10 @@ class State:
         if entry.seq != self.seq + 1:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} follows entry {self.seq}. Nothing was changed.")
         if self.status is None and not isinstance(entry, j.First):
-            raise CorruptStore(f"run {self.key}: its first entry is {j.kind_of(entry)!r}. Nothing was changed.")
+            raise CorruptStore(
+                f"run {self.key}: its first entry is {j.kind_of(entry)!r}, which cannot follow the state None. "
+                "Nothing was changed."
+            )
         _APPLY[type(entry)](self, entry)
         self.seq = entry.seq
         self.updated = max(self.updated, entry.at)  # a clock may be set back

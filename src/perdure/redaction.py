@@ -18,6 +18,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from traceback import format_exception
 from typing import Final
 from weakref import ref
@@ -50,7 +51,6 @@ private keys in PEM."""
 
 _HINTS: Final = ("sk", "rk_", "whsec_", "gh", "glpat-", "hf_", "npm_", "pypi-", "AKIA", "ASIA", "xox", "AIza", "eyJ")
 _MORE_HINTS: Final = ("earer", "EARER", "://", "-----BEGIN")
-_SHAPES = re.compile("|".join(DEFAULT_PATTERNS))
 _NAMED = re.compile(r"(?<![A-Za-z0-9_-])([A-Za-z_][A-Za-z0-9_-]{1,80}+)(\\?[\"'])?\s{0,3}+[:=](?![:=/])\s{0,3}+")
 _BEHIND = re.compile(
     r"\\\"[^\"\\]{1,4096}+(?:\\\")?"
@@ -69,6 +69,13 @@ MARK = re.compile(r"\[redacted(?::[0-9a-f]{16})?\]")
 
 _MANY: Final = 10_000
 """names of which it is remembered whether they are hidden"""
+
+
+@cache
+def _shapes() -> re.Pattern[str]:
+    """The default patterns as one. Compiled when a text may have one of them: that takes as long as all of importing
+    this module."""
+    return re.compile("|".join(DEFAULT_PATTERNS))
 
 
 def _words(name: str) -> tuple[str, ...]:
@@ -199,7 +206,7 @@ def discreet(text: str, *, names: bool = True) -> str:
     (``password=...``, ``"token": "..."``, ``Authorization: ...``)."""
     text = mask_known(text)
     if any(hint in text for hint in _HINTS) or any(hint in text for hint in _MORE_HINTS):
-        text = _SHAPES.sub(_masked, text)
+        text = _shapes().sub(_masked, text)
     for rules in _rules():
         if rules.compiled and rules.patterns is not DEFAULT_PATTERNS:
             for start, end in reversed(rules.spans(text)):

@@ -103,7 +103,7 @@ def test_a_worker_that_is_told_to_stop_frees_its_runs_at_once(
 ) -> None:  # B3
     url = place if place.startswith("sqlite") else f"{place}&lease={LONG}"
     expected = submit(url, "moved", 4)
-    fleet = Fleet(url, tmp_path, concurrency=2, pace=0.2)
+    fleet = Fleet(url, tmp_path, concurrency=2, pace=0.8)  # long enough for the second worker to start meanwhile
     fleets.append(fleet)
     fleet.start()
     first = fleet.workers[0]

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from msgspec.structs import replace
 
@@ -22,19 +22,21 @@ from perdure.journal import decode
 from perdure.model import OWN, Question, RunKey, RunMeta, check_name, key_named, printable
 from perdure.record import Step
 from perdure.runtime.config import default_store
-from perdure.runtime.export import Exported, Progress, export_runs, written
 from perdure.runtime.forms import as_json, fitting
 from perdure.runtime.lease import clock_of
 from perdure.runtime.look import each, row_of
 from perdure.runtime.outputs import Outputs, outputs_folder, readable
-from perdure.runtime.restore import Imported, Terms, restore
 from perdure.runtime.retention import Retention, prune, remove
 from perdure.runtime.settle import seen, send
-from perdure.runtime.unpack import Archive, unpack
 from perdure.runtime.why import announced, why_waiting
 from perdure.stores import Encryption, open_store
 from perdure.stores.base import Capabilities, Store, Which
 from perdure.stores.handle import blobs_of, not_found
+
+if TYPE_CHECKING:
+    from perdure.runtime.export import Exported, Progress
+    from perdure.runtime.restore import Imported
+    from perdure.runtime.unpack import Archive
 
 
 class Client:
@@ -326,6 +328,8 @@ class Client:
         A file is there whole and durable on return, or not at all; one that is there already is not touched unless
         ``replace``. Raises RunNotFound, ConfigError, StoreError; CorruptStore for a damaged run that was named.
         """
+        from perdure.runtime.export import export_runs, written  # here: whoever only executes runs needs none of it
+
         keys = [self.find(name).key for name in names]
         with written(target, replace) as write:
             return export_runs(self._store, self._clock, keys, write, progress)
@@ -353,6 +357,9 @@ class Client:
 
         Raises ConfigError, NewerFormat, LeaseHeld, StoreError.
         """
+        from perdure.runtime.restore import Terms, restore
+        from perdure.runtime.unpack import Archive, unpack
+
         terms = Terms(by, trust, skip, new, goal)
         if isinstance(source, Archive):
             return restore(self._store, self._clock, source, terms, progress, dry_run=dry_run)
