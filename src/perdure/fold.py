@@ -107,10 +107,7 @@ class State:
         if entry.seq != self.seq + 1:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} follows entry {self.seq}. Nothing was changed.")
         if self.status is None and not isinstance(entry, j.First):
-            raise CorruptStore(
-                f"run {self.key}: its first entry is {j.kind_of(entry)!r}, which cannot follow the state None. "
-                "Nothing was changed."
-            )
+            raise self._impossible(entry.seq, j.kind_of(entry))
         _APPLY[type(entry)](self, entry)
         self.seq = entry.seq
         self.updated = max(self.updated, entry.at)  # a clock may be set back
@@ -182,10 +179,13 @@ class State:
         try:
             self.status = states.RUN[self.status, kind]
         except KeyError:
-            raise CorruptStore(
-                f"run {self.key}: entry {entry.seq} is {kind!r}, which cannot follow the state {self.status!r}. "
-                "Nothing was changed."
-            ) from None
+            raise self._impossible(entry.seq, kind) from None
+
+    def _impossible(self, seq: int, kind: str) -> CorruptStore:
+        return CorruptStore(
+            f"run {self.key}: entry {seq} is {kind!r}, which cannot follow the state {self.status!r}. "
+            "Nothing was changed."
+        )
 
     def _first(self, entry: j.First) -> None:
         self._move_run(entry)
