@@ -149,8 +149,8 @@ def test_check_tells_what_a_server_would_lose(make_shell: Callable[[str], Shell]
             assert ran.stderr.count(said) == worked.stderr.count(said) == 1, "once in the log"
             assert said in shell("check").stdout
         told = shell.json("check")
-        settings = [finding for finding in told["findings"] if finding["kind"] == "settings"]
-        assert told["durable"] is False and len(settings) == 2 and told["lease"] == 15.0
+        assert told["durable"] is False and told["lease"] == 15.0
+        assert [finding["kind"] for finding in told["findings"]] == ["settings"] * 2
     finally:
         server.throw_away()
     valkey = Valkey({"appendfsync": "everysec"})
@@ -174,8 +174,10 @@ def test_check_tells_which_run_is_damaged(make_shell: Callable[[str], Shell]) ->
     done = shell("check", code=4)
     assert "damaged:" in done.stdout and "bad.0" in done.stdout and "2 runs read, 1 damaged" in done.stdout
     told = shell.json("check", code=4)
-    damaged = [finding["run"] for finding in told["findings"] if finding["level"] == "damage"]
-    assert damaged == ["bad#0"] and told["store"].startswith("file:")
+    (found,) = told["findings"]
+    assert (found["kind"], found["level"], found["run"]) == ("damaged", "damage", "bad#0")
+    assert told["store"].startswith("file:") and told["counts"]["damaged"] == 1 and told["exit_code"] == 4
+    assert "none damaged" in shell("check", "good").stdout and "bad#0" in shell("check", "bad", code=4).stdout
 
 
 def test_a_user_with_rights_on_the_tables_only_needs_a_database_administrator_once(
