@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DOC ?=
 JOBS ?= auto
+SECONDS ?= 60
+FUZZ := journal_file entry post value toml url name schema reply
 
-.PHONY: help setup demo test test-long check format bench lock clean
+.PHONY: help setup demo test test-long fuzz check format bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -21,6 +23,10 @@ test: .venv/dev.stamp ## the tests (under 8 minutes on 2 cores)
 
 test-long: .venv/dev.stamp .venv/faults.stamp ## whole matrices of what `make test` samples (tens of minutes)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m long
+
+fuzz: .venv/fuzz.stamp ## everything that reads bytes, SECONDS=60 each, with atheris
+	@for target in $(FUZZ); do echo "== $$target"; $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$(SECONDS) \
+		-timeout=5 -rss_limit_mb=2000 -max_len=4096 -verbosity=0 || exit 1; done
 
 check: .venv/dev.stamp ## lint, formatting, types, layers
 	$(BIN)/ruff check .
@@ -65,4 +71,9 @@ clean: ## remove what the targets made, but no runs
 .venv/dev.stamp: requirements/dev.txt .venv/run.stamp
 	@echo "Installing the tools for tests and checks ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Not in the lock: it is there for few platforms, and only this target needs it.
+.venv/fuzz.stamp: .venv/dev.stamp
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	@touch $@
