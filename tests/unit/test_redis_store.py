@@ -317,13 +317,12 @@ def test_damage_is_told_with_the_run(place: Place) -> None:  # rel:D9
     with pytest.raises(CorruptStore, match="run paper#0 should have record 3"):
         store.read(KEY)
     assert isinstance(store.append([item(lease, 3)])[0], CorruptStore)
-    place.raw.hset(store._keys.run(KEY), "meta", b"\xff{")
-    with pytest.raises(CorruptStore, match="paper#0"):
-        store.runs()
-    place.raw.hset(store._keys.run(KEY), "epoch", "many")
-    with pytest.raises(CorruptStore, match="paper#0"):
-        store.runs()
     store.post(KEY, 1, posts(KEY, 1)[0])
+    for field, value in (("meta", b"\xff{"), ("epoch", b"many")):
+        place.raw.hset(store._keys.run(KEY), field, value)
+        (row,) = store.runs()  # the others show
+        assert row.key == KEY and row.status == "failed" and "paper#0" in row.reason
+        assert store.warnings() == [row.reason]
     place.raw.delete(store._keys.inbox(KEY))
     with pytest.raises(CorruptStore, match="posts of run paper#0"):
         store.posts({KEY: 0})
