@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from perdure.model import RunKey, RunMeta
 from perdure.stores import Encryption
 from perdure.stores.base import Store
@@ -21,6 +23,8 @@ def encrypted(store: Store) -> Store:
 
 
 class TestSealedSqliteStore(SharedStoreConformance):
+    histories = 15
+
     def open(self, place: Path) -> Store:
         return encrypted(SqliteStore(place / "runs.db"))
 
@@ -29,6 +33,7 @@ class TestSealedSqliteStore(SharedStoreConformance):
         store.inner.abandon()
 
 
+@pytest.mark.long
 class TestSealedFileStore(SharedStoreConformance):
     def open(self, place: Path) -> Store:
         late: list[SealedStore] = []

@@ -577,7 +577,7 @@ class SharedStoreConformance(StoreConformance):
 
         def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
             store, name, last = self.open(tmp_path), hear(), None
-            for number in range(40):
+            for number in range(20):
                 lease = store.claim(RunKey(f"{name}-{number}"))
                 content = contents[number % 2]
                 assert store.append([item(lease, 0, shared=content)]) == [None]
