@@ -208,7 +208,7 @@ class Pipelined(World):
 
 def told(state: State) -> object:
     """Everything a state says, in comparable form."""
-    skipped = ("key", "steps", "_running", "_counts", "index", "by_name", "scopes", "taken", "latest", "waits")
+    skipped = ("key", "size", "steps", "_running", "_counts", "index", "by_name", "scopes", "taken", "latest", "waits")
     rest = {name: value for name, value in vars(state).items() if name not in skipped}
     steps = [msgspec.json.encode(step) for step in state.steps.values()]
     return msgspec.json.encode(rest), steps, state.scopes, state.taken

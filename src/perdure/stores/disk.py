@@ -188,8 +188,10 @@ def write_all(fd: int, data: bytes, path: Path) -> None:
 
 def read_start(fd: int, size: int, path: Path) -> bytes:
     """The first bytes of an open file."""
-    with _act("read", path):
+    try:
         return os.pread(fd, size, 0)
+    except OSError as error:
+        raise failure("read", path, error) from error
 
 
 def sync(fd: int, path: Path) -> None:

@@ -93,7 +93,7 @@ def parse(url: str) -> Place:
         )
     try:
         psycopg.conninfo.conninfo_to_dict(bare)
-    except psycopg.ProgrammingError:  # it may quote the password
+    except (psycopg.ProgrammingError, ValueError):  # it may quote the password; the second: %ff and the like
         raise ConfigError(
             "libpq cannot read the URL of the PostgreSQL store.", hint="Are special characters percent-encoded?"
         ) from None
