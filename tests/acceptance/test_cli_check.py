@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -97,3 +98,16 @@ def test_a_listing_in_pages_is_one_table_and_one_array(
     assert b"No runs of that kind" in capfdbinary.readouterr().out
     assert main(["ls", "--status", "failed", "--json", "--store", store]) == 0
     assert json.loads(capfdbinary.readouterr().out) == []
+
+
+def test_how_far_it_is_shows_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], shell: Shell
+) -> None:
+    monkeypatch.setattr("perdure.cli.counter._PAUSE", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    store = f"file:{shell.folder / 'runs'}"
+    for command, said in (("check", "1 runs read"), ("check", "1 places looked at"), ("ls", "1 runs looked at")):
+        assert main([command, "--store", store]) == 0
+        told = capfd.readouterr()
+        assert f"\r{said}" in told.err and said not in told.out
+    assert main(["check", "--json", "--store", store]) == 0 and capfd.readouterr().err == ""

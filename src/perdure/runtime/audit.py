@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from perdure import states
 from perdure.clock import SYSTEM, Clock
-from perdure.errors import CorruptStore, FixError, LeaseHeld, LeaseLost, RetryError, StoreError
+from perdure.errors import CorruptStore, FixError, PerdureError, StoreError
 from perdure.fold import summarise
 from perdure.model import OWN, RunKey, RunMeta, key_named
 from perdure.runtime.look import Look, each, row_of
@@ -209,7 +209,9 @@ class Auditor:
             else:
                 assert self._own is not None
                 self._own.mend(finding, keep)
-        except (LeaseHeld, LeaseLost, RetryError, CorruptStore, FixError) as problem:
+        except (
+            PerdureError
+        ) as problem:  # in use, or copies cannot be kept; if the store has failed the next look says so
             return replace(finding, left=problem.args[0])
         return replace(finding, repaired=True)
 

@@ -130,9 +130,12 @@ class Look:
             if again is not None and again.seq < self.records:
                 yield self._differs(f"is that of record {again.seq}, and there are {self.records}")
                 return
+        if row.seq > self.records:
+            what = f"run {self._key}: it had {row.seq} records when its row was written, and has {self.records}."
+            yield self._found("damaged", what, "row")
+        elif self._listed is None:
+            yield self._differs("cannot be read")
         if self._listed is None:
-            if row.seq != self.records:
-                yield self._differs(f"is that of record {row.seq}, and there are {self.records}")
             return
         names = [name for name in RunMeta.__struct_fields__ if name not in _FILLED_IN]
         differing = [name for name in names if getattr(row, name) != getattr(self._listed, name)]

@@ -178,7 +178,8 @@ class MemoryStore(Handle):
         """See Audit.mend."""
         with self._backend.lock:
             if not any(finding.place in run.blobs for run in self._backend.runs.values()):
-                keep.save(f"blobs/{finding.place}", self._backend.blobs.pop(finding.place, b""))
+                keep.save(f"blobs/{finding.place}", self._backend.blobs.get(finding.place, b""))
+                self._backend.blobs.pop(finding.place, None)
 
     def _stored_row(self, key: RunKey) -> bytes:
         with self._backend.lock:

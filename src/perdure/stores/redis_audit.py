@@ -24,7 +24,7 @@ from perdure.stores.redis_link import Command, Link
 
 _SCAN: Final = 500
 _LOOKS: Final = 3
-_PAUSE: Final = 0.25
+_PAUSE: Final = 0.1
 """seconds between them: a run and the index are changed one after the other, by a process that may have to wait"""
 
 
@@ -65,9 +65,10 @@ class RedisAudit(NamedTuple):
                 yield None
         yield from self._strangers()
         for names in self._scan("blob"):
-            digests = [name.decode()[-64:] for name in names]
-            counts = self.ask([("SCARD", self.keys.marks(digest)) for digest in digests])
-            for digest in (digest for digest, count in zip(digests, counts, strict=True) if not count):
+            digests = self._bare([name.decode()[-64:] for name in names])
+            if digests:
+                self.clock.sleep(_PAUSE)
+            for digest in self._bare(digests):
                 yield Finding(kind="orphan_blob", what=f"blob {digest} was given to no run.", place=digest)
 
     def mend(self, finding: Finding, keep: Keep) -> None:
@@ -199,6 +200,16 @@ class RedisAudit(NamedTuple):
             yield from self._confirmed(self._runs, gone)
 
     # -- blobs -------------------------------------------------------------------------------------------------------
+
+    def _bare(self, digests: Sequence[str]) -> list[str]:
+        """Those of the blobs that no run was given. Some may just be going, or be given again."""
+        commands: list[Command] = []
+        for digest in digests:
+            marks: Command = ("SCARD", self.keys.marks(digest))
+            commands += [marks, ("EXISTS", self.keys.blob(digest)), marks]
+        told = self.ask(commands) if commands else []
+        facts = zip(digests, told[::3], told[1::3], told[2::3], strict=True)
+        return [digest for digest, before, there, after in facts if there and not before and not after]
 
     def _given(self, keys: Sequence[RunKey]) -> list[Finding]:
         """What runs were given that are deleted, by processes that died while they deleted them."""
