@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import perdure
+from perdure.cli import main
 from perdure.errors import ConfigError, CorruptStore, PerdureError, RunSuspended, StoreError
 from perdure.framing import frame, unframe
 from perdure.model import Attribution, RunKey
@@ -488,3 +490,12 @@ def test_a_store_that_cannot_be_rekeyed_says_why(url: str, tmp_path: Path) -> No
         rekey(empty.url, OLD)
     with pytest.raises(PerdureError):
         perdure.CheckpointManager(open_store("memory:"), encryption=OLD)
+
+
+def test_an_archive_of_an_encrypted_store_says_that_it_is_in_clear(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(url, OLD)
+    monkeypatch.setenv("PERDURE_KEY", f"old={base64.b64encode(b'o' * 32).decode()}")
+    assert main(["export", "found", "-o", str(tmp_path / "found.perdure"), "--store", url]) == 0
+    assert "the store is encrypted, and the archive is not" in capsys.readouterr().err

@@ -69,7 +69,10 @@ def export(names: tuple[str, ...], everything: bool, file: str, force: bool, sto
 
 def _doubts(client: Client) -> list[str]:
     """What whoever has the archive should know of it, besides what is in it."""
-    return client.warnings()
+    told = client.warnings()
+    if client.capabilities.encrypted:
+        told.append("the store is encrypted, and the archive is not: whoever has it can read it.")
+    return told
 
 
 def _exported(done: Exported, place: str) -> str:

@@ -66,6 +66,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """acknowledged records survive the process and the machine"""
     shared: bool
     """other processes can open the same store"""
+    encrypted: bool = False
+    """what others see of it is unreadable without a key"""
     outputs: Path | None = None
     """folder under which outputs of steps are kept as files by default"""
     lease: float = inf

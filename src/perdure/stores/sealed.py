@@ -67,7 +67,7 @@ class SealedStore:
     def capabilities(self) -> Capabilities:
         can = self.inner.capabilities
         audit = can.audit and can.audit._replace(names=self._names)
-        return replace(can, outputs=None, rewrite=can.rewrite and self._rewrite, audit=audit)
+        return replace(can, encrypted=True, outputs=None, rewrite=can.rewrite and self._rewrite, audit=audit)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
