@@ -1120,7 +1120,7 @@ class Worker(threading.Thread):
             return
         seq = len(store.read(key))
         row = store._fetch("read", [key])[0]
-        read = row.shown(False, "").posts if row.seq else 0
+        read = msgspec.json.decode(row.meta, type=RunMeta).posts if row.seq else 0
         for _ in range(chance.randrange(4)):
             if chance.random() < 0.5:
                 read = len(store.posts({key: 0}).get(key, []))
