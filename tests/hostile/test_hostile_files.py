@@ -111,7 +111,7 @@ def test_a_store_on_damaged_files_gives_a_value_or_our_error(
     judge = Judge(patience=10.0)
     outside = tmp_path / "outside"
     outside.mkdir()
-    for seed in range(chunk * EACH, (chunk + 1) * EACH if chunk else EACH // 4):
+    for seed in range(chunk * EACH, (chunk + 1) * EACH if chunk else EACH // 10):
         place = tmp_path / "store"
         shutil.copytree(templates / kind, place)
         what = f"{seed}: {damage(random.Random(seed), place)}"
@@ -123,7 +123,7 @@ def test_a_store_on_damaged_files_gives_a_value_or_our_error(
                 judge("close", what, store.close)
         shutil.rmtree(place)
     judge.verdict()
-    assert judge.values > 50, "many files are of no importance to most verbs"
+    assert judge.values > 20, "many files are of no importance to most verbs"
     assert list(tmp_path.iterdir()) == [outside] and list(outside.iterdir()) == []
 
 

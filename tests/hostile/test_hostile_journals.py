@@ -27,7 +27,7 @@ from perdure.stores.base import Append
 
 NAME = str(KEY)
 LONG = pytest.mark.long
-CHUNKS = [*range(2), *(pytest.param(chunk, marks=LONG) for chunk in range(2, 42))]
+CHUNKS = [0, *(pytest.param(chunk, marks=LONG) for chunk in range(1, 42))]
 
 
 def look(judge: Judge, seed: int, client: Client, state: State) -> None:
@@ -108,7 +108,7 @@ def test_running_and_showing_a_hostile_journal_gives_a_value_or_our_error(
     logging.disable(logging.CRITICAL)
     judge, ran = Judge(patience=20.0), 0
     try:
-        for seed in range(chunk * 50, chunk * 50 + 50):
+        for seed in range(chunk * 30, chunk * 30 + 30):
             lines = mutated(seed)
             state = sound(lines)
             if state is None:
@@ -126,7 +126,7 @@ def test_running_and_showing_a_hostile_journal_gives_a_value_or_our_error(
     finally:
         logging.disable(logging.NOTSET)
     judge.verdict()
-    assert ran > 10
+    assert ran > 5
 
 
 def run(judge: Judge, seed: int, url: str, flow: Any, state: State) -> None:

@@ -235,7 +235,7 @@ def use(store: Store, again: Callable[[], Store], url: str, key: RunKey) -> None
 @pytest.mark.parametrize(
     ("kind", "one_in"),
     [
-        *(("memory", 1), ("sqlite", 1), ("file", 5), ("postgresql", 5), ("redis", 5)),
+        *(("memory", 1), ("sqlite", 1), ("file", 9), ("postgresql", 9), ("redis", 9)),
         *(pytest.param(kind, 1, marks=pytest.mark.long) for kind in ("file", "postgresql", "redis")),
     ],
 )

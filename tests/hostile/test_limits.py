@@ -182,7 +182,7 @@ BOMBS: dict[str, Callable[[], object]] = {
     "deep json": lambda: decoded(b"[" * 10_000_000, msgspec.json.decode),
     "deep entry": lambda: fold(KEY, [frame(KEY, b'{"kind":"run_began/1","x":%s}' % (b'{"a":' * 3_000_000))]),
     "deep value": lambda: codec.loads(raw(b"[" * 10_000_000)),
-    "wide value": lambda: codec.loads(raw(b"[" + b"[]," * 300_000 + b"[]]")),
+    "wide value": lambda: codec.loads(raw(b"[" + b"[]," * 100_000 + b"[]]")),
     "array of nothing": lambda: codec.loads(
         raw(b'{"~":"ndarray","dtype":"<f8","shape":[1000000000,1000],"data":{"~":"bytes","b64":""}}')
     ),
@@ -192,7 +192,7 @@ BOMBS: dict[str, Callable[[], object]] = {
     "long range": lambda: len(codec.loads(raw(b'{"~":"range","v":[0,9000000000000000000,1]}'))),
     "decimal": lambda: codec.loads(raw(b'{"~":"decimal","v":"1E+999999999999"}')),
     "deque": lambda: codec.loads(raw(b'{"~":"deque","v":[1],"maxlen":9000000000000000000}')),
-    "indented": lambda: readable(raw(b"[" * 400 + b"1," * 1_000_000 + b"1" + b"]" * 400), {}),
+    "indented": lambda: readable(raw(b"[" * 400 + b"1," * 300_000 + b"1" + b"]" * 400), {}),
 }
 
 
