@@ -27,7 +27,7 @@ from perdure.runners.toml import load_pipeline
 from perdure.runtime.forms import misfit, told
 from perdure.runtime.outputs import readable
 from perdure.stores.postgres_link import parse
-from perdure.stores.redis_keys import Row, key_of
+from perdure.stores.redis_keys import FIELDS, Row, key_of
 from perdure.stores.redis_url import target
 
 KEY = RunKey("paper", 1)
@@ -81,7 +81,8 @@ def name(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
     key_named(text)
     key_of(data)
-    Row.of(KEY, data.split(b"\0")[:8] + [None] * (8 - len(data.split(b"\0")[:8])), "redis:")
+    values = data.split(b"\0")[: len(FIELDS)]
+    Row.of(KEY, [*values, *[None] * (len(FIELDS) - len(values))], "redis:")
     RunKey.of(text)
 
 
