@@ -22,7 +22,7 @@ from perdure.model import RunKey
 from perdure.runtime.audit import Auditor, Counts
 from perdure.stores import open_store
 from perdure.stores.base import Append, Store
-from perdure.stores.findings import Finding, Keep
+from perdure.stores.findings import Copies, Finding
 from perdure.stores.memory import MemoryBackend, MemoryStore
 from perdure.stores.redis_keys import Keys, member
 
@@ -89,7 +89,7 @@ class Place:
     def audit(self, *, repair: bool = False, run: RunKey | None = None) -> tuple[list[Finding], Counts]:
         store = self.open()
         try:
-            auditor = Auditor(store, keep=Keep(self.copies) if repair else None)
+            auditor = Auditor(store, keep=Copies(self.copies) if repair else None)
             return list(auditor.run(run) if run else auditor.everything()), auditor.counts
         finally:
             store.close()

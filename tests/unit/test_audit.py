@@ -23,7 +23,7 @@ from perdure.model import Lease, RunKey
 from perdure.runners import Score, best_of
 from perdure.runtime.audit import Auditor
 from perdure.stores import Encryption, disk, open_store
-from perdure.stores.findings import KINDS, Keep
+from perdure.stores.findings import KINDS, Copies
 from perdure.stores.sealed import SealedStore
 from perdure.testing.processes import Child
 from perdure.testing.samples import item
@@ -95,7 +95,7 @@ def test_an_encrypted_store_is_audited_with_its_key(tmp_path: Path, kind: str) -
     (found,) = Auditor(store).everything()
     assert found.kind == "blob" and found.place == digest
     place.forget_given(store._seal.name("new", refs_of_store(store)[1]))
-    kinds = {finding.kind for finding in Auditor(store, keep=Keep(tmp_path / "copies")).everything()}
+    kinds = {finding.kind for finding in Auditor(store, keep=Copies(tmp_path / "copies")).everything()}
     assert kinds == {"blob", "unmarked_blob"}
     store.close()
 
@@ -187,6 +187,20 @@ def test_without_room_for_a_copy_nothing_is_changed(place: Place) -> None:  # re
         counts.repaired == 0 and all(str(place.copies) in finding.left for finding in found) and len(found) == len(seen)
     )
     assert place.has_blob(ORPHANS_NAME)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_no_copy_leaves_its_folder_whatever_a_blob_is_called(make: Callable[[str], Place], kind: str) -> None:  # rel:S5
+    place = make(kind)
+    names = ("../../../escaped", "/escaped", "..", "a/../../b", "x" * 64)
+    for name in names:
+        place.sql("INSERT INTO {t}blobs VALUES (?, ?)", name, name.encode())
+    found, _ = place.audit(repair=True)
+    assert all(finding.repaired for finding in found) and len(found) == len(names)
+    assert sorted(place.kept()) == sorted(name.encode() for name in names)
+    assert not [
+        path for path in (*place.folder.rglob("*esc*"), *place.folder.parent.glob("*esc*")) if "copies" not in str(path)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
@@ -444,7 +458,7 @@ def _die_at(place: Place, point: int, say: Callable[[str], None]) -> None:
 
     store = place.open()
     disk.hook = count
-    list(Auditor(store, keep=Keep(place.copies)).everything())
+    list(Auditor(store, keep=Copies(place.copies)).everything())
     say("done\n")
 
 
@@ -461,12 +475,12 @@ def test_a_blob_that_a_run_was_given_meanwhile_stays(make: Callable[[str], Place
     found = [finding for finding in audit.look(None) if finding is not None]
     assert store.append([item(store.claim(RunKey("late")), 0, blob=ORPHAN)]) == [None]
     for finding in found:
-        audit.mend(finding, Keep(place.copies))
+        audit.mend(finding, Copies(place.copies))
     assert len(found) == 1 and store.blob(ORPHANS_NAME) == ORPHAN and place.kept() == []
     store.close()
 
 
-class Midway(Keep):
+class Midway(Copies):
     """While a blob is being removed, and its copy has just been kept, another process gives it to a run."""
 
     other: Child
@@ -515,7 +529,7 @@ def test_postgresql_sees_what_was_not_committed_yet_when_the_repair_began(make: 
     with psycopg.connect(place.server) as giving:  # as the statement "append" does
         giving.execute(f"UPDATE {place.schema}.blobs SET digest = digest WHERE digest = %s".encode(), [ORPHANS_NAME])
         giving.execute(f"INSERT INTO {place.schema}.refs VALUES (%s, %s)".encode(), [number, ORPHANS_NAME])
-        mending = threading.Thread(target=audit.mend, args=(found, Keep(place.copies)))
+        mending = threading.Thread(target=audit.mend, args=(found, Copies(place.copies)))
         mending.start()
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE ?"
         while not place.sql(waits, f"%{place.schema}%")[0][0]:
@@ -559,7 +573,7 @@ def test_no_run_loses_a_blob_while_others_repair_in_a_loop(make: Callable[[str],
         place.add_orphan()
         found = [finding for finding in audit.look(None) if finding is not None and finding.kind == "orphan_blob"]
         for finding in found:  # the store's own rules alone, without a look at the journals
-            audit.mend(finding, Keep(place.copies))
+            audit.mend(finding, Copies(place.copies))
         removed += len(found)
         if ended < len(workers) and _has_said(workers[ended]):
             assert workers[ended].hear() == "done"

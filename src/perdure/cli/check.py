@@ -21,7 +21,7 @@ from perdure.runtime.audit import Auditor, Counts
 from perdure.runtime.client import Client
 from perdure.runtime.config import default_store
 from perdure.stores import Store, missing, open_store
-from perdure.stores.findings import KINDS, Finding, Keep
+from perdure.stores.findings import KINDS, Copies, Finding
 
 _KINDS = "\n".join(f"  {kind:14} {level:7} {meaning}" for kind, (level, meaning) in KINDS.items())
 
@@ -54,7 +54,7 @@ def check(name: str, repair: bool, keep: Path | None, store: str | None, as_json
         raise click.UsageError("--keep DIR is for the copies of --repair.")
     opened = open_store(store or default_store(), create=False)
     with Client(opened) as client:
-        kept = Keep(keep or _folder(opened)) if repair else None
+        kept = Copies(keep or _folder(opened)) if repair else None
         with Counter(quiet=as_json) as counter:
             auditor = Auditor(opened, keep=kept, progress=lambda counts: counter(_far(counts)))
             findings = _one(client, auditor, name) if name else auditor.everything()
@@ -97,7 +97,7 @@ def _code(counts: Counts) -> int:
     return HELD if counts.left else OK
 
 
-def _tell(store: Store, findings: Iterator[Finding], counts: Counts, keep: Keep | None, counter: Counter) -> None:
+def _tell(store: Store, findings: Iterator[Finding], counts: Counts, keep: Copies | None, counter: Counter) -> None:
     can = store.capabilities
     say(f"{store.url}: what is acknowledged {_survives(can.durable)}")
     if can.lease < inf:
@@ -127,7 +127,9 @@ def _line(finding: Finding) -> str:
     return f"{word}{kind}: {finding.what}{done}".replace(OWN, "")
 
 
-def _tell_json(store: Store, findings: Iterator[Finding], counts: Counts, keep: Keep | None, counter: Counter) -> None:
+def _tell_json(
+    store: Store, findings: Iterator[Finding], counts: Counts, keep: Copies | None, counter: Counter
+) -> None:
     """One object. The findings are written as they come: there may be very many."""
     can = store.capabilities
     head = {

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import chain
 from math import inf
 from typing import Final
 
@@ -32,7 +33,7 @@ from perdure.model import OWN, RunKey, RunMeta, key_named
 from perdure.runtime.look import Look, each, row_of
 from perdure.stores.base import Append, Store
 from perdure.stores.disk import run_folder_name
-from perdure.stores.findings import Finding, Keep, blob_of
+from perdure.stores.findings import Copies, Finding, blob_of
 
 _LOOKS: Final = 3
 """times that something odd must be seen"""
@@ -58,6 +59,8 @@ class Counts(msgspec.Struct):
     """runs that nobody holds, and that did not end"""
     unread: int = 0
     """posts that are not in their journals yet"""
+    parentless: int = 0
+    """runs whose parents are not there any more"""
     damaged: int = 0
     """runs of which something is damaged"""
     found: dict[str, int] = {}
@@ -77,7 +80,7 @@ class Auditor:
         self,
         store: Store,
         *,
-        keep: Keep | None = None,
+        keep: Copies | None = None,
         clock: Clock = SYSTEM,
         progress: Callable[[Counts], None] = lambda counts: None,
     ) -> None:
@@ -85,6 +88,8 @@ class Auditor:
         self._own = store.capabilities.audit
         self.counts = Counts()
         self._last_damaged: RunKey | None = None
+        self._alone: RunKey | None = None
+        """the first run whose parent is not there"""
         self._orphans: dict[str, list[Finding]] = {}
         self._there = lru_cache(64)(self._is_there)
 
@@ -102,7 +107,7 @@ class Auditor:
         for finding in self._look(key):
             yield self._told(finding)
         row = row_of(self._store, key)
-        for finding in self._run(row) if row else ():
+        for finding in chain(self._run(row), self._parentless()) if row else ():
             yield self._told(finding)
 
     def _all(self) -> Iterator[Finding]:
@@ -120,6 +125,7 @@ class Auditor:
             yield from self._run(row)
             self._progress(self.counts)
             self._store.warnings()  # of rows that cannot be read: they are being told
+        yield from self._parentless()
         for findings in self._orphans.values():
             yield from findings
 
@@ -145,14 +151,13 @@ class Auditor:
         found = list(look.findings())
         self.counts.records += look.records
         self.counts.blobs += look.blobs
-        found += self._orphaned(row)
         for _ in range(_LOOKS - 1):
             if not found:
                 return
             if row.holder is not None:
                 self._clock.sleep(_PAUSE)
             again = row_of(self._store, row.key)
-            seen = {*Look(self._store, again).findings(), *self._orphaned(again)} if again is not None else set()
+            seen = set(Look(self._store, again).findings()) if again is not None else set()
             found = [finding for finding in found if finding in seen]
         if any(finding.level in ("damage", "newer") for finding in found):  # a journal that is not sound makes no row
             found = [finding for finding in found if finding.kind != "row_differs"]
@@ -164,12 +169,17 @@ class Auditor:
             self.counts.executed += row.holder is not None
             self.counts.crashed += row.holder is None and row.status == states.RUNNING
             self.counts.unread += row.unread
-
-    def _orphaned(self, row: RunMeta) -> Iterator[Finding]:
         parent = key_named(row.parent)
         if parent is not None and not self._there(parent):
-            what = f"run {row.key} was begun by run {row.parent}, which is not there any more."
-            yield Finding(kind="parent", what=what, run=row.key)
+            self.counts.parentless += 1
+            self._alone = self._alone or row.key
+
+    def _parentless(self) -> Iterator[Finding]:
+        """One for all of them: retention may have removed many parents."""
+        if self._alone is not None:
+            others = f", and so were {self.counts.parentless - 1:,} others" if self.counts.parentless > 1 else ""
+            what = f"run {self._alone} was begun by a run that is not there any more{others}."
+            yield Finding(kind="parent", what=what, run=self._alone)
 
     def _is_there(self, key: RunKey) -> bool:
         try:
@@ -199,7 +209,7 @@ class Auditor:
             counts.damaged += 1
         return finding
 
-    def _repaired(self, finding: Finding, keep: Keep) -> Finding:
+    def _repaired(self, finding: Finding, keep: Copies) -> Finding:
         if finding.kind == "orphan_blob" and any(kind in self.counts.found for kind in _HIDES):
             return replace(finding, left="no blob is removed as long as something else cannot be read")
         try:
@@ -215,7 +225,7 @@ class Auditor:
             return replace(finding, left=problem.args[0])
         return replace(finding, repaired=True)
 
-    def _mend_run(self, key: RunKey, keep: Keep) -> None:
+    def _mend_run(self, key: RunKey, keep: Copies) -> None:
         """Give a run the row that its journal makes; a run without records is none, and goes."""
         lease, gone = self._store.claim(key), False
         try:

@@ -25,7 +25,7 @@ from perdure.limits import MAX_JOURNAL, MAX_NOTE, MAX_ROW, decoded
 from perdure.model import OWN, Lease, RunKey
 from perdure.stores import disk
 from perdure.stores.blobs import Blobs
-from perdure.stores.findings import Audit, Finding, Keep, empty_run
+from perdure.stores.findings import Audit, Copies, Finding, empty_run
 from perdure.stores.folder import WHOSE, Gone, RunFolder
 
 _TOP: Final = frozenset({"format.json", "runs", "blobs", "owners", "floor", "tmp"})
@@ -79,10 +79,10 @@ class FileAudit(NamedTuple):
         if named:  # else the ids of some run are not known
             yield from self._orphans()
 
-    def mend(self, finding: Finding, keep: Keep) -> None:
+    def mend(self, finding: Finding, keep: Copies) -> None:
         if finding.kind == "orphan_blob":
             digest, _, run = finding.place.partition(".")
-            self.blobs.collect(digest, run, lambda content: keep.save(f"blobs/{digest}", content))
+            self.blobs.collect(digest, run, lambda content: keep.save_blob(digest, content))
             return
         assert finding.run is not None
         folder = RunFolder.at(self.root / "runs" / disk.run_folder_name(finding.run))
@@ -170,7 +170,7 @@ class FileAudit(NamedTuple):
                 elif below == folder.path and not (name in _FILES or name == "outputs" or _TORN.fullmatch(name)):
                     yield self._stray(below / name)
 
-    def _keep_tail(self, folder: RunFolder, path: Path, keep: Keep) -> int:
+    def _keep_tail(self, folder: RunFolder, path: Path, keep: Copies) -> int:
         """Returns how long the torn tail is that was copied."""
         torn, _ = folder.tail(path)
         if torn:

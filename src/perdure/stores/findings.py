@@ -10,6 +10,7 @@ A finding is of a *kind*, and the kind says what it means for the user:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -36,12 +37,16 @@ KINDS: Final[dict[str, tuple[Level, str]]] = {
     "empty_run": ("repair", "a run without records: whoever claimed it died, or gave it up, before he wrote any"),
     "leftover": ("repair", "a file that was being written when its process died"),
     "unmarked_blob": ("note", "a blob that records need, and of which the store does not know who was given it"),
-    "parent": ("note", "a run whose parent is not there any more"),
+    "parent": ("note", "runs whose parents are not there any more"),
     "stray_file": ("note", "a file in the store that is not Perdure's"),
     "mode": ("note", "files of the store that other users can read or write"),
     "settings": ("note", "what the server or the file system would lose"),
     "clock": ("note", "the store's clock and this machine's differ"),
 }
+
+
+_ODD: Final = re.compile(r"[^A-Za-z0-9._~-]|^\.+$|^$")
+"""in a part of a path: a store that somebody has changed may call a blob anything"""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -63,23 +68,27 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return KINDS[self.kind][0]
 
 
-class Keep:
+class Copies:
     """The folder for copies of what a repair changes; made when there is the first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, name: str, content: bytes) -> None:
-        """Keep a copy, durably, under this name (a path below the folder), or the next that is free. Returns when it is
-        on the device. Raises StoreError."""
-        path = self.folder / name
+        """Keep a copy, durably, under this name (a path below the folder, and never one that leads out of it), or the
+        next that is free. Returns when it is on the device. Raises StoreError."""
+        wanted = path = self.folder.joinpath(*(_ODD.sub("_", part) for part in name.split("/")))
         disk.make_dir(path.parent)
         number = 1
         while (old := disk.read_file(path, MAX_JOURNAL)) is not None and old != content:
             number += 1
-            path = (self.folder / name).with_name(f"{Path(name).name}-{number}")
+            path = wanted.with_name(f"{wanted.name}-{number}")
         if old is None:
             disk.replace_file(path, content)
+
+    def save_blob(self, name: str, content: bytes) -> None:
+        """The same for a blob."""
+        self.save(f"blobs/{name.replace('/', '_')}", content)
 
 
 class Audit(NamedTuple):
@@ -88,7 +97,7 @@ class Audit(NamedTuple):
     look: Callable[[RunKey | None], Iterator[Finding | None]]
     """what is wrong with the places in which a run is kept, or with all of them and what is no run's; None now and
     then, as a sign of life. Never tells of what is just being written, and changes nothing. Raises StoreError"""
-    mend: Callable[[Finding, Keep], None]
+    mend: Callable[[Finding, Copies], None]
     """mends a torn tail, a leftover or an entry of the index, or removes an orphan blob; first it keeps a copy of what
     goes. Does nothing if there is nothing to mend any more. Raises LeaseHeld where somebody has the run; StoreError"""
     row: Callable[[RunKey], bytes]

@@ -15,7 +15,7 @@ from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Which
-from perdure.stores.findings import Audit, Finding, Keep
+from perdure.stores.findings import Audit, Copies, Finding
 from perdure.stores.handle import Handle, checked_digest, held, lost, not_found, sound_blob, stored_digest, wrong_seq
 
 
@@ -174,11 +174,11 @@ class MemoryStore(Handle):
         for digest in orphans:
             yield Finding(kind="orphan_blob", what=f"blob {digest} was given to no run.", place=digest)
 
-    def _mend(self, finding: Finding, keep: Keep) -> None:
+    def _mend(self, finding: Finding, keep: Copies) -> None:
         """See Audit.mend."""
         with self._backend.lock:
             if not any(finding.place in run.blobs for run in self._backend.runs.values()):
-                keep.save(f"blobs/{finding.place}", self._backend.blobs.get(finding.place, b""))
+                keep.save_blob(finding.place, self._backend.blobs.get(finding.place, b""))
                 self._backend.blobs.pop(finding.place, None)
 
     def _stored_row(self, key: RunKey) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from perdure.model import RunKey
-from perdure.stores.findings import Audit, Finding, Keep
+from perdure.stores.findings import Audit, Copies, Finding
 from perdure.stores.listing import empty_row, odd_row
 from perdure.stores.postgres_link import Connection
 
@@ -47,7 +47,7 @@ class PostgresAudit(NamedTuple):
             yield from self._row(*row)
             yield None
 
-    def mend(self, finding: Finding, keep: Keep) -> None:
+    def mend(self, finding: Finding, keep: Copies) -> None:
         """Only orphan blobs are this store's to mend."""
         digest = finding.place
         values = {"digests": [digest]}
@@ -57,7 +57,7 @@ class PostgresAudit(NamedTuple):
                 db.execute(self.sql["lock_blobs"], values)
                 db.execute(self.sql["audit_forget"], values)
                 for (content,) in db.execute(self.sql["audit_content"], values).fetchall():
-                    keep.save(f"blobs/{digest}", bytes(content))
+                    keep.save_blob(digest, bytes(content))
                 db.execute(self.sql["collect"], values)
 
         self.call(collect)

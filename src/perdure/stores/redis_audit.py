@@ -18,7 +18,7 @@ from perdure.clock import Clock
 from perdure.errors import CorruptStore
 from perdure.model import OWN, Lease, RunKey, RunMeta
 from perdure.stores.disk import run_folder_name
-from perdure.stores.findings import Audit, Finding, Keep, empty_run
+from perdure.stores.findings import Audit, Copies, Finding, empty_run
 from perdure.stores.redis_keys import FIELDS, LANE, Keys, Row, mark_of, member, place_of
 from perdure.stores.redis_link import Command, Link
 
@@ -71,7 +71,7 @@ class RedisAudit(NamedTuple):
             for digest in self._bare(digests):
                 yield Finding(kind="orphan_blob", what=f"blob {digest} was given to no run.", place=digest)
 
-    def mend(self, finding: Finding, keep: Keep) -> None:
+    def mend(self, finding: Finding, keep: Copies) -> None:
         if finding.kind == "orphan_blob":
             self._drop(finding, keep)
         elif finding.run is not None:
@@ -223,20 +223,20 @@ class RedisAudit(NamedTuple):
                     found.append(Finding(kind="orphan_blob", what=what, run=key, place=mark))
         return found
 
-    def _drop(self, finding: Finding, keep: Keep) -> None:
+    def _drop(self, finding: Finding, keep: Copies) -> None:
         digest, _, epoch = finding.place.partition(":")
         blob, marks = self.keys.blob(digest), self.keys.marks(digest)
         mark = mark_of(finding.run, int(epoch)) if finding.run is not None else b""
         content, others = self.ask([("GET", blob), ("SMEMBERS", marks)])
         if content is not None and not set(others) - {mark}:
-            keep.save(f"blobs/{digest}", content)
+            keep.save_blob(digest, content)
         self.ask([self.link.call("drop", [blob, marks], mark)])
         if finding.run is not None:
             self.ask([("SREM", self.keys.given(finding.run), finding.place)])
 
     # -- the index ---------------------------------------------------------------------------------------------------
 
-    def _enter(self, key: RunKey, keep: Keep) -> None:
+    def _enter(self, key: RunKey, keep: Copies) -> None:
         """Put a run into the index anew. Taken out of it first, because what is there already is not looked at."""
         lease = self.claim(key)
         try:

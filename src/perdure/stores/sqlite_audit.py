@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from perdure.model import RunKey
-from perdure.stores.findings import Audit, Finding, Keep
+from perdure.stores.findings import Audit, Copies, Finding
 from perdure.stores.listing import COLUMNS, empty_row, odd_row
 
 Read: TypeAlias = Callable[[str, tuple[Any, ...]], list[tuple[Any, ...]]]
@@ -61,7 +61,7 @@ class SqliteAudit(NamedTuple):
             yield from self._row(*row)
             yield None
 
-    def mend(self, finding: Finding, keep: Keep) -> None:
+    def mend(self, finding: Finding, keep: Copies) -> None:
         """Only orphan blobs are this store's to mend."""
         digest = finding.place
         with self.transaction():
@@ -69,7 +69,7 @@ class SqliteAudit(NamedTuple):
             self.read(forget, (digest,))
             gone = "FROM perdure_blobs WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM perdure_refs WHERE digest = ?1)"
             for (content,) in self.read(f"SELECT content {gone}", (digest,)):
-                keep.save(f"blobs/{digest}", content)
+                keep.save_blob(digest, content)
             self.read(f"DELETE {gone}", (digest,))
 
     def row(self, key: RunKey) -> bytes:
