@@ -138,7 +138,7 @@ def test_a_large_blob_record_or_row_in_sqlite_is_not_even_loaded(
     value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # rel:B4
     record = min(value, MAX_RECORD)
-    monkeypatch.setattr("perdure.stores.sqlite.MAX_VALUE", value)
+    monkeypatch.setattr("perdure.stores.sqlite.MAX_BLOB", value)
     monkeypatch.setattr("perdure.stores.sqlite.MAX_RECORD", record)
     url = f"sqlite:{tmp_path}/runs.db"
     store = open_store(url)
