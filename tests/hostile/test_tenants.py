@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ import redis
 import perdure
 from perdure.errors import ConfigError, PerdureError, StoreError
 from perdure.model import RunKey
+from perdure.runtime.retention import Keep, Retention
 from perdure.stores import open_store
 from perdure.stores.base import Store, Which
 from perdure.stores.postgres import PostgresStore
@@ -170,6 +173,14 @@ CALLS: dict[str, Callable[[perdure.Client, str], Any]] = {
     "unpause": lambda client, run: client.unpause(run, by="a").meta(),
     "retry": lambda client, run: client.retry(run, by="a").meta(),
     "cancel": lambda client, run: client.cancel(run, by="a").meta(),
+    "each": lambda client, run: [*client.each(), *client.each(run)],
+    "pin": lambda client, run: client.pin(run, by="a").meta(),
+    "unpin": lambda client, run: client.unpin(run, by="a").meta(),
+    "export": lambda client, run: client.export(BytesIO(), run),
+    "import_archive": lambda client, run: client.import_archive(BytesIO(b"none"), by="a"),
+    "prune": lambda client, run: list(client.prune(Retention(Keep(age=timedelta(0))))),
+    "remove": lambda client, run: client.remove(run),
+    "compact": lambda client, run: client.compact(),
     "url": lambda client, run: None,  # its own, which it knows
     "capabilities": lambda client, run: client.capabilities.durable,
     "close": lambda client, run: client.close(),
