@@ -327,6 +327,7 @@ def test_no_code_of_ours_can_execute_what_is_stored() -> None:  # rel:S1
         name = path.relative_to(SOURCE).as_posix()
         if name in allowed or name.startswith("testing/"):
             continue
-        found = [line for line in path.read_text().splitlines() if re.search(words, line)]
+        lines = path.read_text().splitlines()
+        found = [line for line in lines if re.search(words, line) and "-> NoReturn" not in line]  # Secret refuses it
         assert not found, (name, found)
     assert "import_module" in (SOURCE / "cli" / "target.py").read_text()
