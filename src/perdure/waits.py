@@ -84,11 +84,11 @@ class _Waiting:
 
     def run(self) -> Machine:
         state = self.life.state
-        if self.number not in state.waits.steps:
-            yield from self.begin()
-        until = state.waits.steps[self.number].until
         late = False
         try:
+            if self.number not in state.waits.steps:
+                yield from self.begin()
+            until = state.waits.steps[self.number].until
             if self.spec.notify and self.number not in state.waits.arrived:
                 inner = Cursor(self.life, self.identity)
                 yield Call("notify", self.number, self.attempt, lambda: "", None, "", inner)

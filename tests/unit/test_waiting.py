@@ -10,6 +10,7 @@ import functools
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,9 +35,13 @@ from perdure.errors import (
 )
 from perdure.model import Question
 from perdure.runtime.manager import CheckpointManager
+from perdure.stores import open_store
+from perdure.stores.base import Store
 from perdure.stores.memory import MemoryBackend, MemoryStore
+from perdure.testing.faulty import Fault, faulty
 
 RAN: list[str] = []
+SLOW = Fault("append", lasting=True, before=lambda: time.sleep(0.05))  # longer than tasks get to show themselves
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +94,7 @@ async def approval_async(paper: str) -> str:
     return await work_async("publish") if ok else "dropped"
 
 
-def suspended(url: str, flow: Callable[..., Any], *args: Any, goal: str = "g", **options: Any) -> RunSuspended:
+def suspended(url: str | Store, flow: Callable[..., Any], *args: Any, goal: str = "g", **options: Any) -> RunSuspended:
     with pytest.raises(RunSuspended) as found:
         perdure.run(flow, *args, goal=goal, store=url, **options)
     return found.value
@@ -1017,6 +1022,55 @@ def test_a_question_nobody_waits_for_any_more_is_closed_when_the_run_completes(u
     assert perdure.run(asks, goal="g", store=url) == "done"
     with perdure.Client(url) as client, pytest.raises(AnswerRefused, match="nobody needs"):
         client.answer("g", None, "late", by="ann")
+
+
+def test_a_step_that_a_slow_store_is_still_recording_is_something_that_moves(url: str) -> None:  # W1
+    @perdure.flow
+    async def asks() -> str:
+        left = asyncio.create_task(perdure.ask("Anybody?"))
+        await work_async("x")
+        await asyncio.sleep(0)
+        left.cancel()
+        return "done"
+
+    with contextlib.closing(open_store(url)) as store:
+        assert perdure.run(asks, goal="g", store=faulty(store, SLOW)) == "done"
+
+
+def test_no_question_is_closed_because_its_task_group_was_unwound_before_it(url: str) -> None:  # W1
+    @perdure.flow
+    async def asks() -> list[str]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(name)) for name in ("a", "b")]
+            await work_async("beside")
+        return [task.result() for task in tasks]
+
+    async def one(name: str) -> str:
+        await work_async(name)
+        return str(await perdure.ask(f"{name}?"))
+
+    with contextlib.closing(open_store(url)) as store:
+        waits = suspended(faulty(store, SLOW), asks)
+        assert len(waits.questions) == 2
+
+
+def test_what_was_given_up_while_it_was_asked_takes_no_signal(url: str) -> None:  # rel:H4
+    @perdure.flow
+    async def impatient() -> str:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await perdure.signal("x")
+        await work_async("goes on")
+        return str(await perdure.signal("x"))
+
+    with contextlib.closing(open_store(url)) as store:
+        waits = suspended(faulty(store, SLOW), impatient)
+    assert "the signal 'x'." in str(waits)
+    with perdure.Client(url) as client:
+        client.signal("g", "x", "came")
+        state = client.state("g")
+    assert [step.status for step in state.steps.values()] == ["interrupted", "completed", "pending"]
+    assert list(state.waits.arrived) == [3]
 
 
 # -- staying in the process --------------------------------------------------------------------------------------------

@@ -41,33 +41,35 @@ class Body(NamedTuple):
 def drive(machine: Machine, run: LiveRun | None, body: Body) -> Any:
     """Run the machine to its end in this thread."""
     reply, error = None, None
-    while True:
-        try:
-            command = machine.throw(error) if error is not None else machine.send(reply)
-        except StopIteration as end:
-            return end.value
-        try:
-            reply = _call(command, run, body) if isinstance(command, Call) else perform(command, run)
-            error = None
-        except BaseException as raised:
-            reply, error = None, raised
+    with deeper(run):
+        while True:
+            try:
+                command = machine.throw(error) if error is not None else machine.send(reply)
+            except StopIteration as end:
+                return end.value
+            try:
+                reply = _call(command, run, body) if isinstance(command, Call) else perform(command, run)
+                error = None
+            except BaseException as raised:
+                reply, error = None, raised
 
 
 async def drive_async(machine: Machine, run: LiveRun | None, body: Body) -> Any:
     """Run the machine to its end in this task."""
     reply, error = None, None
-    while True:
-        try:
-            command = machine.throw(error) if error is not None else machine.send(reply)
-        except StopIteration as end:
-            return end.value
-        try:
-            reply = await (
-                _call_async(command, run, body) if isinstance(command, Call) else _perform_async(command, run)
-            )
-            error = None
-        except BaseException as raised:
-            reply, error = None, raised
+    with deeper(run):
+        while True:
+            try:
+                command = machine.throw(error) if error is not None else machine.send(reply)
+            except StopIteration as end:
+                return end.value
+            try:
+                reply = await (
+                    _call_async(command, run, body) if isinstance(command, Call) else _perform_async(command, run)
+                )
+                error = None
+            except BaseException as raised:
+                reply, error = None, raised
 
 
 def perform(command: Command, run: LiveRun | None) -> object:
@@ -127,6 +129,8 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
             except asyncio.CancelledError:
                 if parked.strand.dropped and not run.halt:
                     raise Dropped from None
+                if run.halt not in ("", "cancelled") and asyncio.current_task() is not run.task:
+                    raise Halted from None  # by a group of tasks of which another was unwound: it was not given up
                 raise
             finally:
                 run.strands.unpark(parked)
@@ -176,7 +180,7 @@ def _execute(call: Call, run: LiveRun | None, body: Body, connection: Any = None
     began = clock.monotonic()
     value, error = None, None
     try:
-        with entered(frame), deeper(run):
+        with entered(frame):
             value = _within(work, body, run) if body.timeout is not None and call.what == "body" else work()
     except replay.NO_OUTCOME:
         raise
@@ -195,7 +199,7 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     value, error = None, None
     finished = False
     try:
-        with entered(frame), deeper(run):
+        with entered(frame):
             value = await _within_async(work, body if call.what == "body" else body._replace(timeout=None))
         finished = True
     except replay.NO_OUTCOME:
