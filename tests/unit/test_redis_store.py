@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import random
@@ -10,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,10 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.stores import redis_link, redis_look, redis_news
+from perdure.stores import redis_link, redis_look, redis_news, redis_setup
 from perdure.stores.base import Append, Which
 from perdure.stores.redis import RedisStore
+from perdure.stores.redis_link import Link
 from perdure.stores.redis_url import target
 from perdure.testing.samples import item, meta, posts, records
 from perdure.testing.servers import Valkey
@@ -272,11 +275,59 @@ def test_nothing_is_made_where_nothing_is_to_be_made(place: Place) -> None:
 
 
 def test_a_newer_format_is_refused_and_not_touched(place: Place) -> None:  # rel:R6
-    place.raw.set(f"{place.prefix}:format", 2)
+    place.raw.set(f"{place.prefix}:format", 3)
     for create in (True, False):
-        with pytest.raises(NewerFormat, match="format 2"):
+        with pytest.raises(NewerFormat, match="format 3"):
             place.open(create=create)
-    assert place.names() == {":format"} and place.raw.get(f"{place.prefix}:format") == b"2"
+    assert place.names() == {":format"} and place.raw.get(f"{place.prefix}:format") == b"3"
+
+
+def test_a_store_of_the_first_format_learns_which_runs_were_given_a_blob(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:  # X13 K5
+    monkeypatch.setattr(redis_setup, "_PAGE", 2)
+    store, digest = place.open(), hashlib.sha256(b"large").hexdigest()
+    lease = store.claim(KEY)
+    (record,) = records(KEY, 0, 1, pad=digest)
+    assert store.append([Append(lease, 0, (record,), meta(KEY, 1), {digest: b"large"})]) == [None]
+    for goal in "abc":
+        assert store.append([item(store.claim(RunKey(goal)), 0)]) == [None]
+    (row,) = store.runs(Which(goal=KEY.goal))
+    store.close()
+    ask, left = Link.ask, inf
+
+    def killed(link: Link, commands: Any, **how: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return ask(link, commands, **how)
+
+    monkeypatch.setattr(Link, "ask", killed)
+    for cut in count():
+        place.raw.delete(store._keys.given(KEY), store._keys.marks(digest))
+        place.raw.hdel(store._keys.run(KEY), "size")
+        place.raw.set(f"{place.prefix}:format", 1)
+        left = cut
+        try:
+            place.open().close()
+        except KeyboardInterrupt:
+            left = inf
+        else:
+            break
+        again = place.open()
+        assert again.runs(Which(goal=KEY.goal)) == [msgspec.structs.replace(row, holder=None)]
+        other = again.claim(RunKey("other"))
+        assert again.append([item(other, 0, shared=b"large")]) == [None]
+        again.delete(other)
+        assert again.blob(digest) == b"large"
+        again.close()
+    left = inf
+    assert cut > 8
+    store = place.open()
+    store.delete(store.claim(KEY))
+    with pytest.raises(CorruptStore, match="missing"):
+        store.blob(digest)
 
 
 def test_keys_of_others_are_no_store(place: Place) -> None:

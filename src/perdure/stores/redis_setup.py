@@ -8,16 +8,21 @@ is set: replication is asynchronous, and that is not warned of each time.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Final
 
 import redis
 
 from perdure.errors import ConfigError, NewerFormat
+from perdure.model import RunKey
 from perdure.stores.handle import nothing_there
-from perdure.stores.redis_keys import Keys, damaged
-from perdure.stores.redis_link import Link
+from perdure.stores.redis_keys import Keys, damaged, key_of, mark_of
+from perdure.stores.redis_link import Command, Link
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_DIGEST: Final = re.compile(rb"[0-9a-f]{64}")
+_PAGE: Final = 500
 _EVICTS: Final = {
     "allkeys": "may drop runs when the server's memory is full",
     "volatile": "may end leases before their time when the server's memory is full",
@@ -41,6 +46,36 @@ def prepare(link: Link, keys: Keys, create: bool) -> None:
             hint="Use the version of Perdure that wrote it, or a newer one.",
         )
     link.load()
+    if int(found) < 2:
+        for key in _runs(link, keys):
+            _mark_blobs(link, keys, key)
+        link.ask([("SET", keys.format, _FORMAT)])
+
+
+def _runs(link: Link, keys: Keys) -> Iterator[RunKey]:
+    begin = b"-"
+    while names := link.ask([("ZRANGEBYLEX", keys.runs, begin, "+", "LIMIT", 0, _PAGE)])[0]:
+        begin = b"(" + names[-1]
+        yield from (key for name in names if (key := key_of(name)) is not None)
+
+
+def _mark_blobs(link: Link, keys: Keys, key: RunKey) -> None:
+    """A store of format 1 does not know which runs were given a blob: whatever journal has its name. Nor how large they
+    are. Whoever opens it finds that out anew, as often as it takes: nothing is done twice by doing it again."""
+    run = keys.run(key)
+    epoch, lines = link.ask([("HGET", run, "epoch"), ("LRANGE", keys.journal(key), 0, -1)])
+    if not lines:
+        return
+    if not (epoch or b"").isdigit():
+        raise damaged(link.url, f"the row of run {key}")
+    digests = sorted({found.decode() for line in lines for found in _DIGEST.findall(line)})
+    sizes = link.ask([("STRLEN", keys.blob(digest)) for digest in digests]) if digests else []
+    given: list[Command] = []
+    for digest, size in zip(digests, sizes, strict=True):
+        if size:
+            given.append(("SADD", keys.given(key), f"{digest}:{int(epoch)}"))
+            given.append(("SADD", keys.marks(digest), mark_of(key, int(epoch))))
+    link.ask([*given, ("HSETNX", run, "size", sum(sizes) + sum(map(len, lines)))])
 
 
 def durability(link: Link, waitaof: bool) -> tuple[bool, list[str]]:
