@@ -55,9 +55,9 @@ def test_wrong_words_for_an_export(here: Path, words: str, said: str, capsys: py
     ("words", "said"),
     [
         ("paper.tgz --skip --new", "contradict each other"),
-        ("paper.tgz --max-size much", "--max-size 'much' is no size. Write 300M or 20G."),
-        ("paper.tgz --max-size 0", "is no size"),
-        ("paper.tgz --max-size 1K", "more than 1,024 bytes, which is more than is taken without asking"),
+        ("paper.tgz --max-size much", "'much' is no size. Write a number and k, M, G or T: 500M."),
+        ("paper.tgz --max-size 0", "more than 0 bytes, which is more than is taken"),
+        ("paper.tgz --max-size 1K", "more than 1,000 bytes, which is more than is taken without asking"),
         ("text", "it is no gzip file"),
         ("gone.tgz", "cannot be read: No such file"),
         (".", "cannot be read: Is a directory"),
@@ -136,3 +136,15 @@ def test_an_archive_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch, h
     assert main(["import", "-", "--store", "file:there"]) == 0
     with perdure.Client("file:there") as client:
         assert client.find("paper").status == "paused"
+
+
+def test_how_far_it_is_shows_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("perdure.cli.counter._PAUSE", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["export", "--all", "-o", "all.tgz"]) == 0
+    assert "\r1 runs exported ..." in capsys.readouterr().err
+    assert main(["import", "all.tgz", "--store", "file:there"]) == 0
+    told = capsys.readouterr()
+    assert "\r1 runs checked ..." in told.err and "\r1 runs imported ..." in told.err and "..." not in told.out

@@ -19,7 +19,7 @@ import perdure
 from perdure import journal as j
 from perdure import states
 from perdure.cli import main
-from perdure.cli.pruning import date, duration, size
+from perdure.cli.amounts import date, duration, size
 from perdure.clock import Clock
 from perdure.codec import dumps
 from perdure.errors import ConfigError, CorruptStore, RunNotFound, RunSuspended

@@ -75,6 +75,15 @@ def test_where_the_log_is_refused_the_rollback_journal_is_as_safe(tmp_path: Path
     store.close()
 
 
+def test_a_sqlite_that_can_damage_what_two_processes_write_is_warned_of(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # rel:C8
+    monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
+    store = SqliteStore(path)
+    assert "two processes" in store.warnings()[0]
+    store.close()
+
+
 def test_a_store_that_lost_its_settings_gets_them_again(path: Path) -> None:
     assert sql(path, "PRAGMA journal_mode = delete") == [("delete",)]
     store = SqliteStore(path)

@@ -291,7 +291,7 @@ def test_a_step_inserted_reordered_or_fanned_out_between_two_lives_breaks_nothin
 def test_an_argument_that_differs_under_unchanged_code_is_told_or_refused(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # the nondeterminism rule of the design
+    # rel:R5, by the nondeterminism rule of the design: steps are found by what they are, in whatever order
     value = 1
     fail = True
 
@@ -572,8 +572,7 @@ def test_outputs_stand_in_files_of_their_own_with_any_store(url: str, tmp_path: 
     assert b'"score": 3' in files["02-data.json"]
 
 
-def test_what_is_in_doubt_is_verified_or_refused_as_declared(url: str, ledger: Ledger) -> None:
-    # X9
+def test_what_is_in_doubt_is_verified_or_refused_as_declared(url: str, ledger: Ledger) -> None:  # X9 rel:R4
     effects: list[str] = []
 
     @perdure.step(on_crash="verify", verify=lambda: effects[0] if effects else None)

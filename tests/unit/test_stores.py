@@ -11,7 +11,7 @@ import pytest
 
 from perdure.errors import ConfigError, CorruptStore, PerdureError
 from perdure.model import RunKey
-from perdure.stores import open_store
+from perdure.stores import mounts, open_store
 from perdure.stores.base import Store
 from perdure.stores.disk import run_folder_name
 from perdure.stores.file import FileStore
@@ -207,3 +207,48 @@ def test_what_is_wrong_in_the_url_of_a_server_is_named_and_its_password_is_not(u
     with pytest.raises(ConfigError) as told:
         open_store(url)
     assert said in str(told.value) and "s3cret" not in str(told.value)
+
+
+# -- file systems of other machines (rel:C8) -------------------------------------------------------------------------
+
+MOUNTS = """\
+21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 21 0:40 / /my\\040home rw,relatime - nfs4 server:/home rw
+31 30 8:2 / /my\\040home/local rw - ext4 /dev/sdb1 rw
+32 21 0:41 / /data rw - ext4 /dev/sdc1 rw
+33 21 0:42 / /data rw - cifs //server/data rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/my home/runs.db", "nfs4"),
+        ("/my home/local/runs.db", ""),
+        ("/my home and yours/runs.db", ""),
+        ("/data/x/runs.db", "cifs"),
+        ("/runs.db", ""),
+    ],
+)
+def test_a_path_on_another_machine_is_warned_of(
+    path: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(MOUNTS)
+    monkeypatch.setattr(mounts, "_TABLE", table)
+    told = mounts.remote_warnings(Path(path))
+    assert len(told) == bool(kind) and all(f"({kind})" in text for text in told)
+    table.unlink()
+    assert mounts.remote_warnings(Path(path)) == []
+
+
+@pytest.mark.parametrize("url", KINDS)
+def test_a_store_says_that_it_lies_on_another_machine(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "mountinfo"
+    monkeypatch.setattr(mounts, "_TABLE", table)
+    table.write_text("1 1 0:1 / / rw - nfs server:/ rw\n")
+    store = open_store(url.format(tmp_path / "place"))
+    assert [warning for warning in store.warnings() if "another machine (nfs)" in warning]
+    store.close()

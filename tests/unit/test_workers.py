@@ -809,7 +809,7 @@ def deadly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("deadly")
-def test_a_step_that_kills_its_process_is_given_up_and_forgiven(open_: Open) -> None:  # X4
+def test_a_step_that_kills_its_process_is_given_up_and_forgiven(open_: Open) -> None:  # X4 rel:R9
     mended = [False]
 
     @perdure.step

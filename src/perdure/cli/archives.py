@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from contextlib import closing
 from typing import IO, Final
@@ -10,6 +9,8 @@ from typing import IO, Final
 import click
 import msgspec
 
+from perdure.cli.amounts import size
+from perdure.cli.counter import Counter
 from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, STORE, command, write
 from perdure.cli.waiting import by_option
@@ -23,10 +24,7 @@ from perdure.runtime.restore import Came, Imported
 from perdure.runtime.unpack import unpack
 from perdure.stores import open_store
 
-_MANY: Final = 100
-"""runs between two words about how far it is"""
 _SHOWN: Final = 20
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @click.command()
@@ -50,12 +48,12 @@ def export(names: tuple[str, ...], everything: bool, file: str, force: bool, sto
         raise ConfigError("Name the runs to export, or say --all.", hint="List what there is: perdure ls")
     if file == "-" and (as_json or sys.stdout.isatty()):
         raise ConfigError("An archive is nothing for a terminal, or among JSON.", hint="Name a file, or use a pipe.")
-    told = _Told("exported")
-    with Client(store) as client:
+    with Client(store) as client, Counter() as counter:
         target: str | IO[bytes] = sys.stdout.buffer if file == "-" else file
-        done = client.export(target, *names, replace=force, progress=told.progress)
+        done = client.export(
+            target, *names, replace=force, progress=lambda runs: counter(f"{runs:,} runs exported ...")
+        )
         doubts = _doubts(client)
-    told.end()
     for said in doubts:
         say(f"warning: {said}", err=True)
     for said in done.damaged.values():
@@ -118,18 +116,25 @@ def import_(
     """
     if skip and new:
         raise ConfigError("--skip and --new contradict each other.", hint="Choose one.")
-    most = _bytes(max_size) if max_size is not None else None
-    looked, told = _Told("checked"), _Told("imported")
+    most = size(max_size) if max_size is not None else None
     source = sys.stdin.buffer if file == "-" else file
-    with unpack(source, now=SYSTEM.now(), max_size=most, progress=looked.progress) as archive:
-        looked.end()
-        with closing(open_store(store or default_store(), create=not dry_run)) as place, Client(place) as client:
-            done = client.import_archive(
-                archive, by=by, trust=trust, skip=skip, new=new, goal=goal, dry_run=dry_run, progress=told.progress
-            )
-            where, doubts = client.url, client.warnings()
-        name = archive.name
-    told.end()
+    with (
+        Counter() as counter,
+        unpack(source, now=SYSTEM.now(), max_size=most, progress=lambda n: counter(f"{n:,} runs checked ...")) as archive,
+        closing(open_store(store or default_store(), create=not dry_run)) as place,
+        Client(place) as client,
+    ):
+        done = client.import_archive(
+            archive,
+            by=by,
+            trust=trust,
+            skip=skip,
+            new=new,
+            goal=goal,
+            dry_run=dry_run,
+            progress=lambda runs: counter(f"{runs:,} runs imported ..."),
+        )
+        name, where, doubts = archive.name, client.url, client.warnings()
     for said in doubts:
         say(f"warning: {said}", err=True)
     if as_json:
@@ -165,27 +170,3 @@ def _some(lines: list[str]) -> list[str]:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _bytes(text: str) -> int:
-    """A size as people write it."""
-    found = re.fullmatch(r"(\d{1,15})([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    if found is None or not int(found[1]):
-        raise ConfigError(f"--max-size {text[:40]!r} is no size.", hint="Write 300M or 20G.")
-    return int(found[1]) * _UNITS[found[2].upper()]
-
-
-class _Told:
-    """Says on a terminal how far a long one is."""
-
-    def __init__(self, done: str) -> None:
-        self._done, self._shown = done, False
-
-    def progress(self, runs: int) -> None:
-        if runs % _MANY == 0 and sys.stderr.isatty():
-            click.echo(f"\r{runs:,} runs {self._done} ...", err=True, nl=False)
-            self._shown = True
-
-    def end(self) -> None:
-        if self._shown:
-            say(err=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from perdure.cli.counter import Counter
 from perdure.cli.outcome import FOUND, OK, write
 from perdure.cli.target import load_target, parse_inputs
 from perdure.cli.words import say
@@ -70,12 +71,11 @@ def crashtest(
         answers=_values("--answer", answers),
         signals=_values("--signal", signals),
         points=None if points == "all" else int(points),
-        progress=_progress if sys.stderr.isatty() and not as_json else None,
         **options,
     )
     program = ["-c", _PROGRAM.format(path=sys.path), target, *inputs]
-    with sigterm_as_exit():
-        report = crash_flow(program, chosen)
+    with sigterm_as_exit(), Counter(quiet=as_json) as counter:
+        report = crash_flow(program, chosen, lambda done, total: counter(f"{done} of {total} runs"))
     _tell(report, as_json)
     return OK if report.ok else FOUND
 
@@ -92,10 +92,6 @@ def _values(option: str, words: Sequence[str]) -> dict[str, Any]:
         except msgspec.DecodeError:
             values[name] = text
     return values
-
-
-def _progress(done: int, total: int) -> None:
-    click.echo(f"\r{done} of {total} runs" + ("\n" if done == total else ""), err=True, nl=False)
 
 
 def _tell(report: Report, as_json: bool) -> None:

@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import timedelta
 
 import click
 import msgspec
 
 from perdure import states
+from perdure.cli.amounts import date, duration, shown, size
 from perdure.cli.counter import Counter
 from perdure.cli.listing import json_option, store_option
-from perdure.cli.outcome import OK, write
+from perdure.cli.outcome import OK, command, write
 from perdure.cli.waiting import by_option
 from perdure.cli.words import age, say
 from perdure.clock import SYSTEM
-from perdure.errors import ConfigError
 from perdure.model import RunMeta
 from perdure.runtime.client import Client
 from perdure.runtime.retention import Keep, Retention
-
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_BYTES: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-
-
-def duration(text: str) -> timedelta:
-    """``30d``, ``12h``, ``2w``: a day is 24 hours, whatever clocks do in it. Raises ConfigError."""
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])", text)
-    if found is None:
-        raise ConfigError(f"{text[:40]!r} is no duration.", hint="Write a number and s, m, h, d or w: 30d.")
-    return timedelta(seconds=float(found[1]) * _SECONDS[found[2]])
-
-
-def date(text: str) -> float:
-    """Seconds since 1970 of an ISO date or time; of a place without a zone by the clocks here. Raises ConfigError."""
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC).timestamp()
-    except (ValueError, OverflowError, OSError):
-        raise ConfigError(f"{text[:40]!r} is no date.", hint="Write 2026-11-21, or 2026-11-21T08:00+01:00.") from None
-
-
-def size(text: str) -> int:
-    """``500M``, ``2GB``: bytes. Raises ConfigError."""
-    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kmgt]?)b?", text.lower())
-    if found is None:
-        raise ConfigError(f"{text[:40]!r} is no size.", hint="Write a number and k, M, G or T: 500M.")
-    return int(float(found[1]) * _BYTES[found[2]])
-
-
-def shown(number: int) -> str:
-    """Bytes for people."""
-    for unit, much in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= much:
-            return f"{number / much:.1f} {unit}"
-    return f"{number} bytes"
 
 
 @click.command()
@@ -157,7 +120,7 @@ def pin(name: str, by: str, store: str | None) -> int:
     """Keep RUN, whatever retention says, until it is unpinned."""
     with Client(store) as client:
         key = client.pin(name, by=by).key
-    say(f"Run {key} is kept, until: perdure unpin {key}")
+    say(f"Run {key} is kept, until: {command('unpin', str(key), store=store)}")
     return OK
 
 

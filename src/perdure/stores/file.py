@@ -45,6 +45,7 @@ from perdure.stores.handle import (
     unusable,
     wrong_seq,
 )
+from perdure.stores.mounts import remote_warnings
 from perdure.stores.owners import Owner
 
 VERSION: Final = 2
@@ -102,6 +103,7 @@ class FileStore(Handle):
         self._temps = 0
         try:
             self._prepare(create)
+            self._warnings += remote_warnings(self.root)
         except BaseException as error:
             if hasattr(self, "_owner"):
                 self._owner.abandon()

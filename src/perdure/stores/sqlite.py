@@ -42,6 +42,7 @@ from perdure.stores.handle import (
     wrong_seq,
 )
 from perdure.stores.listing import selection
+from perdure.stores.mounts import remote_warnings
 from perdure.stores.owners import Owner
 from perdure.stores.sqlite_audit import SqliteAudit
 
@@ -104,6 +105,7 @@ class SqliteStore(Handle):
                     with self._transaction("prepare"):
                         sqlite_setup.migrate(self._db, self.path, self.url, clock)
                 self._warnings += sqlite_setup.make_durable(self._db, self.path, busy_timeout, clock)
+            self._warnings += remote_warnings(self.path)
             self._wal = self._select("PRAGMA journal_mode")[0][0] == "wal"
             self._owner = Owner(Path(f"{self.path}-owners"), clock)
             self._owner.sweep()

@@ -41,7 +41,6 @@ class Options(NamedTuple):
     store: str = "sqlite"
     durability: str = "strict"
     allow: Sequence[str] = ()
-    progress: Progress | None = None
 
     def check(self) -> None:
         """Raises ConfigError for what means nothing."""
@@ -63,7 +62,7 @@ class Options(NamedTuple):
             raise ConfigError(f"durability must be one of {', '.join(get_args(Durability))}, not {self.durability!r}.")
 
 
-def crash_flow(program: Sequence[str], options: Options) -> Report:
+def crash_flow(program: Sequence[str], options: Options, progress: Progress = lambda done, total: None) -> Report:
     """Test the flow that ``program`` serves (arguments for Python; see server.py)."""
     options.check()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
@@ -72,7 +71,7 @@ def crash_flow(program: Sequence[str], options: Options) -> Report:
         with Nursery(program, max(_SERVERS, options.jobs + 1), seed, folder) as nursery:
             flow = nursery.load().flow
             terms = Terms(options.store, options.durability, options.timeout, options.answers, options.signals)
-            return _Trial(flow, Runner(nursery, folder, terms), nursery, options, seed).run()
+            return _Trial(flow, Runner(nursery, folder, terms), nursery, options, seed).run(progress)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -84,7 +83,7 @@ class _Trial:
         self.clues: list[Clue] = []
         self.kills = self.again = self.declared = self.own_deaths = 0
 
-    def run(self) -> Report:
+    def run(self, progress: Progress) -> Report:
         first = self.uncrashed(0, "")
         second = self.uncrashed(1, "once, and when executed again from its beginning, in another store, it ")
         baseline = Baseline(first, second)
@@ -99,8 +98,7 @@ class _Trial:
                 self.again += len(course.deaths) > 1
                 self.declared += judge.is_declared(course)
                 self.clues += judge.judge(baseline, course)
-            if self.options.progress is not None:
-                self.options.progress(done, len(plans))
+            progress(done, len(plans))
         if not self.kills:
             raise ConfigError(
                 f"{self.flow}: none of {len(plans)} kills happened, so nothing was tested.",
