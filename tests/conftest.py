@@ -55,7 +55,7 @@ def valkey() -> Iterator[Callable[[], str]]:
         server.throw_away()
 
 
-# -- what the crash suites did: a fault suite goes blind easily (rel:X3) --------------------------------------------------------
+# -- what the crash suites did: a fault suite goes blind easily (rel:X3) ----------------------------------------------
 
 FAULT_POINTS = {"long": 2000, "not long": 200}
 """at least so many in a whole run"""

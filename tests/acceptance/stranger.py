@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from forker import Forker
+
 PROGRAM = '''
 import functools, os, pathlib, signal
 from dataclasses import dataclass
@@ -100,8 +102,9 @@ NUMBER = 3
 class Shell:
     """Runs ``perdure`` in the stranger's directory."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, forker: Forker) -> None:
         self.folder = folder
+        self._forker = forker
         self.url = url
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = {**os.environ, "PATH": path, "PERDURE_STORE": url, "COLUMNS": "160", "LINES": "50"}
@@ -112,14 +115,7 @@ class Shell:
 
     def __call__(self, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run to the end; the exit code must be ``code``."""
-        done = subprocess.run(
-            self.words(*words),
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = self._forker.run(list(words), self.folder, {**self.environment, **environment})
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         return done

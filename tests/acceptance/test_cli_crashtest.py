@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,11 +162,9 @@ def _example(folder: Path, target: str, *words: str) -> Any:
     (place / "docs").mkdir()
     for letter in "abc":
         (place / "docs" / f"{letter}.md").write_text(f"letters: {letter} figures")
-    shell = Shell(folder, "sqlite:runs.db")
     done = subprocess.run(
-        shell.words("crashtest", target, *CASES[target], *words, "--json"),
+        [sys.executable, "-m", "perdure", "crashtest", target, *CASES[target], *words, "--json"],
         cwd=place,
-        env=shell.environment,
         capture_output=True,
         text=True,
         timeout=900,

@@ -57,11 +57,13 @@ RAN = [str(n) for n in (1, 2)]
 
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Shell]:
+def start(
+    tmp_path: Path, make_shell: Callable[[str], Shell], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Shell]:
     """A stranger with that program, and the secret in his environment."""
 
     def made(url: str) -> Shell:
-        shell = Shell(tmp_path, url)
+        shell = make_shell(url)
         shell.environment["SHOP_KEY"] = CANARY
         (tmp_path / "shop.py").write_text(PROGRAM)
         monkeypatch.chdir(tmp_path)

@@ -20,13 +20,13 @@ RESULT = ["{", '"~":', '"data",', '"type":', '"review:Score",', '"fields":', "{"
 
 
 @pytest.fixture(params=["sqlite", "file", "postgresql", "valkey"])
-def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
+def shell(request: pytest.FixtureRequest, tmp_path: Path, make_shell: Callable[[str], Shell]) -> Shell:
     name = "a" + sha256(str(tmp_path).encode()).hexdigest()[:16]
     if request.param == "postgresql":
-        return Shell(tmp_path, f"{request.getfixturevalue('postgres')(16)}?schema={name}&lease=1")
+        return make_shell(f"{request.getfixturevalue('postgres')(16)}?schema={name}&lease=1")
     if request.param == "valkey":
-        return Shell(tmp_path, f"{request.getfixturevalue('valkey')()}?prefix={name}&lease=1")
-    return Shell(tmp_path, f"{request.param}:runs")
+        return make_shell(f"{request.getfixturevalue('valkey')()}?prefix={name}&lease=1")
+    return make_shell(f"{request.param}:runs")
 
 
 def test_what_is_submitted_waits_for_a_worker_and_says_so(shell: Shell) -> None:

@@ -52,7 +52,7 @@ class TestPostgres16Store(Suite):
 
 class TestPostgres18Store(Suite):
     version = 18
-    histories = 25
+    histories = 15
 
 
 del Suite

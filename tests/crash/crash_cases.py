@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pytest
 from crash_crew import CREWS, expected
 from crash_judge import judge, judge_shape
 from crash_zygote import Ended, Zygote
@@ -15,6 +17,22 @@ from crash_zygote import Ended, Zygote
 STORES = ("file", "sqlite")
 JOBS = ("async", "graph", "agent")
 """a crew, a graph and an agent, for the matrices of which each is worth one"""
+
+
+def by_turns(first: Iterable[str], *others: Iterable[str]) -> list[Any]:
+    """Parameters: all combinations. The usual run (rel:X3) has each value of the first once, with those of the others
+    by turns; the rest is for the long one."""
+    combined = list(product(*others))
+    return [
+        pytest.param(value, *rest, marks=[] if turn % len(combined) == place else pytest.mark.long)
+        for turn, value in enumerate(first)
+        for place, rest in enumerate(combined)
+    ]
+
+
+def sampled(*cases: tuple[object, ...]) -> list[Any]:
+    """Parameters: of each case every n-th point in the usual run, n being its last part; all points in the long one."""
+    return [*cases, *(pytest.param(*case[:-1], 1, marks=pytest.mark.long) for case in cases)]
 
 
 class Case:

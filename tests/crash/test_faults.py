@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crash_cases import STORES, Case
+from crash_cases import STORES, Case, sampled
 from crash_crew import CREWS
 from crash_judge import told_well
 from crash_zygote import Zygote
@@ -37,23 +37,15 @@ def _faults(case: Case, fault: str, record: Record, step: int = 1) -> None:
     assert tried >= least and errors >= 0.8 * least
 
 
-_SAMPLE = [("file", "full"), ("sqlite", "failing")]
-"""of stores and faults; the rest is for the long run"""
-
-
 @pytest.mark.parametrize(
-    ("store", "fault"),
-    [
-        pytest.param(store, fault, marks=[] if (store, fault) in _SAMPLE else pytest.mark.long)
-        for store in STORES
-        for fault in FAULTS
-    ],
+    ("store", "fault", "step"),
+    sampled(("file", "full", 4), ("file", "failing", 16), ("sqlite", "full", 16), ("sqlite", "failing", 4)),
 )
 def test_a_disk_that_fails_at_any_change_is_told_and_nothing_is_lost(
-    zygote: Zygote, place: Path, store: str, fault: str, record_property: Record
+    zygote: Zygote, place: Path, store: str, fault: str, step: int, record_property: Record
 ) -> None:
     # rel:D4 rel:D10 rel:D11 rel:D12 rel:R7
-    _faults(Case(zygote, place, store, "async"), fault, record_property)
+    _faults(Case(zygote, place, store, "async"), fault, record_property, step)
 
 
 @pytest.mark.long

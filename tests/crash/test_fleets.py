@@ -41,7 +41,7 @@ def _seed(*words: object) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("workers", "runs", "outages"),
-    [(3, 30, 1), pytest.param(4, 200, 3, marks=pytest.mark.long)],
+    [(3, 20, 1), pytest.param(4, 200, 3, marks=pytest.mark.long)],
 )
 def test_whatever_is_killed_every_run_ends_once_and_rightly(
     kind: str,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crash_cases import STORES, Case
+from crash_cases import STORES, Case, by_turns
 from crash_crew import CREWS
 from crash_zygote import Ended, Zygote
 
@@ -55,7 +55,7 @@ def _points(killer: Killer, when: str, record: Record, step: int = 1) -> None:
     assert points >= least and killer.kills >= (least if when != "torn" else least // 8)
 
 
-_SAMPLE = {("file", "before"): 1, ("file", "torn"): 2, ("sqlite", "torn"): 4, ("sqlite", "after"): 2}
+_SAMPLE = {("file", "before"): 3, ("file", "torn"): 8, ("sqlite", "torn"): 16, ("sqlite", "after"): 6}
 """of stores and moments: each how many-th point; all of them are for the long run"""
 
 
@@ -63,10 +63,7 @@ _SAMPLE = {("file", "before"): 1, ("file", "torn"): 2, ("sqlite", "torn"): 4, ("
     ("store", "when", "step"),
     [(store, when, step) for (store, when), step in _SAMPLE.items()]
     + [
-        pytest.param(store, when, 1, marks=pytest.mark.long)
-        for store in STORES
-        for when in ("before", "torn", "after")
-        if _SAMPLE.get((store, when)) != 1
+        pytest.param(store, when, 1, marks=pytest.mark.long) for store in STORES for when in ("before", "torn", "after")
     ],
 )
 def test_killed_at_changes_of_a_file_an_async_crew_ends_as_if_nothing_had_happened(
@@ -108,9 +105,7 @@ def test_killed_at_some_changes_of_a_file_a_graph_and_an_agent_end_as_if_nothing
     _points(Killer(zygote, place, store, job), when, record_property, step)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("colour", sorted(CREWS))
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(("colour", "store", "when"), by_turns(sorted(CREWS), STORES, ("before", "after")))
 def test_killed_at_every_append_to_the_journal_a_crew_ends_as_if_nothing_had_happened(
     zygote: Zygote, place: Path, store: str, colour: str, when: str, record_property: Record
 ) -> None:
@@ -121,8 +116,7 @@ def test_killed_at_every_append_to_the_journal_a_crew_ends_as_if_nothing_had_hap
     assert killer.kills >= 10
 
 
-@pytest.mark.parametrize("colour", sorted(CREWS))
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(("colour", "store"), by_turns(sorted(CREWS), STORES))
 def test_killed_anywhere_and_killed_again_anywhere_in_the_recovery_a_crew_ends_the_same(
     zygote: Zygote, place: Path, store: str, colour: str, record_property: Record
 ) -> None:

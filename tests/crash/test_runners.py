@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from crash_cases import STORES, by_turns
 from crash_judge import Witness
 from crash_runners import SHAPES
 from crash_zygote import Zygote
@@ -22,9 +23,7 @@ LEAST = dict.fromkeys(SHAPES, 24) | {
 """kills at least; a suite that sees fewer has gone blind"""
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("store", ["file", "sqlite"])
+@pytest.mark.parametrize(("shape", "store", "when"), by_turns(SHAPES, STORES, ("before", "after")))
 def test_killed_at_any_append_a_shape_ends_as_if_nothing_had_happened(
     zygote: Zygote, place: Path, store: str, shape: str, when: str, record_property: Callable[[str, object], None]
 ) -> None:

@@ -153,12 +153,12 @@ def _crashes(seed: int, make: Callable[[World, str], Callable[..., Any]], shape:
 def test_concurrent_chains_of_equal_calls_keep_their_own_results_over_any_crash(colour: str, shape: str) -> None:
     # X10 X15
     crashes = 0
-    for seed in range(200 if colour == "async" else 120):
+    for seed in range(80 if colour == "async" else 50):
         try:
             crashes += _crashes(seed, _async_flow if colour == "async" else _sync_flow, shape)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
-    assert crashes >= 100, "hardly anything crashed"  # how often depends a little on how threads batch
+    assert crashes >= 40, "hardly anything crashed"  # how often depends a little on how threads batch
 
 
 @pytest.mark.long

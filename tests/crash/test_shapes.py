@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from crash_cases import STORES, by_turns
 from crash_judge import Witness
 from crash_zygote import Zygote
 
@@ -16,9 +17,7 @@ IN_FLIGHT = {"loop": 1, "completed": 5, "completed-sync": 5, "inserted": 1, "nam
 """steps that may be running at a time"""
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("shape", LEAST)
-@pytest.mark.parametrize("store", ["file", "sqlite"])
+@pytest.mark.parametrize(("shape", "store", "when"), by_turns(LEAST, STORES, ("before", "after")))
 def test_after_a_kill_at_any_append_every_place_receives_what_it_had_received(
     zygote: Zygote, place: Path, store: str, shape: str, when: str, record_property: Callable[[str, object], None]
 ) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from crash_cases import STORES, sampled
 from crash_image import Image
 from crash_judge import Witness
 from crash_spy import Op
@@ -22,27 +24,29 @@ KILLS = {"asks": 50, "asks-sync": 50, "race": 30, "agent": 40, "cancelled": 20}
 ROUNDS = 14
 
 
-def _matrix() -> list[Any]:
-    """Every shape is killed after operations on files and before them on SQLite; the costly ones by turns. The rest is
-    for the long run."""
-    costly = {("asks", "sqlite", "before"), ("asks-sync", "file", "after"), ("agent", "sqlite", "before")}
-    costly |= {("asks-sync", "sqlite", "before"), ("race", "sqlite", "before")}
-    usual = {(shape, *way) for shape in ASKED for way in (("file", "after"), ("sqlite", "before"))} - costly
-    every = [(shape, store, when) for shape in ASKED for store in ("file", "sqlite") for when in ("before", "after")]
-    return [pytest.param(*case, marks=[] if case in usual else pytest.mark.long) for case in every]
+_EVERY = [(shape, store, when) for shape in ASKED for store in STORES for when in ("before", "after")]
+_USUAL = {(shape, *(("file", "after"), ("sqlite", "before"))[turn % 2]) for turn, shape in enumerate(ASKED)}
 
 
-@pytest.mark.parametrize(("shape", "store", "when"), _matrix())
+@pytest.mark.parametrize(
+    ("shape", "store", "when", "step"),
+    [(*case, 7) for case in _EVERY if case in _USUAL]
+    + [pytest.param(*case, 1, marks=pytest.mark.long) for case in _EVERY],
+)
 def test_after_a_kill_at_any_operation_everything_is_asked_once_and_every_answer_used(
-    zygote: Zygote, place: Path, store: str, shape: str, when: str, record_property: Callable[[str, object], None]
+    zygote: Zygote,
+    place: Path,
+    store: str,
+    shape: str,
+    when: str,
+    step: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     # W1 H1 rel:R1 rel:H3 B9
     kills = 0
     lives = _whole(zygote, place / "whole", store, shape)
     for victim in range(1, lives + 1):
-        at = 0
-        while True:
-            at += 1
+        for at in count(1, step):
             root = place / f"{victim}-{at}"
             try:
                 deaths = {victim: at, victim + 1: at} if at % 3 == 0 else {victim: at}
@@ -56,18 +60,18 @@ def test_after_a_kill_at_any_operation_everything_is_asked_once_and_every_answer
             finally:
                 shutil.rmtree(root, ignore_errors=True)
     record_property("kills", kills)
-    assert kills >= KILLS[shape]
+    assert kills >= KILLS[shape] // step
 
 
 def _whole(zygote: Zygote, root: Path, store: str, shape: str) -> int:
     """A history without a kill: how many lives it takes."""
     lives = 0
 
-    def count(life: int) -> None:
+    def number(life: int) -> None:
         nonlocal lives
         lives = life
 
-    assert not _history(zygote, root, store, shape, {}, "before", count)
+    assert not _history(zygote, root, store, shape, {}, "before", number)
     _check(Witness(root), zygote.run("crash_waits:look", root=str(root), store=store).value, shape, 0)
     return lives
 
@@ -156,16 +160,17 @@ class Answers:
             Path(f"{root}.witness").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("when", ["before", "torn", "after"])
-@pytest.mark.parametrize("store", ["file", "sqlite"])
+@pytest.mark.parametrize(
+    ("store", "when", "step"), sampled(*((store, when, 3) for store in STORES for when in ("before", "torn", "after")))
+)
 def test_an_answer_survives_a_kill_at_every_change_of_a_file(
-    zygote: Zygote, place: Path, store: str, when: str, record_property: Callable[[str, object], None]
+    zygote: Zygote, place: Path, store: str, when: str, step: int, record_property: Callable[[str, object], None]
 ) -> None:
     # H1 rel:D11 rel:H3
     answers = Answers(zygote, place, store)
-    at = survived = 0
+    survived, points = 0, count(1, step)
     while survived < 2:
-        at += 1
+        at = next(points)
         root = answers.copy(str(at))
         ended = zygote.run("crash_waits:answered", root=str(root), store=store, at=at, when=when)
         if not ended.killed:
@@ -174,12 +179,13 @@ def test_an_answer_survives_a_kill_at_every_change_of_a_file(
             continue
         answers.finish(root, Witness(root).names(1, "acknowledged"), f"killed {when} change {at}")
     record_property("kills", answers.deaths)
-    assert answers.deaths >= 6
+    assert answers.deaths >= 6 // step
 
 
-@pytest.mark.parametrize("store", ["file", "sqlite"])
+@pytest.mark.parametrize("seeds", [1, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("store", STORES)
 def test_an_answer_that_was_acknowledged_survives_a_power_cut(
-    zygote: Zygote, place: Path, store: str, record_property: Callable[[str, object], None]
+    zygote: Zygote, place: Path, store: str, seeds: int, record_property: Callable[[str, object], None]
 ) -> None:
     # H1 rel:D2
     answers = Answers(zygote, place, store)
@@ -190,8 +196,8 @@ def test_an_answer_that_was_acknowledged_survives_a_power_cut(
     for at, op in enumerate(ops, 1):
         image.apply(op)
         told |= {op.path.partition(" ")[2]} if op.kind == "mark" else set()
-        for seed in range(4):
+        for seed in range(seeds):
             image.cut(answers.place / "cut", f"{store} {at} {seed}")
             answers.finish(answers.place / "cut", told, f"power cut after change {at} ({op}), seed {seed}")
     record_property("power cuts", answers.deaths)
-    assert told == {"first", "signal"} and answers.deaths >= 40
+    assert told == {"first", "signal"} and answers.deaths >= 10 * seeds

@@ -56,7 +56,7 @@ def test_wrong_words_for_an_export(here: Path, words: str, said: str, capsys: py
     [
         ("paper.tgz --skip --new", "contradict each other"),
         ("paper.tgz --max-size much", "'much' is no size. Write a number and k, M, G or T: 500M."),
-        ("paper.tgz --max-size 0", "more than 0 bytes, which is more than is taken"),
+        ("paper.tgz --max-size 0", "more than 0 members, which is more than is taken"),
         ("paper.tgz --max-size 1K", "more than 1,000 bytes, which is more than is taken without asking"),
         ("text", "it is no gzip file"),
         ("gone.tgz", "cannot be read: No such file"),
@@ -138,9 +138,7 @@ def test_an_archive_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch, h
         assert client.find("paper").status == "paused"
 
 
-def test_how_far_it_is_shows_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_how_far_it_is_shows_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("perdure.cli.counter._PAUSE", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main(["export", "--all", "-o", "all.tgz"]) == 0

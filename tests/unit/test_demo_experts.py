@@ -88,15 +88,15 @@ def test_no_text_upsets_an_expert(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "1" * 1_000_000,
-        "1," * 200_000,
-        "A. " * 100_000,
-        "1 " + "a" * 500_000,
-        "# a\n" * 20_000,
-        "a\r\n" * 100_000,
-        "." * 300_000,
-        "[1," * 100_000,
-        "- 1 dogs:\n" * 20_000,
+        "1" * 200_000,
+        "1," * 50_000,
+        "A. " * 30_000,
+        "1 " + "a" * 100_000,
+        "# a\n" * 10_000,
+        "a\r\n" * 30_000,
+        "." * 100_000,
+        "[1," * 30_000,
+        "- 1 dogs:\n" * 5_000,
     ],
 )
 def test_no_pattern_goes_back_over_a_long_text_again_and_again(text: str) -> None:  # one that does takes minutes
@@ -104,7 +104,7 @@ def test_no_pattern_goes_back_over_a_long_text_again_and_again(text: str) -> Non
         assert expert(text)
 
 
-@pytest.mark.parametrize("text", ["x" * 1_000_000, "word " * 200_000, "Aa. " * 100_000, "[" * 100_000, "[x](" * 20_000])
+@pytest.mark.parametrize("text", ["x" * 300_000, "word " * 50_000, "Aa. " * 30_000, "[" * 50_000, "[x](" * 10_000])
 def test_a_very_long_line_is_read_to_its_end(text: str) -> None:
     for expert in EXPERTS.values():
         assert expert(text)

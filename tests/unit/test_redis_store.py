@@ -1015,7 +1015,7 @@ def told(lease: Lease, seq: int, **what: Any) -> Append:
 def test_the_first_of_many_are_found_without_looking_at_the_others(place: Place) -> None:  # R9
     store, chance = place.open("&lease=3600"), random.Random(1)  # nobody sends heartbeats here
     priorities, now = (0, 1, -1, 2**31 - 1, 1 - 2**31), store.heartbeat()
-    leases = [store.claim(RunKey("run", n)) for n in range(2000)]
+    leases = [store.claim(RunKey("run", n)) for n in range(1000)]
     batch = [
         told(
             lease,
@@ -1204,7 +1204,7 @@ class Worker(threading.Thread):
         )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 4))])
 def test_at_every_moment_the_index_finds_what_a_look_at_all_runs_finds(
     place: Place, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # rel:X1

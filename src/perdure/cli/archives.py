@@ -120,7 +120,9 @@ def import_(
     source = sys.stdin.buffer if file == "-" else file
     with (
         Counter() as counter,
-        unpack(source, now=SYSTEM.now(), max_size=most, progress=lambda n: counter(f"{n:,} runs checked ...")) as archive,
+        unpack(
+            source, now=SYSTEM.now(), max_size=most, progress=lambda n: counter(f"{n:,} runs checked ...")
+        ) as archive,
         closing(open_store(store or default_store(), create=not dry_run)) as place,
         Client(place) as client,
     ):

@@ -31,7 +31,5 @@ def remote_warnings(path: Path) -> list[str]:
             found, kind = place, what.split(" ")[0]
     if kind not in _REMOTE:
         return []
-    return [
-        f"{path} lies on a file system of another machine ({kind}), which may not keep what locks and syncs promise: "
-        "use it from one machine only. For several there are postgresql:// and redis://."
-    ]
+    told = f"{path} lies on a file system of another machine ({kind}), which may not keep what locks and syncs promise:"
+    return [f"{told} use it from one machine only. For several there are postgresql:// and redis://."]
