@@ -15,7 +15,7 @@ from crash_zygote import Zygote
 
 LEAST = dict.fromkeys(SHAPES, 24) | {
     "race": 8,
-    "swarm": 13,
+    "swarm": 10,
     "swarm-sync": 8,
     "agent-sync": 12,
     "best-side-by-side": 14,

@@ -254,8 +254,10 @@ def test_a_server_killed_under_a_handle_loses_nothing_and_the_handle_goes_on() -
         for seq in range(0, 8, 2):
             assert store.append([item(lease, seq, 2)]) == [None]
             server.kill()
-            threading.Thread(target=server.start).start()
+            starting = threading.Thread(target=server.start)
+            starting.start()
             assert store.read(KEY) == list(records(KEY, 0, seq + 2))
+            starting.join()  # it may not know yet that the server is up
         assert store.post(KEY, 1, b"x\n") and store.posts({KEY: 0}) == {KEY: [b"x\n"]}
         store.close()
     finally:
