@@ -205,6 +205,7 @@ def test_an_error_that_the_body_caught_is_told_for_what_it_is(place: tuple[str, 
 
 def test_a_server_that_restarts_in_the_middle_is_no_failure_of_the_step() -> None:  # rel:R7
     server = Postgres(18)
+    starting = threading.Thread(target=server.start)
     bodies: list[int] = []
 
     @perdure.step(transaction=True)
@@ -212,7 +213,7 @@ def test_a_server_that_restarts_in_the_middle_is_no_failure_of_the_step() -> Non
         bodies.append(1)
         if len(bodies) == 1:
             server.kill()
-            threading.Thread(target=server.start).start()
+            starting.start()
         sql("INSERT INTO accounts VALUES (1, 1)")
         return 1
 
@@ -226,6 +227,7 @@ def test_a_server_that_restarts_in_the_middle_is_no_failure_of_the_step() -> Non
         assert len(bodies) == 2
         with psycopg.connect(server.url) as db:
             assert db.execute("SELECT count(*) FROM accounts").fetchone() == (1,)
+        starting.join()  # it may not know yet that the server is up
     finally:
         server.throw_away()
 
