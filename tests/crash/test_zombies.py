@@ -99,7 +99,7 @@ def test_a_frozen_worker_that_wakes_up_is_fenced_and_nothing_of_it_is_kept(
 
 @pytest.mark.parametrize("place", ["sqlite", "postgresql", "valkey"], indirect=True)
 def test_a_worker_that_is_told_to_stop_frees_its_runs_at_once(
-    place: str, tmp_path: Path, fleets: list[Fleet], record_property: Callable[[str, object], None]
+    place: str, tmp_path: Path, fleets: list[Fleet]
 ) -> None:  # B3
     url = place if place.startswith("sqlite") else f"{place}&lease={LONG}"
     expected = submit(url, "moved", 4)
@@ -119,7 +119,6 @@ def test_a_worker_that_is_told_to_stop_frees_its_runs_at_once(
     waited = lines_of(fleet, second)[0].at - gone
     assert waited < 5.0, "within a second, on a machine that is not busy; not by the end of a lease"
     assert "Traceback" not in fleet.log
-    record_property("milliseconds until a stopped worker's run went on", round(waited * 1000))
     assert len(lines_of(fleet, first)) + len(lines_of(fleet, second)) == 4
     verify(fleet, expected)
 
