@@ -221,7 +221,7 @@ def test_any_text_is_the_url_of_a_store_or_our_error_and_makes_nothing(
         else:
             judge(url, seed, lambda url=url: open_store(url, create=False).close())
     judge.verdict()
-    assert judge.values > 10
+    assert judge.values > 4
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "mine"
 
 
