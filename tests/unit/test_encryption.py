@@ -409,6 +409,47 @@ def test_a_process_that_runs_meets_a_key_that_was_added(url: str) -> None:
     ignorant.close()
 
 
+def test_whoever_only_looks_adds_no_key(url: str) -> None:  # rel:S7
+    """Else a key that nobody keeps would be needed by everybody from then on."""
+    fill(url, OLD)
+    lost = Encryption({"lost": b"l" * 32, "old": b"o" * 32})
+    with perdure.Client(url, encryption=lost) as client:
+        assert len(client.runs()) == 4 and client.state("found").status == "completed"
+    assert rekey(url, lost, dry=True).changed == 4
+    with perdure.CheckpointManager(url, encryption=OLD) as manager:
+        assert manager.run_sync(search, CANARY, goal="found").startswith("found")
+
+
+def test_a_key_that_nothing_stands_under_replaces_the_others(url: str) -> None:  # rel:S7
+    fill(url, OLD)
+    with perdure.Client(url, encryption=OLD) as client:
+        client.answer("asking", None, True, by="somebody")
+    with perdure.CheckpointManager(url, encryption=OLD) as manager:
+        manager.run_sync(asks, CANARY, goal="asking")
+    store = open_store(url, encryption=OLD)
+    for row in store.runs():
+        store.delete(store.claim(row.key))
+    store.close()
+    assert rekey(url, BOTH) == Rekeyed(0, 0, [])
+    open_store(url, encryption=NEW).close()
+
+
+def test_what_was_written_in_clear_by_a_process_from_before_is_encrypted_by_the_next_time(url: str) -> None:  # rel:S6
+    with perdure.CheckpointManager(url) as unaware:
+        unaware.run_sync(search, CANARY, goal="before")
+        assert rekey(url, OLD, encrypt=True).left == []
+        unaware.run_sync(search, CANARY, goal="after")
+    with pytest.raises(CorruptStore, match="stands in clear") as caught:
+        rekey(url, OLD)
+    assert "rekey --encrypt" in caught.value.hint
+    assert rekey(url, OLD, encrypt=True) == Rekeyed(2, 1, [])
+    with perdure.Client(url, encryption=OLD) as client:
+        assert client.value(client.step("after", "look").output).startswith("found")  # type: ignore[arg-type]
+    store = open_store(url, encryption=OLD)
+    assert isinstance(store, SealedStore) and not store.header.migrating
+    store.close()
+
+
 def test_a_run_that_is_being_executed_is_left_and_told(url: str) -> None:  # rel:S7
     fill(url, OLD)
     store = open_store(url, encryption=OLD)
