@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -498,6 +501,44 @@ def test_killed_at_any_run_a_change_of_keys_goes_on_where_it_was(url: str, encry
     store = open_store(url, encryption=NEW)
     assert isinstance(store, SealedStore) and not store.header.migrating and read_header(store.inner) == store.header
     store.close()
+
+
+def test_killed_in_the_middle_of_a_run_the_encryption_leaves_nothing_of_it_in_clear(tmp_path: Path) -> None:
+    # rel:S6 rel:S14
+    url, whole, count = f"file:{tmp_path / 'store'}", tmp_path / "whole", 0
+    with perdure.CheckpointManager(f"file:{whole}") as manager:
+        manager.run_sync(search, CANARY, goal="found")
+    shutil.rmtree(next(whole.glob("runs/*/outputs")))  # which are for other programs to read
+
+    def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+        left = int(hear())
+
+        def changes(event: str, _: object) -> None:
+            nonlocal left
+            if event in ("os.rename", "os.remove"):
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(changes)
+        rekey(url, OLD, encrypt=True)
+        say("survived\n")
+
+    survived = False
+    while not survived:
+        count += 1
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        shutil.copytree(whole, tmp_path / "store")
+        child = Child(work)
+        child.say(f"{count}\n")
+        with suppress(EOFError):
+            survived = child.hear() == "survived"
+        child.kill()
+        assert rekey(url, OLD, encrypt=True).left == []
+        assert CANARY.encode() not in all_bytes(tmp_path / "store"), f"killed at change {count}"
+        with perdure.Client(url, encryption=OLD) as client:
+            assert client.value(client.step("found", "look").output).startswith("found")  # type: ignore[arg-type]
+    assert count > 8, "it was killed nowhere"
 
 
 def test_a_store_that_was_in_clear_is_encrypted_with_all_that_it_holds(url: str, tmp_path: Path) -> None:  # rel:S6
