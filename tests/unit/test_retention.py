@@ -262,6 +262,17 @@ def test_something_that_happens_at_the_last_moment_is_noticed(tmp_path: Path) ->
     store.close()
 
 
+def test_a_run_that_is_damaged_stays_and_keeps_no_other(tmp_path: Path) -> None:  # K5
+    store = open_store(f"file:{tmp_path}")
+    for goal in ("a", "b", "c"):
+        make(store, goal, age=9)
+    with next(tmp_path.glob("runs/b.0/journal.jsonl")).open("r+b") as journal:
+        journal.seek(60)
+        journal.write(b"?")
+    assert gone(store, Retention(Keep(age=DAYS))) == ["a#0", "c#0"]
+    store.close()
+
+
 def test_blobs_go_with_the_last_run_that_has_them(store: Store) -> None:  # K5
     one, two = make(store, "one", age=9, pad=20_000), make(store, "two", age=1, pad=20_000)
     (digest,) = dumps("x" * 20_000)[1]

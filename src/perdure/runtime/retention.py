@@ -19,7 +19,7 @@ from datetime import timedelta
 
 from perdure import states
 from perdure.clock import Clock
-from perdure.errors import ConfigError, FencedError, LeaseHeld
+from perdure.errors import ConfigError, CorruptStore, FencedError, LeaseHeld
 from perdure.model import OWN, RunKey, RunMeta, key_named
 from perdure.runtime.look import row_of
 from perdure.stores.base import Store, Which
@@ -150,7 +150,10 @@ def _candidates(store: Store, retention: Retention) -> Iterator[tuple[RunMeta | 
 
 
 def _gone(store: Store, row: RunMeta, dry: bool) -> bool:
-    return not remove(store, row, dry=dry)
+    try:
+        return not remove(store, row, dry=dry)
+    except CorruptStore:  # it stays, and keeps no other; who looks at it, or checks the store, is told
+        return False
 
 
 def remove(store: Store, row: RunMeta, *, dry: bool) -> str:
