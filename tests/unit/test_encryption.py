@@ -23,6 +23,7 @@ from perdure.cli import main
 from perdure.errors import ConfigError, CorruptStore, PerdureError, RunSuspended, StoreError
 from perdure.framing import frame, unframe
 from perdure.model import Attribution, RunKey
+from perdure.runtime.audit import Auditor
 from perdure.runtime.rekey import Rekeyed, rekey
 from perdure.stores import Encryption, open_store
 from perdure.stores.base import Store, Which
@@ -421,6 +422,15 @@ def test_whoever_only_looks_adds_no_key(url: str) -> None:  # rel:S7
     assert rekey(url, lost, dry=True).changed == 4
     with perdure.CheckpointManager(url, encryption=OLD) as manager:
         assert manager.run_sync(search, CANARY, goal="found").startswith("found")
+
+
+def test_nothing_is_odd_about_a_store_whose_keys_were_changed(url: str) -> None:  # rel:S7
+    fill(url, None)
+    rekey(url, OLD, encrypt=True)
+    rekey(url, BOTH)
+    store = open_store(url, encryption=NEW)
+    assert [finding for finding in Auditor(store).everything() if finding.kind != "stray_file"] == []
+    store.close()
 
 
 def test_a_key_that_nothing_stands_under_replaces_the_others(url: str) -> None:  # rel:S7

@@ -147,14 +147,15 @@ def _update(store: Store, encryption: Encryption, change: Change) -> Header:
             old.check(Seal(old.store, encryption), store.url)
         header = change(old)
         if header != old:
-            _write(store, lease, header, old is not None)
+            _write(store, lease, header)
         return header
     finally:
         store.release(lease)
 
 
-def _write(store: Store, lease: Lease, header: Header, there: bool) -> None:
-    state, now = State(MARK), SYSTEM.now()
+def _write(store: Store, lease: Lease, header: Header) -> None:
+    there = store.read(MARK)
+    state, now = State(MARK), j.decode(MARK, there[0], 1).at if there else SYSTEM.now()  # rewriting leaves dates alone
     pid, host = process_identity()
     tags = {"encryption": msgspec.json.encode(header).decode()}
     began = j.RunBegan(run_id=header.store, flow=MARK.goal, epoch=lease.epoch, pid=pid, host=host)
