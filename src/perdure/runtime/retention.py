@@ -35,7 +35,8 @@ class Keep:
 
     - ``age``: those about which something was heard not longer ago than this.
     - ``count``: the newest so many episodes of each goal, whatever their age, and however large they are.
-    - ``size``: bytes of all that stay, together; the oldest go first. (Blobs that runs share count for each.)
+    - ``size``: bytes of all that stay, together; the oldest go first. (A blob that runs
+      share counts for each, and each time that a run records it.)
 
     Of runs that ``count`` does not keep, those go that are too old, and those that are too much; all of them, if
     neither is said.
