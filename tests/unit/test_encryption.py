@@ -554,6 +554,8 @@ def test_killed_in_the_middle_of_a_run_the_encryption_leaves_nothing_of_it_in_cl
 def test_a_store_that_was_in_clear_is_encrypted_with_all_that_it_holds(url: str, tmp_path: Path) -> None:  # rel:S6
     fill(url, None)
     assert CANARY.encode() in all_bytes(tmp_path)
+    assert rekey(url, OLD, encrypt=True, dry=True) == Rekeyed(4, 4, [])
+    open_store(url).close()  # without a key: it is not encrypted
     done = rekey(url, OLD, encrypt=True)
     assert done == Rekeyed(4, 4, [])
     with perdure.Client(url, encryption=OLD) as client:

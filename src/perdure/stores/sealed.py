@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -32,7 +33,7 @@ from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Store, Sum
 from perdure.stores.encryption import MARK, Encryption
 from perdure.stores.handle import damaged_row
 from perdure.stores.seal import Seal, from_text, refuse_wrong_key, to_text
-from perdure.stores.sealed_header import Header, add_key, begin_header, migrate_again, read_header
+from perdure.stores.sealed_header import Header, add_key, begin_header, migrate_again, planned_header, read_header
 
 _IN_CLEAR: Final = (
     *("goal", "episode", "status", "flow", "created", "updated", "seq"),
@@ -151,7 +152,14 @@ class SealedStore:
     def begin_key(self) -> None:
         """The key for writing is one of the store's from now on. Raises ConfigError for a wrong one."""
         if not self.header.has(self._seal.write):
-            self.header = add_key(self.inner, self._encryption)
+            begin = add_key if self.header.keys else partial(begin_header, migrate=True)
+            self.header = begin(self.inner, self._encryption)
+            self._seal = Seal(self.header.store, self._encryption)
+
+    def migrate_again(self) -> None:
+        """What stands in clear is data once more, until all is encrypted."""
+        if not self.header.migrating:
+            self.header = migrate_again(self.inner, self._encryption)
 
     def keys_of(self, row: RunMeta) -> set[str]:
         """Ids of the keys under which a run's records and posts stand; "" for what stands in clear. ``row``: as
@@ -284,10 +292,8 @@ def sealed(
             )
         if not (create or migrate):
             return store
-        header = begin_header(store, encryption, migrate)
+        header = begin_header(store, encryption, migrate) if create else planned_header(encryption)
     header.check(Seal(header.store, encryption), store.url)
-    if migrate and not header.migrating:
-        header = migrate_again(store, encryption)
     return SealedStore(store, encryption, header, rows)
 
 

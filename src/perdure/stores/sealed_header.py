@@ -88,6 +88,12 @@ def begin_header(store: Store, encryption: Encryption, migrate: bool) -> Header:
     return _update(store, encryption, partial(_first, encryption, migrate))
 
 
+def planned_header(encryption: Encryption) -> Header:
+    """That of a store whose encryption has not begun: without a key, and written down nowhere."""
+    header = replace(_first(encryption, True, None), keys={})
+    return header.signed(Seal(header.store, encryption))
+
+
 def add_key(store: Store, encryption: Encryption) -> Header:
     """The key for writing becomes one of the store's."""
     return _update(store, encryption, partial(_with_key, encryption))
