@@ -293,6 +293,22 @@ def test_an_order_that_is_removed_with_its_run_is_not_acknowledged(order: str, t
     store.close()
 
 
+def test_of_two_who_prune_neither_leaves_an_empty_run(tmp_path: Path) -> None:  # K5
+    first, second = (open_store(f"sqlite:{tmp_path / 'runs.db'}") for _ in range(2))
+    make(first, "old", age=999)
+    real = first.claim
+
+    def claim(key: RunKey) -> Any:
+        assert gone(second, Retention(Keep(age=DAYS))) == ["old#0"]
+        return real(key)
+
+    first.claim = claim  # type: ignore[method-assign]
+    assert gone(first, Retention(Keep(age=DAYS))) == []
+    assert [found.kind for found in Auditor(second).everything()] == []
+    first.close()
+    second.close()
+
+
 def test_a_run_that_is_damaged_stays_and_keeps_no_other(tmp_path: Path) -> None:  # K5
     store = open_store(f"file:{tmp_path}")
     for goal in ("a", "b", "c"):

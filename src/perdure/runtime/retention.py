@@ -171,7 +171,7 @@ def remove(store: Store, row: RunMeta, *, dry: bool) -> str:
         why = "it was removed" if now is None else _protected(store, now, ours=True)
         if not why and now is not None and (now.seq, now.status) != (row.seq, row.status):
             why = "something has happened to it"
-        if not why:
+        if not why or not store.read(row.key):  # somebody else was faster, and our claim has made it anew, empty
             store.delete(lease)
         return why
     finally:
