@@ -85,6 +85,7 @@ def test_an_import_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (("--skip",), "1 run: left as they are here, with other content."),
         (("--new", "--dry-run"), "Would import 1 run into file:"),
+        (("--new", "--dry-run"), "paper#0 would come in as paper#1"),
         (("--new",), "paper#0 came in as paper#1"),
         (("--new",), "1 run: here already."),
         (("--as", "copy", "--by", "ann"), "unpause 'copy#0' --store file:there"),

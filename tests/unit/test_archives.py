@@ -327,6 +327,24 @@ def test_attempts_come_in_as_they_are_because_only_their_judge_executes_them() -
     assert imported(MemoryStore(memory()), exported(MemoryStore(here), "best/best")).paused == ["best/best#0"]
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["another run", "the run itself"])
+def test_a_child_whose_parent_here_does_not_wait_for_it_is_let_go_on_by_a_person(begun: bool) -> None:  # rel:S15
+    here, there = memory(), memory()
+    with perdure.CheckpointManager(MemoryStore(here)) as manager, pytest.raises(RunSuspended):
+        manager.run_sync(perdure.best_of(1, program, judge=len), [("ask", None)], goal="best")
+    archive = exported(MemoryStore(here))
+    if begun:
+        imported(MemoryStore(there), archive)
+        perdure.Client(MemoryStore(there)).cancel("best#0", by="ann")
+        store = MemoryStore(there)
+        store.delete(store.claim(RunKey("best/best")))
+    else:
+        with perdure.CheckpointManager(MemoryStore(there)) as manager:
+            manager.run_sync(program, [("work", 1)], goal="best")
+    done = imported(MemoryStore(there), archive, skip=True)
+    assert done.paused == ["best/best#0"] and _statuses(there)["best/best#0"] == "paused"
+
+
 def test_the_folder_for_outputs_of_the_other_machine_is_not_followed(tmp_path: Path) -> None:  # rel:S5
     theirs = tmp_path / "theirs"
     entries = (began(outputs=str(theirs)), j.RunResumed(epoch=2, pid=1, host="h", outputs=str(theirs / "2")))

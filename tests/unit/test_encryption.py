@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from perdure.cli import main
 from perdure.errors import ConfigError, CorruptStore, PerdureError, RunSuspended, StoreError
 from perdure.framing import frame, unframe
 from perdure.model import Attribution, RunKey
+from perdure.runtime.audit import Auditor
 from perdure.runtime.rekey import Rekeyed, rekey
 from perdure.stores import Encryption, open_store
 from perdure.stores.base import Store, Which
@@ -409,6 +413,56 @@ def test_a_process_that_runs_meets_a_key_that_was_added(url: str) -> None:
     ignorant.close()
 
 
+def test_whoever_only_looks_adds_no_key(url: str) -> None:  # rel:S7
+    """Else a key that nobody keeps would be needed by everybody from then on."""
+    fill(url, OLD)
+    lost = Encryption({"lost": b"l" * 32, "old": b"o" * 32})
+    with perdure.Client(url, encryption=lost) as client:
+        assert len(client.runs()) == 4 and client.state("found").status == "completed"
+    assert rekey(url, lost, dry=True).changed == 4
+    with perdure.CheckpointManager(url, encryption=OLD) as manager:
+        assert manager.run_sync(search, CANARY, goal="found").startswith("found")
+
+
+def test_nothing_is_odd_about_a_store_whose_keys_were_changed(url: str) -> None:  # rel:S7
+    fill(url, None)
+    rekey(url, OLD, encrypt=True)
+    rekey(url, BOTH)
+    store = open_store(url, encryption=NEW)
+    assert [finding for finding in Auditor(store).everything() if finding.kind != "stray_file"] == []
+    store.close()
+
+
+def test_a_key_that_nothing_stands_under_replaces_the_others(url: str) -> None:  # rel:S7
+    fill(url, OLD)
+    with perdure.Client(url, encryption=OLD) as client:
+        client.answer("asking", None, True, by="somebody")
+    with perdure.CheckpointManager(url, encryption=OLD) as manager:
+        manager.run_sync(asks, CANARY, goal="asking")
+    store = open_store(url, encryption=OLD)
+    for row in store.runs():
+        store.delete(store.claim(row.key))
+    store.close()
+    assert rekey(url, BOTH) == Rekeyed(0, 0, [])
+    open_store(url, encryption=NEW).close()
+
+
+def test_what_was_written_in_clear_by_a_process_from_before_is_encrypted_by_the_next_time(url: str) -> None:  # rel:S6
+    with perdure.CheckpointManager(url) as unaware:
+        unaware.run_sync(search, CANARY, goal="before")
+        assert rekey(url, OLD, encrypt=True).left == []
+        unaware.run_sync(search, CANARY, goal="after")
+    with pytest.raises(CorruptStore, match="stands in clear") as caught:
+        rekey(url, OLD)
+    assert "rekey --encrypt" in caught.value.hint
+    assert rekey(url, OLD, encrypt=True) == Rekeyed(2, 1, [])
+    with perdure.Client(url, encryption=OLD) as client:
+        assert client.value(client.step("after", "look").output).startswith("found")  # type: ignore[arg-type]
+    store = open_store(url, encryption=OLD)
+    assert isinstance(store, SealedStore) and not store.header.migrating
+    store.close()
+
+
 def test_a_run_that_is_being_executed_is_left_and_told(url: str) -> None:  # rel:S7
     fill(url, OLD)
     store = open_store(url, encryption=OLD)
@@ -459,9 +513,49 @@ def test_killed_at_any_run_a_change_of_keys_goes_on_where_it_was(url: str, encry
     store.close()
 
 
+def test_killed_in_the_middle_of_a_run_the_encryption_leaves_nothing_of_it_in_clear(tmp_path: Path) -> None:
+    # rel:S6 rel:S14
+    url, whole, count = f"file:{tmp_path / 'store'}", tmp_path / "whole", 0
+    with perdure.CheckpointManager(f"file:{whole}") as manager:
+        manager.run_sync(search, CANARY, goal="found")
+    shutil.rmtree(next(whole.glob("runs/*/outputs")))  # which are for other programs to read
+
+    def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+        left = int(hear())
+
+        def changes(event: str, _: object) -> None:
+            nonlocal left
+            if event in ("os.rename", "os.remove"):
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(changes)
+        rekey(url, OLD, encrypt=True)
+        say("survived\n")
+
+    survived = False
+    while not survived:
+        count += 1
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        shutil.copytree(whole, tmp_path / "store")
+        child = Child(work)
+        child.say(f"{count}\n")
+        with suppress(EOFError):
+            survived = child.hear() == "survived"
+        child.kill()
+        assert rekey(url, OLD, encrypt=True).left == []
+        assert CANARY.encode() not in all_bytes(tmp_path / "store"), f"killed at change {count}"
+        with perdure.Client(url, encryption=OLD) as client:
+            assert client.value(client.step("found", "look").output).startswith("found")  # type: ignore[arg-type]
+    assert count > 8, "it was killed nowhere"
+
+
 def test_a_store_that_was_in_clear_is_encrypted_with_all_that_it_holds(url: str, tmp_path: Path) -> None:  # rel:S6
     fill(url, None)
     assert CANARY.encode() in all_bytes(tmp_path)
+    assert rekey(url, OLD, encrypt=True, dry=True) == Rekeyed(4, 4, [])
+    open_store(url).close()  # without a key: it is not encrypted
     done = rekey(url, OLD, encrypt=True)
     assert done == Rekeyed(4, 4, [])
     with perdure.Client(url, encryption=OLD) as client:

@@ -26,6 +26,7 @@ from perdure.errors import ConfigError, CorruptStore, RunNotFound, RunSuspended
 from perdure.fold import State
 from perdure.model import Attribution, RunKey
 from perdure.runtime import sweep as sweeping
+from perdure.runtime.audit import Auditor
 from perdure.runtime.retention import Keep, Retention, prune
 from perdure.runtime.settle import send, write
 from perdure.stores import open_store
@@ -259,6 +260,63 @@ def test_something_that_happens_at_the_last_moment_is_noticed(tmp_path: Path) ->
 
     store.claim = claim  # type: ignore[method-assign]
     assert gone(store, Retention(Keep(age=DAYS))) == [] and left(store) == ["old#0"]
+    store.close()
+
+
+@pytest.mark.parametrize("order", ["retry", "pin"])
+def test_an_order_that_is_removed_with_its_run_is_not_acknowledged(order: str, tmp_path: Path) -> None:  # K5
+    """It was posted after the last look at the inbox."""
+    store = open_store(f"sqlite:{tmp_path / 'runs.db'}")
+    make(store, "old", age=999, status="failed")
+    real, said, threads = store.delete, [], []
+    posted = threading.Event()
+
+    def give() -> None:
+        with perdure.Client(store.url) as other, pytest.raises(RunNotFound) as caught:
+            inner = other._store
+            post = inner.post
+            inner.post = lambda *told: (post(*told), posted.set())[0]  # type: ignore[func-returns-value, method-assign]
+            getattr(other, order)("old", by="ann")
+        said.append(str(caught.value))
+
+    def delete(lease: Any) -> None:
+        threads.append(threading.Thread(target=give))
+        threads[0].start()
+        assert posted.wait(30)
+        real(lease)
+
+    store.delete = delete  # type: ignore[method-assign]
+    assert gone(store, Retention(Keep(age=DAYS))) == ["old#0"]
+    threads[0].join(30)
+    assert said and "old#0" in said[0]
+    assert [found.kind for found in Auditor(store).everything()] == [], "and it left no empty run"
+    store.close()
+
+
+def test_of_two_who_prune_neither_leaves_an_empty_run(tmp_path: Path) -> None:  # K5
+    first, second = (open_store(f"sqlite:{tmp_path / 'runs.db'}") for _ in range(2))
+    make(first, "old", age=999)
+    real = first.claim
+
+    def claim(key: RunKey) -> Any:
+        assert gone(second, Retention(Keep(age=DAYS))) == ["old#0"]
+        return real(key)
+
+    first.claim = claim  # type: ignore[method-assign]
+    assert gone(first, Retention(Keep(age=DAYS))) == []
+    assert [found.kind for found in Auditor(second).everything()] == []
+    first.close()
+    second.close()
+
+
+def test_a_run_that_is_damaged_stays_and_keeps_no_other(tmp_path: Path) -> None:  # K5
+    store = open_store(f"file:{tmp_path}")
+    for goal in ("a", "b", "c"):
+        make(store, goal, age=9)
+    with next(tmp_path.glob("runs/b.0/journal.jsonl")).open("r+b") as journal:
+        journal.seek(60)
+        journal.write(b"?")
+    assert gone(store, Retention(Keep(age=DAYS))) == ["a#0", "c#0"]
     store.close()
 
 

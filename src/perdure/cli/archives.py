@@ -155,7 +155,8 @@ def _imported(done: Imported, name: str, where: str, dry_run: bool, store: str |
         told.append(f"{_count(done.count('there'), 'run')}: here already.")
     if done.count("skipped"):
         told.append(f"{_count(done.count('skipped'), 'run')}: left as they are here, with other content.")
-    told += _some([f"{came.run} came in as {came.here}" for came in done.runs if _is_renamed(came)])
+    comes = "would come" if dry_run else "came"
+    told += _some([f"{came.run} {comes} in as {came.here}" for came in done.runs if _is_renamed(came)])
     if done.paused:
         told.append(f"{_count(len(done.paused), 'run')} came in paused. Let one go on with:")
         told += _some(["  " + command("unpause", run, store=store) for run in done.paused])

@@ -43,8 +43,12 @@ def rekey(encrypt: bool, dry_run: bool, store: str | None, as_json: bool) -> int
     take the old key out when nothing is left. Killed at any moment it goes on where it was; runs that are being
     executed are left, and told (exit code 3): run it again when they have ended.
 
+    Before --encrypt end every process that uses the store without the key, also one that does nothing just now: what
+    it writes afterwards stands in clear, and is not read until --encrypt is run once more.
+
     \b
-      PERDURE_KEY="$(perdure key 2027),$PERDURE_KEY" perdure rekey
+      umask 077; { perdure key 2027; cat perdure.keys; } > new.keys
+      PERDURE_KEY_FILE=new.keys perdure rekey
     """
     try:
         from perdure.runtime.rekey import rekey as run

@@ -25,7 +25,7 @@ from perdure.runtime.retention import Keep, Retention
 @click.option("--older-than", metavar="TIME", help="Only runs about which nothing was heard for so long: 30d, 12h, 2w.")
 @click.option("--before", metavar="DATE", help="Only runs about which nothing was heard since then: 2026-11-21.")
 @click.option("--keep", type=click.IntRange(min=0), default=0, help="The newest so many of each goal stay in any case.")
-@click.option("--max-size", metavar="SIZE", help="The oldest go until the rest takes no more than this: 500M, 2G.")
+@click.option("--max-size", metavar="SIZE", help="Of each status the oldest go until the rest takes no more: 500M, 2G.")
 @click.option(
     "--status", "statuses", multiple=True, type=click.Choice(states.RUN_REMOVABLE), help="Only these. [all three]"
 )

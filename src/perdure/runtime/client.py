@@ -31,7 +31,7 @@ from perdure.runtime.settle import seen, send
 from perdure.runtime.why import announced, why_waiting
 from perdure.stores import Encryption, open_store
 from perdure.stores.base import Capabilities, Store, Which
-from perdure.stores.handle import blobs_of, not_found
+from perdure.stores.handle import blobs_of
 
 if TYPE_CHECKING:
     from perdure.runtime.export import Exported, Progress
@@ -280,11 +280,7 @@ class Client:
 
     def _pin(self, name: str, by: str, pinned: bool) -> State:
         _check_by(by)
-        key = self.find(name).key
-        state = send(self._store, self._clock, key, lambda _: j.RunPinned(by=by, pinned=pinned))
-        if state.posts and not self._store.read(key, state.seq - 1):
-            raise not_found(key, self.url)  # it was removed in this moment
-        return state
+        return send(self._store, self._clock, self.find(name).key, lambda _: j.RunPinned(by=by, pinned=pinned))
 
     def prune(self, retention: Retention, *, dry: bool = False) -> Iterator[RunMeta | None]:
         """Remove what retention does not keep, run by run: each is yielded when it is gone; None now and then, while

@@ -51,12 +51,16 @@ def rekey(
     keys = encryption or Encryption.from_environment()
     if keys is None:
         raise ConfigError("There is no encryption key.", hint="Make one with perdure key, and set PERDURE_KEY.")
-    store = open_store(url, create=False, encryption=keys, migrate=encrypt and not dry)
+    store = open_store(url, create=False, encryption=keys, migrate=encrypt)
     try:
         if not isinstance(store, SealedStore):
             raise ConfigError(f"{store.url} has no runs yet.", hint="The first run with this key encrypts it.")
         if store.capabilities.rewrite is None:
             raise ConfigError(f"{store.url} is of a kind whose keys cannot be changed.")
+        if not dry:
+            store.begin_key()
+            if encrypt:
+                store.migrate_again()
         done = Rekeyed()
         for row in each(store.inner):
             if row.key == MARK:

@@ -33,6 +33,7 @@ from perdure.framing import frame, unframe
 from perdure.model import Lease, RunKey, RunMeta, check_name, head
 from perdure.runtime.archive import Bounds
 from perdure.runtime.export import Progress
+from perdure.runtime.look import row_of
 from perdure.runtime.unpack import Archive, Packed
 from perdure.stores.base import Append, Store, Which
 
@@ -95,10 +96,10 @@ class _Plan(NamedTuple):
     packed: Packed
     key: RunKey
     fate: Fate
-    attached: bool
-    """a run that comes in with it executes it, and nobody else does"""
-    done: int = 0
+    done: int
     """records of it that are here"""
+    attached: bool = False
+    """a run that comes in with it executes it, and nobody else does"""
 
 
 def restore(
@@ -150,13 +151,20 @@ class _Planner:
                 f"content: {shown}. Nothing was imported.",
                 hint="Leave those with --skip, bring them in as the next episode with --new, or under --as GOAL.",
             )
-        return plans
+        goes_on = {plan.packed.key for plan in plans if self._may_go_on(plan)}
+        return [plan._replace(attached=self._is_attached(plan.packed, goes_on)) for plan in plans]
+
+    def _may_go_on(self, plan: _Plan) -> bool:
+        """Whether the archive's run is here then, and not over: else its children are nobody's."""
+        if plan.fate == "skipped" or plan.packed.over:
+            return False
+        row = row_of(self._store, plan.key) if plan.fate == "there" else None
+        return row is None or row.status not in states.RUN_OVER
 
     def _plan(self, packed: Packed) -> _Plan | None:
         """What becomes of a run; None if another of that name is in its place."""
         wanted = self._terms.goal if self._terms.goal is not None else packed.key.goal
         key = RunKey.of(wanted, packed.key.episode)
-        attached = self._is_attached(packed)
         fate, done = self._compare(packed, key)
         if fate is None and self._terms.skip:
             fate = "skipped"
@@ -170,7 +178,7 @@ class _Planner:
                 "imported.",
                 hint="Import it into a store that has no run of that name.",
             )
-        return _Plan(packed, key, fate, attached, done)
+        return _Plan(packed, key, fate, done)
 
     def _next(self, packed: Packed, key: RunKey) -> tuple[RunKey, Fate, int]:
         """The episode under which it came in before, or the next one that nobody has."""
@@ -201,11 +209,11 @@ class _Planner:
                 return None, 0
         return ("there" if len(posts) >= packed.posts else "completed"), packed.records
 
-    def _is_attached(self, packed: Packed) -> bool:
+    def _is_attached(self, packed: Packed, goes_on: set[RunKey]) -> bool:
         """Whether it is for the life of another run of the archive to execute it, and that one comes to rest."""
         seen: set[RunKey] = set()
         run = packed
-        while not run.queued and (parent := self._runs.get(run.parent)) is not None and not parent.over:
+        while not run.queued and (parent := self._runs.get(run.parent)) is not None and parent.key in goes_on:
             if run.key in seen:  # runs that say that they began each other
                 return False
             seen.add(run.key)

@@ -19,7 +19,7 @@ from datetime import timedelta
 
 from perdure import states
 from perdure.clock import Clock
-from perdure.errors import ConfigError, FencedError, LeaseHeld
+from perdure.errors import ConfigError, CorruptStore, FencedError, LeaseHeld
 from perdure.model import OWN, RunKey, RunMeta, key_named
 from perdure.runtime.look import row_of
 from perdure.stores.base import Store, Which
@@ -35,7 +35,8 @@ class Keep:
 
     - ``age``: those about which something was heard not longer ago than this.
     - ``count``: the newest so many episodes of each goal, whatever their age, and however large they are.
-    - ``size``: bytes of all that stay, together; the oldest go first. (Blobs that runs share count for each.)
+    - ``size``: bytes of all that stay, together; the oldest go first. (A blob that runs
+      share counts for each, and each time that a run records it.)
 
     Of runs that ``count`` does not keep, those go that are too old, and those that are too much; all of them, if
     neither is said.
@@ -150,7 +151,10 @@ def _candidates(store: Store, retention: Retention) -> Iterator[tuple[RunMeta | 
 
 
 def _gone(store: Store, row: RunMeta, dry: bool) -> bool:
-    return not remove(store, row, dry=dry)
+    try:
+        return not remove(store, row, dry=dry)
+    except CorruptStore:  # it stays, and keeps no other; who looks at it, or checks the store, is told
+        return False
 
 
 def remove(store: Store, row: RunMeta, *, dry: bool) -> str:
@@ -167,7 +171,7 @@ def remove(store: Store, row: RunMeta, *, dry: bool) -> str:
         why = "it was removed" if now is None else _protected(store, now, ours=True)
         if not why and now is not None and (now.seq, now.status) != (row.seq, row.status):
             why = "something has happened to it"
-        if not why:
+        if not why or not store.read(row.key):  # somebody else was faster, and our claim has made it anew, empty
             store.delete(lease)
         return why
     finally:

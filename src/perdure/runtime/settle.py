@@ -70,11 +70,20 @@ def settle(store: Store, clock: Clock, state: State, number: int, patience: floa
             clock.sleep(0.02)
             continue
         try:
+            _refuse_removed(store, lease, state)
             _catch_up(store, state)
             move(store, lease, state, clock)
         finally:
             store.release(lease)
         return
+
+
+def _refuse_removed(store: Store, lease: Lease, state: State) -> None:
+    """Raises RunNotFound if the run was removed since, and the post with it; our claim may have made it anew, empty."""
+    if not store.read(state.key, state.seq - 1):
+        if not store.read(state.key):
+            store.delete(lease)
+        raise not_found(state.key, store.url)
 
 
 def _catch_up(store: Store, state: State) -> None:

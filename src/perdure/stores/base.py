@@ -86,9 +86,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     block, rolled back if it raises. Raises LeaseLost; RetryError if all of it was rolled back and may be done again;
     StoreError. On the thread that uses the store. None: there is no such thing"""
     rewrite: Callable[[Rewrite], bool] | None = None
-    """replaces every record, post and blob of a run, and its row. False, and nothing is changed, if the run has another
-    number of records or posts than these. Raises LeaseLost, StoreError. A crash leaves some in the one form and some in
-    the other"""
+    """replaces every record, post and blob of a run, and its row. False, and no record or post is changed, if the run
+    has another number of them than these. Raises LeaseLost, StoreError. A crash leaves some in the one form and some in
+    the other: blobs are replaced first, so that nothing is left in the old form when no record is"""
     compact: Callable[[], None] | None = None
     """gives the space of what was removed back, and wipes it. Others may have to wait for as long as that takes. Raises
     StoreBusy, StoreError"""

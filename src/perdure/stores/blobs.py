@@ -52,9 +52,10 @@ class Blobs:
         if gone:
             with self._locked():
                 for digest in gone:
-                    disk.remove(self._mark(digest, run))
-                    if not self._marks(digest):
+                    mark = self._mark(digest, run)
+                    if self._marks(digest) == [mark.name]:
                         disk.remove(self._path(digest))
+                    disk.remove(mark)  # last: whoever dies in between is made up for by the next time
 
     def names(self) -> Iterator[str]:
         """The names of all blobs and marks, those of one blob one after the other: the blob's own first."""

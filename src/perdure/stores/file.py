@@ -357,9 +357,9 @@ class FileStore(Handle):
                 return False
             old = {digest for digest, _ in run.folder.blobs()}
             self._keep(run, new.blobs)
+            self._blobs.drop(run.folder.mark, old - new.blobs.keys())  # before the records: they tell that all is done
             run.size = run.folder.rewrite(new.records, new.posts, self._temp())
             run.folder.note_blobs(new.blobs, anew=True)
-            self._blobs.drop(run.folder.mark, old - new.blobs.keys())
             run.meta, run.cached = new.meta, False
             self._save_meta(run)
         return True

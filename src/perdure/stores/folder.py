@@ -252,7 +252,9 @@ class RunFolder:
         return fd
 
     def rewrite(self, records: Sequence[bytes], posts: Sequence[bytes], temp: Path) -> int:
-        """Replace the journal and the inbox. Returns the journal's size. Only while holding the lock."""
+        """Replace the journal and the inbox, and forget the row. Returns the journal's size. Only while holding the
+        lock."""
+        disk.remove(self._meta)
         for path, lines in ((self.inbox, posts), (self.journal, records)):
             if lines or path is self.journal:
                 disk.replace_file(path, joined(lines), temp=temp)

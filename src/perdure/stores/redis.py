@@ -406,6 +406,7 @@ class RedisStore(Handle):
             return False
         for digest, content in new.blobs.items():
             self._ask(doing, self._keep(lease, checked_digest(digest), content))
+        self._collect(doing, lease, new.blobs)  # before the records: they tell that all is done
         command = self._link.call(
             *("rewrite", run, lease.epoch, lease.owner),
             *(msgspec.json.encode(new.meta), new.size, len(new.records)),
@@ -414,8 +415,6 @@ class RedisStore(Handle):
         done = self._tried(doing, lambda _: self._link.ask([command], synced=True)[0])
         if done < 0:
             raise lost(lease)
-        if done:
-            self._collect(doing, lease, new.blobs)
         return bool(done)
 
     # -- listing -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ the name of the step that a run is at (``hide_names`` makes it a hash), and who 
 
 so that sequence, checksum and torn tails are what they were. How a store is encrypted stands in a run of our own
 (``MARK``): its random id, ids and check values of its keys. Whoever opens the store looks there first, and is refused
-before anything is written if a key is missing, or another one.
+before anything is written if a key is missing, or another one. A new key becomes one of the store's when a run is
+claimed or posted to, not before: whoever only looks may have a key that nobody keeps, and nobody would get in again.
 
 Once a store is encrypted, what stands in it in clear is an error, never data; but while it is being encrypted for the
 first time (``migrating``) both may stand side by side.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -31,7 +33,7 @@ from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Store, Sum
 from perdure.stores.encryption import MARK, Encryption
 from perdure.stores.handle import damaged_row
 from perdure.stores.seal import Seal, from_text, refuse_wrong_key, to_text
-from perdure.stores.sealed_header import Header, add_key, begin_header, read_header
+from perdure.stores.sealed_header import Header, add_key, begin_header, migrate_again, planned_header, read_header
 
 _IN_CLEAR: Final = (
     *("goal", "episode", "status", "flow", "created", "updated", "seq"),
@@ -59,7 +61,8 @@ class SealedStore:
     def __init__(self, inner: Store, encryption: Encryption, header: Header, rows: Summarise = fold_summary) -> None:
         self.inner, self.header = inner, header
         self.url = inner.url
-        self._seal, self._rows = Seal(header.store, encryption), rows
+        self._encryption, self._rows = encryption, rows
+        self._seal = Seal(header.store, encryption)
         self._warnings: list[str] = []
         header.check(self._seal, self.url)
 
@@ -72,6 +75,7 @@ class SealedStore:
     # -- the verbs -------------------------------------------------------------------------------------------------
 
     def claim(self, key: RunKey) -> Lease:
+        self.begin_key()
         return self.inner.claim(key)
 
     def heartbeat(self) -> float:
@@ -103,6 +107,7 @@ class SealedStore:
         return rows[: which.limit] if which.limit else rows
 
     def post(self, key: RunKey, number: int, record: bytes) -> bool:
+        self.begin_key()
         return self.inner.post(key, number, self._sealed("post", key, number - 1, (record,))[0])
 
     def posts(self, after: Mapping[RunKey, int]) -> dict[RunKey, list[bytes]]:
@@ -143,6 +148,18 @@ class SealedStore:
         self.inner.close()
 
     # -- for rotation ----------------------------------------------------------------------------------------------
+
+    def begin_key(self) -> None:
+        """The key for writing is one of the store's from now on. Raises ConfigError for a wrong one."""
+        if not self.header.has(self._seal.write):
+            begin = add_key if self.header.keys else partial(begin_header, migrate=True)
+            self.header = begin(self.inner, self._encryption)
+            self._seal = Seal(self.header.store, self._encryption)
+
+    def migrate_again(self) -> None:
+        """What stands in clear is data once more, until all is encrypted."""
+        if not self.header.migrating:
+            self.header = migrate_again(self.inner, self._encryption)
 
     def keys_of(self, row: RunMeta) -> set[str]:
         """Ids of the keys under which a run's records and posts stand; "" for what stands in clear. ``row``: as
@@ -189,7 +206,9 @@ class SealedStore:
         raise CorruptStore(
             f"run {key}: {kind} {number} stands in clear in {self.url}, which is encrypted. It is not used, and "
             "nothing was changed.",
-            hint="Somebody without the key has written to this store. Restore it from a copy.",
+            hint="If a process wrote it that has been running since before the store was encrypted: end that, and "
+            "perdure rekey --encrypt takes it in. Else somebody without the key has written to this store: restore it "
+            "from a copy.",
         )
 
     def _know(self, key: str) -> None:
@@ -197,7 +216,7 @@ class SealedStore:
         if key not in self.header.keys:
             self.header = read_header(self.inner) or self.header
             self.header.check(self._seal, self.url)
-        if key not in self.header.keys:
+        if key not in self.header.keys and key != self._seal.write:
             raise ValueError(f"it names a key {key[:40]!r} that this store does not know")
         if key in self.header.retired:
             refuse_wrong_key(self._seal, key, self.header.keys[key], self.url)
@@ -273,10 +292,8 @@ def sealed(
             )
         if not (create or migrate):
             return store
-        header = begin_header(store, encryption, migrate)
+        header = begin_header(store, encryption, migrate) if create else planned_header(encryption)
     header.check(Seal(header.store, encryption), store.url)
-    if encryption.write not in header.keys.keys() - set(header.retired):
-        header = add_key(store, encryption)
     return SealedStore(store, encryption, header, rows)
 
 

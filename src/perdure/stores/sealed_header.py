@@ -46,10 +46,14 @@ class Header(msgspec.Struct, frozen=True):
         unsigned = replace(self, signer=seal.write, signature="")
         return replace(unsigned, signature=seal.sign(seal.write, msgspec.json.encode(unsigned)))
 
+    def has(self, key: str) -> bool:
+        """Whether a key is in use."""
+        return key in self.keys and key not in self.retired
+
     def check(self, seal: Seal, url: str) -> None:
-        """Raises ConfigError if a key that is in use is missing or another, CorruptStore if this was not written by
-        somebody with the key."""
-        for key in self.keys.keys() - set(self.retired):
+        """Raises ConfigError if a key that is in use is missing, or if it or the one for writing is another than it
+        was; CorruptStore if this was not written by somebody with the key."""
+        for key in self.keys.keys() - set(self.retired) | self.keys.keys() & {seal.write}:
             refuse_wrong_key(seal, key, self.keys[key], url)
         signature = seal.sign(self.signer, msgspec.json.encode(replace(self, signature="")))
         if not hmac.compare_digest(signature, self.signature):
@@ -84,9 +88,21 @@ def begin_header(store: Store, encryption: Encryption, migrate: bool) -> Header:
     return _update(store, encryption, partial(_first, encryption, migrate))
 
 
+def planned_header(encryption: Encryption) -> Header:
+    """That of a store whose encryption has not begun: without a key, and written down nowhere."""
+    header = replace(_first(encryption, True, None), keys={})
+    return header.signed(Seal(header.store, encryption))
+
+
 def add_key(store: Store, encryption: Encryption) -> Header:
     """The key for writing becomes one of the store's."""
     return _update(store, encryption, partial(_with_key, encryption))
+
+
+def migrate_again(store: Store, encryption: Encryption) -> Header:
+    """What stands in clear is data once more: a process that has been running since before the store was encrypted
+    wrote it."""
+    return _update(store, encryption, partial(_migrating, encryption))
 
 
 def retire_keys(store: Store, encryption: Encryption) -> Header:
@@ -105,16 +121,19 @@ def _first(encryption: Encryption, migrate: bool, old: Header | None) -> Header:
 def _with_key(encryption: Encryption, old: Header | None) -> Header:
     assert old is not None
     seal = Seal(old.store, encryption)
-    if seal.write in old.keys:
-        refuse_wrong_key(seal, seal.write, old.keys[seal.write], "this store")
     keys = {**old.keys, seal.write: seal.check(seal.write)}
     return replace(old, keys=keys, retired=tuple(key for key in old.retired if key != seal.write)).signed(seal)
 
 
+def _migrating(encryption: Encryption, old: Header | None) -> Header:
+    header = _with_key(encryption, old)
+    return replace(header, migrating=True).signed(Seal(header.store, encryption))
+
+
 def _only(encryption: Encryption, old: Header | None) -> Header:
-    assert old is not None
-    retired = tuple(sorted(old.keys.keys() - {encryption.write}))
-    return replace(old, retired=retired, migrating=False).signed(Seal(old.store, encryption))
+    header = _with_key(encryption, old)
+    retired = tuple(sorted(header.keys.keys() - {encryption.write}))
+    return replace(header, retired=retired, migrating=False).signed(Seal(header.store, encryption))
 
 
 def _update(store: Store, encryption: Encryption, change: Change) -> Header:
@@ -134,14 +153,15 @@ def _update(store: Store, encryption: Encryption, change: Change) -> Header:
             old.check(Seal(old.store, encryption), store.url)
         header = change(old)
         if header != old:
-            _write(store, lease, header, old is not None)
+            _write(store, lease, header)
         return header
     finally:
         store.release(lease)
 
 
-def _write(store: Store, lease: Lease, header: Header, there: bool) -> None:
-    state, now = State(MARK), SYSTEM.now()
+def _write(store: Store, lease: Lease, header: Header) -> None:
+    there = store.read(MARK)
+    state, now = State(MARK), j.decode(MARK, there[0], 1).at if there else SYSTEM.now()  # rewriting leaves dates alone
     pid, host = process_identity()
     tags = {"encryption": msgspec.json.encode(header).decode()}
     began = j.RunBegan(run_id=header.store, flow=MARK.goal, epoch=lease.epoch, pid=pid, host=host)
