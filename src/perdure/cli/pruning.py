@@ -70,8 +70,8 @@ def prune(
     with Client(store) as client:
         told = _Told(dry_run, as_json)
         with Counter(quiet=as_json) as counter:
-            for name in names:
-                told.row(client.remove(name, dry=dry_run))
+            for key in dict.fromkeys([client.find(name).key for name in names]):  # all are there before one goes
+                told.row(client.remove(str(key), dry=dry_run))
             if rule is not None:
                 wanted = statuses or states.RUN_REMOVABLE
                 for row in client.prune(Retention(**dict.fromkeys(wanted, rule)), dry=dry_run):
