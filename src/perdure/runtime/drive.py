@@ -19,7 +19,7 @@ from perdure.life import Cursor
 from perdure.replay import Call, Command, Machine, Outcome
 from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
-from perdure.runtime.strands import deeper, lending
+from perdure.runtime.strands import deeper, lending, strand_of
 from perdure.runtime.threads import in_thread
 from perdure.runtime.transact import transact
 from perdure.stores.handle import blobs_of
@@ -220,14 +220,15 @@ def _own(error: Exception, run: LiveRun | None) -> Exception:
 
 def _within(work: Callable[[], object], body: Body, run: LiveRun | None) -> object:
     """Run a sync body for at most its timeout. Python cannot stop a thread: a late body runs on, and is ignored."""
-    attempt = in_thread(lending(run, work), f"step-{body.name}")
+    strand = strand_of(run) if run is not None else None
+    attempt = in_thread(lending(strand, work), f"step-{body.name}")
     try:
         return attempt.result(body.timeout)
     except TimeoutError:
         if attempt.done():  # the error is the body's own, or it ended just now
             return attempt.result()
-        if run is not None:
-            run.strands.abandon()
+        if strand is not None:
+            strand.take_back()
         raise _timed_out(body) from None
 
 

@@ -78,7 +78,18 @@ class Strand:
         try:
             yield
         finally:
-            self.thread = before
+            if self.thread == threading.get_ident():  # else it was taken back
+                self.thread = before
+
+    def take_back(self) -> None:
+        """The body in the thread that it was lent to is too late: what it has parked ends, and this thread goes on."""
+        with self.run.lock:
+            self.thread = threading.get_ident()
+            parked = self.parked
+            if parked is not None:
+                parked.too_late = True
+                parked.ring()
+                self.run.strands.unpark(parked)
 
     def join(self) -> None:
         """It belongs to its group from now on."""
@@ -183,11 +194,10 @@ class Group:
                     member.drop()
 
 
-def lending(run: LiveRun | None, work: Callable[[], T]) -> Callable[[], T]:
-    """The same work, to be done in a thread that is made for it, as a part of the running strand."""
-    if run is None:
+def lending(strand: Strand | None, work: Callable[[], T]) -> Callable[[], T]:
+    """The same work, to be done in a thread that is made for it, as a part of the strand."""
+    if strand is None:
         return work
-    strand = strand_of(run)
 
     def lent() -> T:
         with strand.lent():
@@ -206,12 +216,14 @@ class deeper:
         if self._run is not None:
             self._strand, before = strand_of(self._run), _DEPTH.get()
             self._token = _DEPTH.set(before + 1)
-            self._before, self._strand.depth = self._strand.depth, before + 1
+            self._before, self._strand.depth = min(self._strand.depth, before), before + 1
 
     def __exit__(self, *_: object) -> None:
         if self._run is not None:
             _DEPTH.reset(self._token)
-            self._strand.depth = self._before
+            self._strand.depth = min(
+                self._strand.depth, self._before
+            )  # a body that is too late ends after those around
             if self._run.strands.parked:
                 with self._run.lock:
                     self._run.strands.changed()
@@ -289,16 +301,15 @@ class Parked:
     def pause(self) -> float | None:
         """For how many seconds to wait before looking again; None: the wait is over.
 
-        Raises Halted when the run was suspended, stopped or cancelled; Dropped when the branch is not needed.
+        Raises Halted when the run was suspended, stopped or cancelled; Dropped when the branch, or a body that is too
+        late, is not needed.
         """
         run = self.strand.run
         with run.lock:
             if run.broken is not None:
                 raise run.broken
             run.check_halt()
-            if self.too_late:
-                raise Halted
-            if self.strand.dropped:
+            if self.too_late or self.strand.dropped:
                 raise Dropped
             if self.is_up:
                 return None
@@ -351,15 +362,6 @@ class Strands:
             self._since = None
             if parked.strand.passing:
                 parked.strand.end()
-
-    def abandon(self) -> None:
-        """What the running strand has parked belongs to a body that is too late, in a thread of its own: let it end."""
-        with self.run.lock:
-            parked = strand_of(self.run).parked
-            if parked is not None:
-                parked.too_late = True
-                parked.ring()
-                self.unpark(parked)
 
     def changed(self) -> None:
         """A strand ended, or what it joins did: somebody who is parked asks again whether anything can move."""
