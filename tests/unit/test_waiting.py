@@ -551,6 +551,38 @@ def test_a_question_of_a_body_that_is_too_late_is_closed_and_the_flow_goes_on(ur
         assert [question.prompt for question in client.questions()] == ["y?"] and len(waits.questions) == 1
 
 
+def test_a_step_inside_a_body_that_is_too_late_is_interrupted_and_executed_by_the_next_attempt(url: str) -> None:
+    second, gone = threading.Event(), threading.Event()  # C8
+
+    @perdure.step
+    def inner() -> str:
+        RAN.append("inner")
+        if len(RAN) == 1:
+            second.wait(30)
+            return "late"
+        second.set()
+        gone.wait(30)
+        return "in time"
+
+    @perdure.step(retries=1, backoff=0)
+    def outer() -> str:
+        return limited.options(timeout=30 if RAN else 0.05)()
+
+    @perdure.step
+    def limited() -> str:
+        first = not RAN
+        try:
+            return inner()
+        finally:
+            if first:
+                gone.set()
+
+    assert perdure.run(perdure.flow(name="f")(lambda: outer()), goal="g", store=url) == "in time"
+    with perdure.Client(url) as client:
+        steps = {step.name: step for step in client.state("g").steps.values()}
+    assert RAN == ["inner", "inner"] and [a.outcome for a in steps["inner"].attempts] == ["interrupted", "completed"]
+
+
 def test_a_body_that_is_too_late_does_not_keep_a_run_from_being_suspended(url: str) -> None:  # C8 W1
     timed_out = threading.Event()
 

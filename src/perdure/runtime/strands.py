@@ -81,16 +81,6 @@ class Strand:
             if self.thread == threading.get_ident():  # else it was taken back
                 self.thread = before
 
-    def take_back(self) -> None:
-        """The body in the thread that it was lent to is too late: what it has parked ends, and this thread goes on."""
-        with self.run.lock:
-            self.thread = threading.get_ident()
-            parked = self.parked
-            if parked is not None:
-                parked.too_late = True
-                parked.ring()
-                self.run.strands.unpark(parked)
-
     def join(self) -> None:
         """It belongs to its group from now on."""
         if self.group is not None and self.group.owner is not None:
@@ -204,6 +194,49 @@ def lending(strand: Strand | None, work: Callable[[], T]) -> Callable[[], T]:
             return work()
 
     return lent
+
+
+_LOAN: ContextVar[Loan | None] = ContextVar("perdure_loan", default=None)
+
+
+class Loan:
+    """A part of the running strand's work, for a thread that is made for it, until it ends or is taken back."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self.strand, self._outer = strand_of(run), _LOAN.get()
+        self._is_late = False
+
+    def lent(self, work: Callable[[], T]) -> Callable[[], T]:
+        """The work, to be done in that thread."""
+
+        def within() -> T:
+            _LOAN.set(self)
+            return work()
+
+        return lending(self.strand, within)
+
+    def take_back(self) -> None:
+        """The body in that thread is too late: it records nothing more, what it has parked ends, and the strand goes on
+        in this thread."""
+        run = self.strand.run
+        with run.lock:
+            self._is_late = True
+            self.strand.thread = threading.get_ident()
+            parked = self.strand.parked
+            if parked is not None:
+                parked.too_late = True
+                parked.ring()
+                run.strands.unpark(parked)
+
+    @property
+    def is_late(self) -> bool:
+        return self._is_late or (self._outer is not None and self._outer.is_late)
+
+
+def is_late(run: LiveRun) -> bool:
+    """Whether the running code belongs to the body of a step that was taken back: nobody needs what it does."""
+    loan = _LOAN.get()
+    return loan is not None and loan.strand.run is run and loan.is_late
 
 
 class deeper:
