@@ -52,7 +52,7 @@ from perdure.guard import OPEN, Guard
 from perdure.limits import decoded
 from perdure.model import ErrorInfo, File
 from perdure.redaction import discreet_part
-from perdure.secret import MASK, Secret
+from perdure.secret import MASK, Secret, longest_known
 
 __all__ = [
     "BLOB_THRESHOLD",
@@ -196,7 +196,7 @@ def digest(value: object, where: str, guard: Guard = OPEN) -> tuple[str, str]:
     shown = raw = _written(writer, value, where)
     if type(value) is str and len(value) > BLOB_THRESHOLD:
         shown = _to_json(discreet_part(value, _HEAD).encode("utf-8", "replace").decode("utf-8"))
-    head = shown[: 16 * _HEAD].decode("utf-8", "ignore")
+    head = shown[: 16 * _HEAD + 4 * longest_known()].decode("utf-8", "ignore")
     if b'"~"' in raw or writer.hid:
         head = _PLACEHOLDER.sub(MASK, head)
     return sha256(raw).hexdigest()[:32], discreet_part(head, _HEAD)

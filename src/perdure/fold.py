@@ -123,6 +123,12 @@ class State:
         path = self.scopes.get(self.steps[number].identity) if number in self.steps else None
         return path is not None and any(path in enclosing(self.steps[n].identity.scope) for n in self.waits.steps)
 
+    def running_inside(self, number: int) -> list[Step]:
+        """Steps inside a step that are executed."""
+        path = self.scopes.get(self.steps[number].identity) if number in self.steps else None
+        running = self._running.values() if path is not None else ()
+        return [step for step in running if path in tuple(enclosing(step.identity.scope))]
+
     def from_earlier_lives(self) -> list[Step]:
         """Steps whose results were there when the latest life began, and that it did not do without."""
         began = self._life_began

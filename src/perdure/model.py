@@ -61,9 +61,10 @@ def plain(text: str) -> str:
 
 def head(text: str, width: int) -> str:
     """The beginning of a text on one line, for people, as a terminal may be given it."""
-    line = " ".join(text.split())
-    shown = plain(discreet_part(line, width))
-    return shown if len(line) <= width else shown[: width - 3] + "..."
+    most = 16 * width
+    line = " ".join(discreet_part(text, most).split())
+    shown = plain(line[:width])
+    return shown if len(line) <= width and len(text) <= most else shown[: width - 3] + "..."
 
 
 def printable(text: str) -> bool:

@@ -24,7 +24,7 @@ from typing import Final
 from weakref import ref
 
 from perdure.errors import ConfigError
-from perdure.secret import MASK, mask_known
+from perdure.secret import MASK, longest_known, mask_known
 
 DEFAULT_NAMES: Final = (
     *("password", "passwd", "passphrase", "secret", "secrets", "token", "api_key", "apikey", "access_key"),
@@ -233,13 +233,14 @@ def _mask_named(text: str) -> str:
 
 def discreet_part(text: str, length: int) -> str:
     """The beginning of a text for people; what is masked is found also if it does not end there."""
-    window = text[: length + _MARGIN]
+    window = text[: length + _MARGIN + longest_known()]
     told = discreet(window)
     return (told[: -_MARGIN // 2] if len(window) < len(text) and len(told) > _MARGIN // 2 else told)[:length]
 
 
 def discreet_end(text: str, length: int) -> str:
     """The same of its end."""
+    text = mask_known(text)
     window = text[-(length + _LONG_MARGIN) :]
     told = discreet(window)
     if len(window) < len(text):

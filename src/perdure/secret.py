@@ -16,7 +16,7 @@ possibilities (a PIN) is found by trying all of them. Those should rotate, or be
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any, NoReturn, TypeAlias
 from weakref import WeakValueDictionary
@@ -146,10 +146,20 @@ class Secret:
         if not self._forms and self._value is not None:
             lines = [line.strip() for line in self._value.splitlines() if len(line.strip()) >= 3 * _SHORTEST]
             forms = {self._value, *(lines if len(lines) > 1 else ())}
-            quoted = {form.replace("\\", "\\\\").replace("\n", "\\n") for form in forms}
-            forms |= {form.replace(mark, f"\\{mark}") for form in quoted for mark in "\"'"} | quoted
+            forms |= {quoted for form in forms for quoted in _quoted(form)}
             self._forms = tuple(form for form in forms if len(form) >= _SHORTEST)
         return self._forms
+
+
+def _quoted(text: str) -> Iterator[str]:
+    """As Python and JSON quote it, with and without signs that are not ASCII."""
+    import json  # most programs have no secrets, and do without it
+
+    for told in (repr(text), ascii(text), json.dumps(text), json.dumps(text, ensure_ascii=False)):
+        yield told[1:-1]
+    for told in (repr(f"'\"{text}"), ascii(f"'\"{text}")):  # Python escapes one mark of two only
+        yield told[1:-1].removeprefix("\\'\"")
+    yield repr(text.encode("utf-8", "surrogatepass"))[2:-1]
 
 
 def recalled(name: str, mac: str, rotates: bool, key: str, resolve: Resolver | None) -> Secret:
@@ -173,6 +183,12 @@ def mask_known(text: str) -> str:
     for form in sorted(found, key=len, reverse=True):
         text = text.replace(form, MASK)
     return text
+
+
+def longest_known() -> int:
+    """Characters of the longest text that ``mask_known`` masks: so much has to be looked at beyond a cut."""
+    alive = [secret for known in _alive.valuerefs() if (secret := known())]
+    return max((len(form) for secret in alive for form in secret.shown_as()), default=0)
 
 
 def _checked(name: object) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import perdure
 from perdure.errors import ConfigError, RunFailed
 from perdure.testing import crashtest
 from perdure.testing.crashes import judge
@@ -47,6 +48,28 @@ def careless(x: str) -> str:
         pool.submit(one, "aside").result()
     os.makedirs(PLACE / "meant", exist_ok=True)
     return two(one(x), uuid.uuid4().hex)
+
+
+@perdure.step
+def signed(x: str, key: perdure.Secret) -> str:
+    if x == "leaks" and not DONE:
+        raise PermissionError("401 for " + key.reveal())
+    return one(x)
+
+
+@perdure.flow
+def keyed(x: str) -> perdure.Secret:
+    """A secret goes into it, into its child and out of it; it stands in what its effect outside of steps is told of."""
+    key = perdure.Secret("hidden-in-all-reports")
+    one(x)
+    subprocess.run(["true", key.reveal()])
+    perdure.child(passing)(x, key)
+    return key
+
+
+@perdure.flow
+def passing(x: str, key: perdure.Secret) -> str:
+    return signed(x, key)
 
 
 @perdure.flow
@@ -271,6 +294,20 @@ def test_what_cannot_be_tested_is_an_error_that_says_why(
 ) -> None:  # X5
     with pytest.raises(error, match=said):
         crashtest(f"{twins}:{flow}", {"x": "q"}, points=1, again=0)
+
+
+def test_a_secret_is_the_same_input_in_every_run_and_stands_in_no_report(twins: str) -> None:  # X5 rel:S8
+    report = crashtest(f"{twins}:keyed", {"x": "q"}, again=2, allow=["subprocess.Popen true *"])
+    report.assert_ok()
+    report = crashtest(f"{twins}:keyed", {"x": "leaks"}, again=0)
+    told = _told(report)
+    assert told.keys() == {"effect", "failed"} and "hidden-in" not in str(report)
+    assert "subprocess.Popen true ***" in str(report) and "401 for ***" in str(report)
+
+
+def test_a_secret_is_not_written_down_for_the_children(twins: str) -> None:  # X5 rel:S8
+    with pytest.raises(ConfigError, match="hold a Secret"):
+        crashtest(f"{twins}:sound", {"x": perdure.Secret("hidden-in-all-reports", name="key")})
 
 
 def test_inputs_options_and_flows_that_mean_nothing_are_refused_before_anything_runs(twins: str) -> None:  # X5

@@ -260,6 +260,32 @@ def test_values_of_secrets_in_use_are_masked_in_any_text_for_people() -> None:  
     assert discreet("abc") == "abc", "too short a value is in every text"
 
 
+@pytest.mark.parametrize(
+    "value", ["p\u00e4ssw\u00f6rd", "tab\there", "a\r\x01bc", 'it\'s "both"', "back\\slash", "two  blanks"]
+)
+def test_they_are_masked_however_python_and_json_quote_them(value: str) -> None:  # rel:S8
+    kept = Secret(value)
+    quoted = (repr(value), ascii(value), json.dumps(value), json.dumps(value, ensure_ascii=False), repr(value.encode()))
+    for text in (*quoted, repr(f"'{value}"), repr(f'"{value}')):
+        assert "***" in discreet(text) and len(discreet(text)) <= len("b'\\'***'"), text
+    assert head(f"in {value} stands", 80) == "in *** stands"
+    assert kept.reveal() == value
+
+
+@pytest.mark.parametrize("length", [100, 1_000, 10_000])
+def test_no_part_of_a_long_one_is_shown_where_a_text_is_cut(length: int) -> None:  # rel:S8
+    value = "".join(f"{n:x}" for n in range(length))[:length]
+    kept = Secret(value)
+    text = f"the key is {value}, " + "and so on " * 20_000
+    short = (
+        f"the key is {value[:1_000]}, and so on" if length <= 1_000 else text
+    )  # a longer one stands beside the value
+    told = (head(text, 60), head(text[::-1][:60] + text, 99), digest(text, "text")[1], digest([short], "value")[1])
+    for shown in (*told, describe_error(ValueError("x" * 9_000 + value + "y" * (20_000 - length // 2))).message):
+        assert not any(value[at : at + 12] in shown for at in range(length - 12))
+    assert all("***" in shown for shown in told if "sha256" not in shown) and kept.reveal() == value
+
+
 def test_a_key_that_a_cut_goes_through_is_not_shown_in_part() -> None:
     for place in range(0, 400, 7):
         text = "x" * place + " " + KEYS[0] + " y" * 400

@@ -31,6 +31,7 @@ from perdure.errors import (
     RunNotFound,
     RunStopped,
     RunSuspended,
+    StepTimeout,
     StoreError,
 )
 from perdure.model import Question
@@ -525,6 +526,84 @@ def test_a_question_inside_a_step_that_is_too_late_holds_up_nothing(url: str, co
 
     chosen: Any = flow if colour == "sync" else flow_async
     assert perdure.run(chosen, goal="g", store=url, wait=True) == "did instead"
+
+
+def end_of_late_bodies(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == f"perdure-step-{name}":
+            thread.join(30)
+
+
+def test_a_question_of_a_body_that_is_too_late_is_closed_and_the_flow_goes_on(url: str) -> None:  # C8 W1
+    @perdure.step(timeout=0.05)
+    def slow() -> str:
+        return str(perdure.ask("x?"))
+
+    @perdure.flow
+    def impatient() -> str:
+        with contextlib.suppress(StepTimeout):
+            slow()
+        end_of_late_bodies("slow")
+        return str(perdure.ask("y?"))
+
+    waits = suspended(url, impatient, wait=0.5)
+    with perdure.Client(url) as client:
+        assert [question.prompt for question in client.questions()] == ["y?"] and len(waits.questions) == 1
+
+
+def test_a_step_inside_a_body_that_is_too_late_is_interrupted_and_executed_by_the_next_attempt(url: str) -> None:
+    second, gone = threading.Event(), threading.Event()  # C8
+
+    @perdure.step
+    def inner() -> str:
+        RAN.append("inner")
+        if len(RAN) == 1:
+            second.wait(30)
+            return "late"
+        second.set()
+        gone.wait(30)
+        return "in time"
+
+    @perdure.step(retries=1, backoff=0)
+    def outer() -> str:
+        return limited.options(timeout=30 if RAN else 0.05)()
+
+    @perdure.step
+    def limited() -> str:
+        first = not RAN
+        try:
+            return inner()
+        finally:
+            if first:
+                gone.set()
+
+    assert perdure.run(perdure.flow(name="f")(lambda: outer()), goal="g", store=url) == "in time"
+    with perdure.Client(url) as client:
+        steps = {step.name: step for step in client.state("g").steps.values()}
+    assert RAN == ["inner", "inner"] and [a.outcome for a in steps["inner"].attempts] == ["interrupted", "completed"]
+
+
+def test_a_body_that_is_too_late_does_not_keep_a_run_from_being_suspended(url: str) -> None:  # C8 W1
+    timed_out = threading.Event()
+
+    @perdure.step
+    def inner() -> None:
+        timed_out.wait(30)
+
+    @perdure.step(timeout=0.05)
+    def slow() -> None:
+        inner()
+
+    @perdure.flow
+    async def asks() -> list[str]:
+        with contextlib.suppress(StepTimeout):
+            slow()
+        timed_out.set()
+        end_of_late_bodies("slow")
+        async with asyncio.timeout(10):
+            return await asyncio.gather(asyncio.create_task(perdure.ask("y?")))
+
+    assert len(suspended(url, asks).questions) == 1
 
 
 def test_a_branch_that_lost_asks_nothing_more(url: str) -> None:

@@ -75,7 +75,7 @@ class Branch:
             if isinstance(self.item, Awaitable):
                 return await self.item
             work = self.invocation.start if self.invocation else cast(Thunk[Any], self.item)
-            lent = lending(self.strand.run if self.strand is not None else None, work)
+            lent = lending(self.strand, work)
             return await asyncio.wrap_future(in_thread(lent, f"branch-{self.label}"))
         finally:
             self._release()

@@ -19,7 +19,7 @@ from perdure.life import Cursor
 from perdure.replay import Call, Command, Machine, Outcome
 from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
-from perdure.runtime.strands import deeper, lending
+from perdure.runtime.strands import Loan, deeper
 from perdure.runtime.threads import in_thread
 from perdure.runtime.transact import transact
 from perdure.stores.handle import blobs_of
@@ -181,7 +181,7 @@ def _execute(call: Call, run: LiveRun | None, body: Body, connection: Any = None
     value, error = None, None
     try:
         with entered(frame):
-            value = _within(work, body, run) if body.timeout is not None and call.what == "body" else work()
+            value = _within(work, call.step, body, run) if body.timeout is not None and call.what == "body" else work()
     except replay.NO_OUTCOME:
         raise
     except Exception as raised:
@@ -218,16 +218,19 @@ def _own(error: Exception, run: LiveRun | None) -> Exception:
     return error
 
 
-def _within(work: Callable[[], object], body: Body, run: LiveRun | None) -> object:
+def _within(work: Callable[[], object], step: int, body: Body, run: LiveRun | None) -> object:
     """Run a sync body for at most its timeout. Python cannot stop a thread: a late body runs on, and is ignored."""
-    attempt = in_thread(lending(run, work), f"step-{body.name}")
+    loan = Loan(run) if run is not None else None
+    attempt = in_thread(loan.lent(work) if loan is not None else work, f"step-{body.name}")
     try:
         return attempt.result(body.timeout)
     except TimeoutError:
         if attempt.done():  # the error is the body's own, or it ended just now
             return attempt.result()
-        if run is not None:
-            run.strands.abandon()
+        if run is not None and loan is not None:
+            with run.lock:
+                loan.take_back()
+                run.cut_off(step)
         raise _timed_out(body) from None
 
 

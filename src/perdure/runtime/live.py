@@ -23,7 +23,7 @@ from perdure.hooks import Observer
 from perdure.life import Life
 from perdure.model import Lease, RunKey
 from perdure.runtime.outputs import Outputs
-from perdure.runtime.strands import Strands, strand_of
+from perdure.runtime.strands import Strands, is_late, strand_of
 from perdure.runtime.writer import Item, Ticket, Writer
 from perdure.stores.base import Store
 from perdure.waits import Dropped
@@ -139,6 +139,8 @@ class LiveRun:
         with self.lock:
             if self.broken is not None:
                 raise self.broken
+            if is_late(self):
+                raise Dropped
             self.writer.refuse_occupied()
             if self.halt and not cleaning.get():
                 self._refuse(entries)
@@ -336,6 +338,14 @@ class LiveRun:
             self.broken = self.broken or error
         log.error("run %s stops: %s What was durable before is kept; run it again to go on.", self.key, error)
         raise error
+
+    def cut_off(self, number: int) -> None:
+        """The body of a step is too late: the steps inside it that are executed are interrupted."""
+        with self.lock:
+            running = self.state.running_inside(number)
+            ended = [j.StepInterrupted(step=s.number, attempt=len(s.attempts), reason="StepTimeout") for s in running]
+            if ended:
+                self.emit(ended, lazy=True)
 
     def break_off(self, error: PerdureError) -> None:
         """Its state is not what the journal tells: nothing can be appended any more."""

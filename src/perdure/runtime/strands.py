@@ -78,7 +78,8 @@ class Strand:
         try:
             yield
         finally:
-            self.thread = before
+            if self.thread == threading.get_ident():  # else it was taken back
+                self.thread = before
 
     def join(self) -> None:
         """It belongs to its group from now on."""
@@ -183,17 +184,59 @@ class Group:
                     member.drop()
 
 
-def lending(run: LiveRun | None, work: Callable[[], T]) -> Callable[[], T]:
-    """The same work, to be done in a thread that is made for it, as a part of the running strand."""
-    if run is None:
+def lending(strand: Strand | None, work: Callable[[], T]) -> Callable[[], T]:
+    """The same work, to be done in a thread that is made for it, as a part of the strand."""
+    if strand is None:
         return work
-    strand = strand_of(run)
 
     def lent() -> T:
         with strand.lent():
             return work()
 
     return lent
+
+
+_LOAN: ContextVar[Loan | None] = ContextVar("perdure_loan", default=None)
+
+
+class Loan:
+    """A part of the running strand's work, for a thread that is made for it, until it ends or is taken back."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self.strand, self._outer = strand_of(run), _LOAN.get()
+        self._is_late = False
+
+    def lent(self, work: Callable[[], T]) -> Callable[[], T]:
+        """The work, to be done in that thread."""
+
+        def within() -> T:
+            _LOAN.set(self)
+            return work()
+
+        return lending(self.strand, within)
+
+    def take_back(self) -> None:
+        """The body in that thread is too late: it records nothing more, what it has parked ends, and the strand goes on
+        in this thread."""
+        run = self.strand.run
+        with run.lock:
+            self._is_late = True
+            self.strand.thread = threading.get_ident()
+            parked = self.strand.parked
+            if parked is not None:
+                parked.too_late = True
+                parked.ring()
+                run.strands.unpark(parked)
+
+    @property
+    def is_late(self) -> bool:
+        return self._is_late or (self._outer is not None and self._outer.is_late)
+
+
+def is_late(run: LiveRun) -> bool:
+    """Whether the running code belongs to the body of a step that was taken back: nobody needs what it does."""
+    loan = _LOAN.get()
+    return loan is not None and loan.strand.run is run and loan.is_late
 
 
 class deeper:
@@ -206,12 +249,14 @@ class deeper:
         if self._run is not None:
             self._strand, before = strand_of(self._run), _DEPTH.get()
             self._token = _DEPTH.set(before + 1)
-            self._before, self._strand.depth = self._strand.depth, before + 1
+            self._before, self._strand.depth = min(self._strand.depth, before), before + 1
 
     def __exit__(self, *_: object) -> None:
         if self._run is not None:
             _DEPTH.reset(self._token)
-            self._strand.depth = self._before
+            self._strand.depth = min(
+                self._strand.depth, self._before
+            )  # a body that is too late ends after those around
             if self._run.strands.parked:
                 with self._run.lock:
                     self._run.strands.changed()
@@ -289,16 +334,15 @@ class Parked:
     def pause(self) -> float | None:
         """For how many seconds to wait before looking again; None: the wait is over.
 
-        Raises Halted when the run was suspended, stopped or cancelled; Dropped when the branch is not needed.
+        Raises Halted when the run was suspended, stopped or cancelled; Dropped when the branch, or a body that is too
+        late, is not needed.
         """
         run = self.strand.run
         with run.lock:
             if run.broken is not None:
                 raise run.broken
             run.check_halt()
-            if self.too_late:
-                raise Halted
-            if self.strand.dropped:
+            if self.too_late or self.strand.dropped:
                 raise Dropped
             if self.is_up:
                 return None
@@ -351,15 +395,6 @@ class Strands:
             self._since = None
             if parked.strand.passing:
                 parked.strand.end()
-
-    def abandon(self) -> None:
-        """What the running strand has parked belongs to a body that is too late, in a thread of its own: let it end."""
-        with self.run.lock:
-            parked = strand_of(self.run).parked
-            if parked is not None:
-                parked.too_late = True
-                parked.ring()
-                self.unpark(parked)
 
     def changed(self) -> None:
         """A strand ended, or what it joins did: somebody who is parked asks again whether anything can move."""

@@ -77,9 +77,21 @@ def crashtest(
     first, dot, rest = name.partition(".")
     with tempfile.TemporaryDirectory(prefix="perdure-crashtest-") as folder:
         path = Path(folder) / "inputs.json"
-        path.write_bytes(msgspec.json.encode(Inputs(*codec.dumps(dict(inputs or {}), "inputs"))))
+        path.write_bytes(msgspec.json.encode(_written(inputs or {})))
         program = _PROGRAM.format(path=sys.path, module=module, first=first, rest=dot + rest, inputs=repr(str(path)))
         return crash_flow(["-c", program], settings)
+
+
+def _written(inputs: Mapping[str, Any]) -> Inputs:
+    """The inputs for the children. Raises ConfigError for a Secret: its value is written to no file."""
+    given = Inputs(*codec.dumps(dict(inputs), "inputs"))
+    if codec.load(given.payload, given.blobs).secrets:
+        raise ConfigError(
+            "The inputs of a crash test hold a Secret, and its value is not handed to child processes.",
+            hint="Test a flow that makes it itself, Secret(os.environ[...]); or: perdure crashtest ... --input "
+            "name=@FILE",
+        )
+    return given
 
 
 def _name(flow: Callable[..., Any] | str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 import perdure
+from perdure.redaction import discreet, discreet_part
 from perdure.runtime.context import StepContext, current
 from perdure.testing.crashes.said import Called, Effect, Witness
 
@@ -98,7 +99,7 @@ def _target(event: str, args: tuple[Any, ...]) -> str | None:
         writes = any(sign in mode for sign in "wax+") if isinstance(mode, str) else bool(flags & _WRITES)
         if not writes or isinstance(path, int) or os.fspath(path) in (os.devnull, bytes(os.devnull, "ascii")):
             return None
-        return os.fsdecode(path)
+        return discreet(os.fsdecode(path))
     if event == "subprocess.Popen":
         return _text(args[1])
     if event.startswith("socket."):
@@ -110,10 +111,10 @@ def _target(event: str, args: tuple[Any, ...]) -> str | None:
 
 def _text(value: object) -> str:
     if isinstance(value, bytes | os.PathLike):
-        return os.fsdecode(value)
+        return discreet(os.fsdecode(value))
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
-        return " ".join(value)[:200]
-    return str(value)[:200]
+        return discreet_part(" ".join(value), 200)
+    return discreet_part(str(value), 200)
 
 
 def _place(frame: FrameType | None) -> Place | None:

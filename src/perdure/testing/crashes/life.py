@@ -22,8 +22,11 @@ from perdure import codec, states
 from perdure import journal as j
 from perdure.clock import Clock
 from perdure.errors import CodecError, RunCancelled, RunPaused, RunStopped, RunSuspended
+from perdure.fold import State
+from perdure.guard import Guard
 from perdure.hooks import Observer
 from perdure.model import RunKey
+from perdure.redaction import discreet, discreet_part
 from perdure.runtime import live
 from perdure.runtime.client import Client
 from perdure.runtime.config import CheckpointConfig
@@ -147,7 +150,7 @@ def told(value: object) -> tuple[str, str]:
     try:
         return codec.digest(value, "result")
     except CodecError:
-        return f"a {type(value).__qualname__}", repr(value)[:120]
+        return f"a {type(value).__qualname__}", discreet_part(repr(value), 120)
 
 
 def live_once(function: Function[..., Any], inputs: Mapping[str, Any], order: Order) -> None:
@@ -174,18 +177,24 @@ def _live(function: Function[..., Any], inputs: Mapping[str, Any], order: Order,
     clock = SkippingClock(order.ahead)
     try:
         with CheckpointManager(store, config, observers=(_Acknowledging(witness),), clock=clock) as manager:
+            manager._lives.guard = _guard  # type: ignore[method-assign]
             value = manager.run_sync(function, goal=GOAL, **inputs)
         digest, head = told(value)
         return Ended(outcome="completed", digest=digest, head=head)
     except RunSuspended as waits:
         return Ended(outcome="suspended", message=str(waits.args[0]), until=waits.until)
     except (RunPaused, RunStopped, RunCancelled) as stop:
-        return Ended(outcome="stopped", error=type(stop).__name__, message=str(stop))
+        return Ended(outcome="stopped", error=type(stop).__name__, message=discreet(str(stop)))
     except BaseException as error:  # SystemExit too: it is the flow's
         place = raised(error)
-        said = "".join(traceback.format_exception_only(error)).strip()
+        said = discreet("".join(traceback.format_exception_only(error)).strip())
         print(f"{said}\n  {place}" if place is not None else said, file=sys.stderr)
-        return Ended(outcome="failed", error=type(error).__name__, message=str(error), place=str(place or ""))
+        return Ended(outcome="failed", error=type(error).__name__, message=discreet(str(error)), place=str(place or ""))
+
+
+def _guard(state: State, run_id: str = "") -> Guard:
+    """Digests under the run's name, not its random id: one secret is the same input in all runs that are compared."""
+    return Guard(str(state.key), run=str(state.key))
 
 
 def _with_outputs(ended: Ended, store: str) -> Ended:

@@ -21,6 +21,7 @@ import msgspec
 
 from perdure import codec
 from perdure.errors import ConfigError, PerdureError
+from perdure.redaction import discreet
 from perdure.runtime.api import run
 from perdure.runtime.execute import as_function, prepare
 from perdure.runtime.steps import Function
@@ -62,7 +63,7 @@ def serve(load: Load) -> None:
         return
     except Exception as error:
         sys.excepthook(type(error), error, error.__traceback__)
-        _say(answers, Ready(error=f"The program cannot be loaded: {type(error).__name__}: {error}."))
+        _say(answers, Ready(error=discreet(f"The program cannot be loaded: {type(error).__name__}: {error}.")))
         return
     forks = _can_fork()
     _say(answers, Ready(flow=function.name, forks=forks))
