@@ -102,6 +102,8 @@ def test_a_goal_that_cannot_name_a_run(shell: Shell, goal: str, said: str) -> No
         (("run", "gone.toml"), "There is no file gone.toml"),
         (("show", "nobody"), "There is no run 'nobody'"),
         (("ls", "--store", "sqlite:gone.db"), "gone.db"),
+        (("ls", "--status", "nope"), "'nope' is no status. Write one of running, crashed"),
+        (("run", "review.py:review", "-i", "path=x", "--redact", "nope"), "--redact 'nope' names no rules"),
         (("output", "nobody", "3"), "There is no run"),
     ],
 )

@@ -525,7 +525,9 @@ def test_the_command_prunes_as_it_is_told(tmp_path: Path, capsys: pytest.Capture
     code, told = run(capsys, "prune", "--keep", "1", *where)
     assert code == 0 and "goal#0" in told and "goal#1" in told and "2 runs removed" in told
     assert run(capsys, "unpin", "goal#2", "--by", "ann", *where)[0] == 0
-    assert run(capsys, "prune", "goal#2", "nobody", *where)[0] == 2
+    for more in ((), ("--json",)):
+        code, told = run(capsys, "prune", "goal#2", "nobody", *where, *more)
+        assert code == 2 and "removed" not in told and "dry_run" not in told, "nothing was begun"
     code, told = run(capsys, "prune", "goal#2", "goal#2", "--dry-run", *where)
     assert code == 0 and "goal#2" in told
     code, told = run(capsys, "prune", "goal#2", *where)

@@ -107,7 +107,7 @@ def test_a_recorded_secret_has_its_value_from_the_application_only() -> None:
     assert recorded({"openai": CANARY}.get).reveal() == CANARY
     assert recorded().name == "openai"
     for resolve in (None, {}.get, {}.__getitem__, lambda name: "", lambda name: 7):
-        with pytest.raises(ConfigError, match=r"'openai' is not here.*CheckpointConfig\(secrets="):
+        with pytest.raises(ConfigError, match=r"'openai' is not here.*CheckpointConfig\.secrets"):
             recorded(resolve).reveal()
     with pytest.raises(ConfigError, match=r"not the one that was recorded.*rotates=True") as problem:
         recorded({"openai": "another"}.get).reveal()

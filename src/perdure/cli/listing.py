@@ -16,6 +16,7 @@ from perdure.cli.outcome import OK, command, write, write_part
 from perdure.cli.progress import elapsed, progress
 from perdure.cli.words import age, aligned, holder, inputs_text, moment, plain_table, say, step_word, widths_of
 from perdure.clock import SYSTEM
+from perdure.errors import ConfigError
 from perdure.fold import State
 from perdure.limits import decoded
 from perdure.model import RunMeta, head
@@ -41,6 +42,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stan
 @json_option
 def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_json: bool) -> int:
     """List runs: what each is, how far it is, and who executes it now."""
+    if status not in (None, *_STATUSES):
+        raise ConfigError(f"{status[:40]!r} is no status.", hint=f"Write one of {', '.join(_STATUSES)}.")
     with Client(store) as client, Counter(quiet=sys.stdout.isatty()) as counter:
         rows = filter(lambda row: status in (None, row.status), _counted(_rows(client, goal, due), counter))
         if as_json:

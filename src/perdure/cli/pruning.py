@@ -68,9 +68,10 @@ def prune(
             old = timedelta(seconds=max(SYSTEM.now() - date(before), 0.0))
         rule = Keep(age=old, count=keep, size=size(max_size) if max_size else None)
     with Client(store) as client:
+        keys = dict.fromkeys([client.find(name).key for name in names])  # all are there before one goes
         told = _Told(dry_run, as_json)
         with Counter(quiet=as_json) as counter:
-            for key in dict.fromkeys([client.find(name).key for name in names]):  # all are there before one goes
+            for key in keys:
                 told.row(client.remove(str(key), dry=dry_run))
             if rule is not None:
                 wanted = statuses or states.RUN_REMOVABLE

@@ -221,6 +221,8 @@ def load_rules(text: str | None) -> Redaction | None:
     """What --redact names: "default", or a Redaction in the user's program. Raises ConfigError."""
     if text is None:
         return None
+    if text != "default" and ":" not in text:
+        raise ConfigError(f"--redact {text!r} names no rules.", hint="Write default, or file.py:NAME of a Redaction.")
     found = Redaction() if text == "default" else load_function(text, Path.cwd())
     if not isinstance(found, Redaction):
         raise ConfigError(f"{text} is a {type(found).__name__}, not a Redaction.", hint="Name one, or say default.")

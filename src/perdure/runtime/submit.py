@@ -111,13 +111,13 @@ def _refuse_hidden(guard: Guard) -> None:
         raise ConfigError(
             "The run cannot be submitted: an input holds a Secret without a name, which a worker could not ask for. "
             "Nothing was written.",
-            hint="Name it, Secret(value, name=...), and give workers CheckpointConfig(secrets=...).",
+            hint="Name it, Secret(value, name=...), and give workers a resolver, CheckpointConfig.secrets.",
         )
     if guard.hid:
         raise ConfigError(
             "The run cannot be submitted: rules of redaction hide a part of its inputs, so no worker would have it. "
             "Nothing was written.",
-            hint="Pass perdure.Secret(value, name=...) there, and give workers CheckpointConfig(secrets=...).",
+            hint="Pass perdure.Secret(value, name=...) there, and give workers a resolver, CheckpointConfig.secrets.",
         )
 
 
