@@ -93,8 +93,8 @@ class Secret:
         if type(value) is not str or not value:
             raise ConfigError(
                 f"The value of the secret {self._name!r} is not here: records hold no more than its name.",
-                hint="Provide it by a resolver, CheckpointConfig.secrets, a function from names to values (--secret NAME on the "
-                "command line), or run the run again with the value given.",
+                hint="Provide it by a resolver, CheckpointConfig.secrets, a function from names to values (--secret "
+                "NAME on the command line), or run the run again with the value given.",
             )
         if self._mac and not hmac.compare_digest(keyed(self._key, value.encode("utf-8", "surrogatepass")), self._mac):
             raise ConfigError(
