@@ -435,24 +435,26 @@ def test_equal_questions_side_by_side_keep_their_own_answers(url: str) -> None: 
     assert perdure.run(asks, goal="g", store=url) == ["answer 0", "answer 1", "answer 2"]
 
 
+@perdure.flow
+async def own_group() -> list[str]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_beside(name)) for name in ("a", "b")]
+        await work_async("beside")
+    return [task.result() for task in tasks]
+
+
+async def _beside(name: str) -> str:
+    await work_async(name)
+    return str(await perdure.ask(f"{name}?"))
+
+
 def test_a_task_group_of_ones_own_is_suspended_too(url: str) -> None:  # W1
-    @perdure.flow
-    async def asks() -> list[str]:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(name)) for name in ("a", "b")]
-            await work_async("beside")
-        return [task.result() for task in tasks]
-
-    async def one(name: str) -> str:
-        await work_async(name)
-        return str(await perdure.ask(f"{name}?"))
-
-    waits = suspended(url, asks)
+    waits = suspended(url, own_group)
     assert len(waits.questions) == 2 and sorted(RAN) == ["a", "b", "beside"]
     with perdure.Client(url) as client:
         for question in client.questions():
             client.answer("g", question.id, question.prompt, by="ann")
-    assert perdure.run(asks, goal="g", store=url) == ["a?", "b?"]
+    assert perdure.run(own_group, goal="g", store=url) == ["a?", "b?"]
     assert len(RAN) == 3
 
 
@@ -1117,19 +1119,8 @@ def test_a_step_that_a_slow_store_is_still_recording_is_something_that_moves(url
 
 
 def test_no_question_is_closed_because_its_task_group_was_unwound_before_it(url: str) -> None:  # W1
-    @perdure.flow
-    async def asks() -> list[str]:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(name)) for name in ("a", "b")]
-            await work_async("beside")
-        return [task.result() for task in tasks]
-
-    async def one(name: str) -> str:
-        await work_async(name)
-        return str(await perdure.ask(f"{name}?"))
-
     with contextlib.closing(open_store(url)) as store:
-        waits = suspended(faulty(store, SLOW), asks)
+        waits = suspended(faulty(store, SLOW), own_group)
         assert len(waits.questions) == 2
 
 
