@@ -41,7 +41,7 @@ _SETTLE: Final = 0.02
 
 _STRAND: ContextVar[Strand | None] = ContextVar("perdure_strand", default=None)
 _DEPTH: ContextVar[int] = ContextVar("perdure_depth", default=0)
-"""how many step bodies the running code is in; a task keeps that of where it was made"""
+"""how many steps the running code is in; a task keeps that of where it was made"""
 
 
 class Strand:
@@ -62,7 +62,7 @@ class Strand:
         self.parked: Parked | None = None
         self.dropped = False
         self.depth = _DEPTH.get()
-        """how many step bodies its code is in, one inside the other"""
+        """how many steps its code is in, one inside the other"""
 
     def begin(self) -> None:
         """It runs from now on, in this task or thread."""
@@ -240,7 +240,7 @@ def is_late(run: LiveRun) -> bool:
 
 
 class deeper:
-    """The block, in this task, executes the body of a step of ``run``."""
+    """The block, in this task, executes a step of ``run``, and records it."""
 
     def __init__(self, run: LiveRun | None) -> None:
         self._run = run
@@ -254,9 +254,8 @@ class deeper:
     def __exit__(self, *_: object) -> None:
         if self._run is not None:
             _DEPTH.reset(self._token)
-            self._strand.depth = min(
-                self._strand.depth, self._before
-            )  # a body that is too late ends after those around
+            # a body that is too late ends after those around it
+            self._strand.depth = min(self._strand.depth, self._before)
             if self._run.strands.parked:
                 with self._run.lock:
                     self._run.strands.changed()
