@@ -126,7 +126,7 @@ def test_running_and_showing_a_hostile_journal_gives_a_value_or_our_error(
     finally:
         logging.disable(logging.NOTSET)
     judge.verdict()
-    assert ran > 5
+    assert ran > 1
 
 
 def run(judge: Judge, seed: int, url: str, flow: Any, state: State) -> None:
