@@ -16,9 +16,6 @@ from perdure.runners.task import Task, task_types
 if TYPE_CHECKING:
     from perdure.runners.graph import Edge
 
-_BEGIN = ""
-"""stands for the beginning: no node has this name"""
-
 
 class Drawn:
     """A graph as drawn: which forward edges lead where. ``problems`` says whether it makes sense."""
