@@ -52,7 +52,7 @@ from perdure.guard import OPEN, Guard
 from perdure.limits import decoded
 from perdure.model import ErrorInfo, File
 from perdure.redaction import discreet_part
-from perdure.secret import MASK, Secret, longest_known
+from perdure.secret import MASK, Secret, longest_known, mask_known
 
 __all__ = [
     "BLOB_THRESHOLD",
@@ -68,6 +68,7 @@ __all__ = [
     "learn",
     "load",
     "loads",
+    "packed",
     "register",
     "stored_json",
 ]
@@ -76,6 +77,7 @@ CODEC_VERSION = 1
 MAX_MESSAGE = 20_000
 """Characters kept of the message of an error: its end."""
 _HEAD = 120
+_SMALL = 1 << 53
 _to_json = msgspec.json.Encoder().encode
 _from_json = msgspec.json.Decoder().decode
 _SKIP = msgspec.json.Decoder(msgspec.Raw).decode
@@ -114,11 +116,16 @@ def dumps(value: object, where: str = "value", guard: Guard = OPEN) -> tuple[Pay
     raw = _written(writer, value, where)
     if writer.hid:
         guard.note(where)
+    return packed(raw, writer.blobs)
+
+
+def packed(raw: bytes, blobs: Mapping[str, bytes]) -> tuple[Payload, dict[str, bytes]]:
+    """Tagged JSON as a payload; ``blobs``: those that it names."""
     if len(raw) <= 4 * BLOB_THRESHOLD:
-        return Payload(CODEC_VERSION, msgspec.Raw(raw), tuple(writer.blobs)), writer.blobs
+        return Payload(CODEC_VERSION, msgspec.Raw(raw), tuple(blobs)), dict(blobs)
     name = sha256(raw).hexdigest()
-    refs = (name, *(ref for ref in writer.blobs if ref != name))
-    return Payload(CODEC_VERSION, refs=refs, whole=True), {name: raw, **writer.blobs}
+    refs = (name, *(ref for ref in blobs if ref != name))
+    return Payload(CODEC_VERSION, refs=refs, whole=True), {name: raw, **blobs}
 
 
 def loads(payload: Payload, blobs: Mapping[str, bytes] = {}, guard: Guard = OPEN) -> Any:
@@ -192,6 +199,9 @@ def digest(value: object, where: str, guard: Guard = OPEN) -> tuple[str, str]:
     The order of dict keys and of sets does not matter. What ``guard`` keeps out of records takes part by its keyed
     digest, and what must not be shown to people is masked. Raises CodecError as ``dumps`` does.
     """
+    if type(value) is int and -_SMALL < value < _SMALL:  # most arguments are numbers, and have nothing to hide
+        raw = _to_json(value)
+        return sha256(raw).hexdigest()[:32], mask_known(raw.decode())
     writer = Writer(canonical=True, guard=guard)
     shown = raw = _written(writer, value, where)
     if type(value) is str and len(value) > BLOB_THRESHOLD:

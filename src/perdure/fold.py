@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from msgspec.structs import replace
+
 from perdure import journal as j
 from perdure import states
 from perdure.codec import Payload
 from perdure.errors import CorruptStore
 from perdure.limits import MAX_SCOPE
-from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, RunKey, RunMeta, Usage
+from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, Origin, RunKey, RunMeta, Usage
 from perdure.pending import Pending
 from perdure.record import Attempt, Identity, Step, enclosing
 
@@ -29,6 +31,12 @@ class State:
         self.status: str | None = None
         self.reason = ""
         self.run_id = ""
+        self.keyed_by = ""
+        """the id that the journal began with: digests of what is kept out of the records were made under it, and are
+        those of the entries that a fork shares too"""
+        self.forked: Origin | None = None
+        self._forked_to = 0
+        """sequence of the last entry that says how the run was forked"""
         self.flow = ""
         self.digest = ""
         self.target = ""
@@ -75,9 +83,16 @@ class State:
         self.scopes: dict[Identity, str] = {}
         self.taken: dict[tuple[str, str], list[str]] = {}
         """(scope, fan) -> branches in the order in which their results were handed on"""
+        self.code: dict[str, Payload] = {}
+        """digest -> the text of the code of steps, where it was kept"""
+        self.diverged = False
+        """code, inputs or results were changed since it last completed: records may be left over, and rightly"""
+        self.renewing: str | None = None
+        """digest of the flow's code with which somebody had what changed executed again, until the run completes"""
         self.latest: dict[tuple[str, str], Step] = {}
         """(name, fingerprint) -> the step that was executed and completed last, in whatever scope"""
         self.conversations: dict[str, list[j.SpokenMessage]] = {}
+        """scope of an agent -> its messages, in order"""
         self.posts = 0
         """number of the last post of the inbox that was taken"""
         self.waits = Pending()
@@ -94,7 +109,6 @@ class State:
         """somebody wants it to be kept, whatever retention says"""
         self.wake = 0.0
         """while the run is suspended: when it can go on by itself; 0: not by a date"""
-        """scope of an agent -> its messages, in order"""
         self.current = ""
         self._unused: list[Step] = []
         """what the last life that completed did without"""
@@ -156,6 +170,7 @@ class State:
             paid=self.paid,
             saved=self.saved_usage,
             parent=self.attribution.parent,
+            forked=self.forked,
             wake=self._free_from(),
             begun=self._life_began,
             crashes=self.crashes,
@@ -195,7 +210,8 @@ class State:
 
     def _first(self, entry: j.First) -> None:
         self._move_run(entry)
-        self.run_id, self.flow, self.digest, self.target = entry.run_id, entry.flow, entry.digest, entry.target
+        self.run_id = self.keyed_by = entry.run_id
+        self.flow, self.digest, self.target = entry.flow, entry.digest, entry.target
         self.inputs, self.args, self.attribution = entry.inputs, entry.args, entry.attribution
         self.version, self.budget, self.created = entry.version, entry.budget, entry.at
 
@@ -210,6 +226,40 @@ class State:
         self.idempotency_key = entry.idempotency_key
         self.wake = self._not_before = entry.wake
 
+    def _run_forked(self, entry: j.RunForked) -> None:
+        """All that is said of the run as a whole begins anew; what its steps have done so far stays."""
+        if entry.at_seq != self.seq:
+            raise CorruptStore(f"run {self.key}: entry {entry.seq} says that the run was forked at {entry.at_seq}.")
+        path = self._step(entry.step).path if entry.step else ""
+        if entry.crashed:
+            self._end_running("step_crashed", states.CRASHED, self.updated)
+        for step in self._running.values():
+            step.generation += 1
+        self._end_running("step_forked", states.INTERRUPTED, self.updated)
+        self._move_run(entry)
+        self.forked = Origin(entry.run, entry.at_seq, entry.step, path, entry.by)
+        self._forked_to = entry.seq
+        self.run_id, self.created, self.reason = entry.run_id, entry.at, f"forked from {self.forked}"
+        self.waits.rename(self.steps, self.key, entry.run_id)
+        if entry.inputs is not None:
+            self.inputs, self.args = entry.inputs, entry.args
+        self.attribution = replace(self.attribution, parent="")
+        self.lives = self.crashes = self.reused = self.posts = self._woken = self._left = 0
+        self.saved = self.seconds = self.wake = self._life_began = self._not_before = 0.0
+        self.forgiven = entry.at
+        self.usage = self.paid = self.saved_usage = Usage()
+        self.output = self.error = self.stop = None
+        self.idempotency_key = self.stopped_by = self.outputs = ""
+        self.pinned, self.diverged = False, True
+        self.woken, self.renewing = [], None
+
+    def _of_the_fork(self, entry: j.Entry) -> bool:
+        """Whether an entry is one of those that say how the run was forked."""
+        if self._forked_to != self.seq:
+            return False
+        self._forked_to = entry.seq
+        return True
+
     def _run_resumed(self, entry: j.RunResumed) -> None:
         self.crashes = self.crashes + 1 if self.status == states.RUNNING else 0
         self._end_running("step_crashed", states.CRASHED, entry.at)
@@ -222,7 +272,9 @@ class State:
         self.lives += 1
         self.epoch = entry.epoch
         self.budget = entry.budget or self.budget
+        self.diverged = self.diverged or entry.renew or entry.inputs is not None or self.digest != entry.digest
         self.digest = entry.digest or self.digest
+        self.renewing = entry.digest if entry.renew else self.renewing
         self.version = entry.version or self.version
         self.outputs = entry.outputs or self.outputs
         self.reason, self.error, self.stopped_by = "", None, ""
@@ -231,6 +283,7 @@ class State:
 
     def _run_completed(self, entry: j.RunCompleted) -> None:
         self._end_run(entry)
+        self.renewing, self.diverged = None, False
         self.output, self.reused, self.saved = entry.output, entry.reused, entry.saved
         self.saved_usage = entry.saved_usage
         for step in self._unused:
@@ -361,13 +414,15 @@ class State:
         self._move_step(step, j.kind_of(entry))
         step.digest = entry.digest or step.digest
         step.attempts.append(Attempt(entry.attempt, entry.at, outcome=step.status))
-        step.until, step.wake, step.unused = 0.0, 0.0, False
+        step.until, step.wake, step.unused, step.edited = 0.0, 0.0, False, ""
         self.current = step.path
         return step
 
     def _step_started(self, entry: j.StepStarted) -> None:
         step = self._begin_attempt(entry)
         step.spoken = step.spoken or entry.spoken
+        if entry.code is not None:
+            self.code.setdefault(step.digest, entry.code)
         if entry.metered:
             step.attempts[-1].metered = True
             self._use(step.attempts[-1], Usage(calls=1))
@@ -388,12 +443,13 @@ class State:
 
     def _step_copied(self, entry: j.StepCopied) -> None:
         source = self._step(entry.source)
-        if entry.step in self.steps or source.output is None:
+        if entry.step == entry.source or source.output is None:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} copies step {entry.source} into {entry.step}.")
-        step = self._new_step(entry)
+        step = self.steps.get(entry.step) or self._new_step(entry)
         self._move_step(step, "step_copied")
-        step.attempts.append(Attempt(1, entry.at, entry.at, "copied"))
-        step.output, step.flagged = source.output, source.flagged
+        step.attempts.append(Attempt(len(step.attempts) + 1, entry.at, entry.at, "copied"))
+        step.digest = entry.digest or step.digest
+        step.output, step.flagged, step.unused, step.edited = source.output, source.flagged, False, ""
 
     def _messages_added(self, entry: j.MessagesAdded) -> None:
         messages = self.conversations.setdefault(entry.scope, [])
@@ -434,11 +490,25 @@ class State:
         self._left = entry.seq if entry.suspended else self._left
 
     def _steps_invalidated(self, entry: j.StepsInvalidated) -> None:
+        self.diverged = True
         for number in entry.steps:
             step = self._step(number)
             self._move_step(step, "step_invalidated")
             step.generation += 1
-            step.output, step.flagged = None, ""
+            step.superseded = len(step.attempts)
+            step.output, step.flagged, step.edited = None, "", ""
+
+    def _step_edited(self, entry: j.StepEdited) -> None:
+        step = self._step(entry.step)
+        if not self._of_the_fork(entry):
+            raise CorruptStore(f"run {self.key}: entry {entry.seq} edits step {entry.step} of a run that goes on.")
+        self._move_step(step, "step_edited")
+        step.output, step.flagged, step.edited = entry.output, "", entry.by
+        self.latest[step.name, step.identity.fingerprint] = step
+
+    def _steps_reused(self, entry: j.StepsReused) -> None:
+        for number in entry.steps:
+            self._step(number)
 
     # -- waiting for something from outside ------------------------------------------------------------------------
 
@@ -456,7 +526,8 @@ class State:
         self._take_post(entry)
 
     def _question_answered(self, entry: j.QuestionAnswered) -> None:
-        self._take_post(entry)
+        if entry.post or not self._of_the_fork(entry):
+            self._take_post(entry)
         self._arrive(entry.step, entry)
         self.waits.decided[entry.question] = entry
 
@@ -489,7 +560,7 @@ class State:
         if self.stop is not None and not self.stop.cancel:
             self.stop = None
         if self.status in (states.PAUSED, states.FAILED):
-            begun = self.lives > 0
+            begun = self.lives > 0 or self.forked is not None
             self._move_run(entry, "" if begun else "run_requeued")
             self.reason, self.stopped_by = f"let go on by {entry.by}", ""
             self.wake = entry.at if begun else self._not_before

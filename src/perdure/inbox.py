@@ -19,8 +19,9 @@ import msgspec
 
 from perdure import journal as j
 from perdure import states
-from perdure.errors import AnswerRefused, CorruptStore
+from perdure.errors import AnswerRefused, ConfigError, CorruptStore, RunNotFound
 from perdure.fold import State
+from perdure.model import Question
 
 MAX_POST = 1 << 20
 """bytes of one post at most (rel:B1): a question is answered with a decision; large data belongs to a step"""
@@ -72,6 +73,32 @@ def passed(state: State, until: float, now: float) -> bool:
     """Whether a deadline has passed (0: there is none). Time in a run does not go backwards: a clock that says less
     than the run's last entry was set back."""
     return 0 < until <= max(now, state.updated)
+
+
+def open_question(state: State, question: str | int | None) -> Question:
+    """What a run asks under that number, name, path or id; or the only thing that it asks. Raises RunNotFound,
+    ConfigError if it asks several things and none is named, AnswerRefused for what is closed."""
+    open_ = state.waits.questions()
+    if question is None:
+        if len(open_) == 1:
+            return open_[0]
+        if open_:
+            told = "; ".join(f"{q.step} ({q.prompt[:60]})" for q in open_)
+            raise ConfigError(f"run {state.key} asks {len(open_)} questions: {told}.", hint="Name one by its number.")
+    named = str(question)
+    for found in reversed(open_):
+        if is_called(found, named):
+            return found
+    refuse_closed(state, None if question is None else named)
+    raise RunNotFound(
+        f"run {state.key} asks no question{'' if question is None else f' {named!r}'}; it is {state.status}.",
+        hint="List what is asked: perdure questions",
+    )
+
+
+def is_called(question: Question, named: str) -> bool:
+    """Whether a question has that number, name, path or id."""
+    return named in (question.id, str(question.step), question.path, question.path.rpartition("/")[2])
 
 
 def refuse_closed(state: State, named: str | None) -> None:

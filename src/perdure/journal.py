@@ -107,6 +107,8 @@ class RunResumed(Entry, tag="run_resumed/1"):
     """only when it was changed"""
     version: str = ""
     """only when it is another than that of the life before"""
+    renew: bool = False
+    """steps whose code has changed are executed again"""
 
 
 class RunCompleted(Entry, tag="run_completed/1"):
@@ -157,6 +159,37 @@ class RunInterrupted(Entry, tag="run_interrupted/1"):
     reason: str
 
 
+class RunForked(Entry, kw_only=True, tag="run_forked/1"):
+    """What stands before this is what another run had recorded; from here on it is a run of its own. The two share no
+    more than that. Stands in the first append of the fork, after its prefix.
+    """
+
+    run: str
+    """the run that it was forked from, as goal#episode"""
+    origin: str
+    """the id that the run had at that point"""
+    run_id: str
+    """random, as that of every run"""
+    at_seq: int
+    """sequence of the last entry that is shared: the one before this"""
+    step: int = 0
+    """the step that ends with that entry, if one does"""
+    crashed: bool = False
+    """nobody executed the run that it was forked from: what was running there is in doubt here too"""
+    by: str = ""
+    inputs: Payload | None = None
+    """only when some of them were changed"""
+    args: tuple[ArgInfo, ...] = ()
+
+
+class StepEdited(Entry, kw_only=True, tag="step_edited/1"):
+    """A person gave a step another result than it had. Stands in the first append of a fork only."""
+
+    step: int
+    output: Payload
+    by: str = ""
+
+
 class ScopeOpened(Entry, tag="scope_opened/1"):
     """A branch, nested flow or step body got its path: the ``n``-th of this name and inputs in ``parent``."""
 
@@ -190,6 +223,8 @@ class StepStarted(Entry, kw_only=True, tag="step_started/1"):
     """this attempt counts as a call in the run's usage"""
     spoken: bool = False
     """its output is a message of a conversation, and gets no file of its own"""
+    code: Payload | None = None
+    """what ``digest`` is the digest of, name -> text: the first time that the run meets it"""
 
 
 class StepProgress(Entry, kw_only=True, tag="step_progress/1"):
@@ -310,10 +345,21 @@ class CleanupDeclared(Entry, tag="cleanup_declared/1"):
 
 
 class StepsInvalidated(Entry, tag="steps_invalidated/1"):
-    """A person asked for these steps to be executed again."""
+    """The recorded results of these steps are not used any more: they are executed again when they are asked for."""
 
     steps: tuple[int, ...]
     why: str
+    """code: it has changed, and that was asked for; flagged, forced: a person asked for it; around: they are what
+    something was executed inside of that is to be executed again"""
+
+
+class StepsReused(Entry, tag="steps_reused/1"):
+    """Recorded results that this life has used since it last said so. Said with the next thing that it begins, or with
+    how it ends."""
+
+    steps: tuple[int, ...]
+    changed: tuple[int, ...] = ()
+    """those of them whose code has changed since they were executed"""
 
 
 class MessagesAdded(Entry, tag="messages_added/1"):
@@ -334,7 +380,8 @@ class Posted(Entry, kw_only=True):
 
 
 class QuestionAnswered(Posted, tag="question_answered/1"):
-    """The first answer to a question: plain JSON, in which its schema found no fault."""
+    """The first answer to a question: plain JSON, in which its schema found no fault. One that a run was forked with
+    came by no inbox, and has no number there (``post`` 0)."""
 
     step: int
     question: str
@@ -405,6 +452,7 @@ KINDS: tuple[type[Entry], ...] = (
     RunSuspended,
     RunCancelled,
     RunInterrupted,
+    RunForked,
     ScopeOpened,
     BranchTaken,
     StepStarted,
@@ -420,6 +468,8 @@ KINDS: tuple[type[Entry], ...] = (
     AnswerRejected,
     CleanupDeclared,
     StepsInvalidated,
+    StepsReused,
+    StepEdited,
     MessagesAdded,
     *POSTS,
     PostDropped,

@@ -7,10 +7,10 @@ ordinals, and refuse what would make these ambiguous; see replay.py for why that
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable, Mapping
 from contextlib import AbstractContextManager
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -20,7 +20,7 @@ from perdure.fold import State
 from perdure.guard import OPEN, Guard
 from perdure.limits import MAX_JOURNAL, MAX_SCOPE
 from perdure.model import ArgInfo, Usage
-from perdure.record import Identity, enclosing
+from perdure.record import Identity, Step, enclosing
 from perdure.retry import RetryPolicy
 
 _SPARE = MAX_JOURNAL // 8
@@ -57,12 +57,32 @@ class Request(msgspec.Struct):
     fingerprint: str = ""
     args: tuple[ArgInfo, ...] = ()
     digest: str = ""
+    parts: Mapping[str, str] = {}
+    """the code that this is the digest of: name -> text"""
     number: int = 0
     """of the step in its run, once it is known"""
     n: int | None = None
     """claimed beforehand by gather; None: claim when execution begins"""
     look_again: Callable[[], tuple[ArgInfo, ...]] | None = None
     """digests of the arguments as they are now, where a body could have changed them"""
+
+
+Place: TypeAlias = Identity | str
+"""of a branch: the step that it is the call of, or the path of its scope"""
+
+
+class Rehearsal(Protocol):
+    """What stands between today's code and everything that a life would execute or wait for, where the code is only
+    held against the records: see runtime/rehearsal.py."""
+
+    def answer(self, step: Step | None, identity: Identity, request: Request) -> Generator[Any, Any, Any]:
+        """A machine for a request; ``step`` is what is recorded under that identity."""
+
+    def begun(self, place: Place) -> None:
+        """A branch was made."""
+
+    def ended(self, place: Place) -> None:
+        """A branch has come to its end; not if it was dropped, or unwound."""
 
 
 class Life:
@@ -80,6 +100,7 @@ class Life:
         lock: AbstractContextManager[Any],
         elapsed: Callable[[], float] = lambda: 0.0,
         guard: Guard = OPEN,
+        renew: bool = False,
     ) -> None:
         self.state = state
         self.guard = guard
@@ -96,7 +117,16 @@ class Life:
         self.asked: set[int] = set()
         self.used_up: set[tuple[str, str]] = set()
         """(scope, name) of which every record has been asked for"""
+        self.renew = renew
+        """steps whose code has changed are executed again"""
         self.reused: dict[int, float] = {}
+        self.unsaid: list[int] = []
+        """steps that were reused, and the journal does not say so yet"""
+        self._outdated: list[int] = []
+        """those of them whose code has changed"""
+        self._outdated_names: set[str] = set()
+        self.rehearsal: Rehearsal | None = None
+        """nothing is executed in this life, and nothing waited for"""
         self.orphans: list[int] = []
         """steps that wait, and were cut off in that from within: if the run goes on, nobody waits any more"""
         self.diverged = False
@@ -129,6 +159,24 @@ class Life:
                     )
                 )
             return path
+
+    def reuses(self, step: Step, changed: bool) -> bool:
+        """The recorded result of a step is used; ``changed``: although its code is another now. Whether that is the
+        first of its name."""
+        self.reused[step.number] = step.seconds
+        self.unsaid.append(step.number)
+        if not changed:
+            return False
+        self._outdated.append(step.number)
+        new = step.name not in self._outdated_names
+        self._outdated_names.add(step.name)
+        return new
+
+    def say_reused(self) -> tuple[j.StepsReused, ...]:
+        """What was reused since this was asked last. Called with the lock held, as what it returns is journaled."""
+        steps, self.unsaid = self.unsaid, []
+        changed, self._outdated = self._outdated, []
+        return (j.StepsReused(steps=tuple(steps), changed=tuple(changed)),)
 
     def unused(self) -> tuple[int, ...]:
         """Recorded steps that this life did not ask for, and that no step contains whose result it reused."""

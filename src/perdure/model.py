@@ -208,6 +208,28 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return bool(self.concurrency or self.rate)
 
 
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a fork comes from."""
+
+    run: str
+    """the run whose records it shares, as goal#episode; it may be gone by now"""
+    seq: int
+    """the last of these records"""
+    step: int = 0
+    """the step that ends with it; 0: none does"""
+    path: str = ""
+    """of that step"""
+    by: str = ""
+
+    @property
+    def place(self) -> str:
+        """How far it shares them, for people."""
+        return f"after step {self.step} ({self.path})" if self.step else f"after entry {self.seq}"
+
+    def __str__(self) -> str:
+        return f"{self.run} {self.place}"
+
+
 class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a listing. Derived from the journal, kept beside it so that listings need no fold."""
 
@@ -238,6 +260,8 @@ class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     """what the results that its completing life reused had used"""
     parent: str = ""
     """the run that started this one, as goal#episode"""
+    forked: Origin | None = None
+    """the run that this one shares its first records with"""
     wake: float = 0.0
     """from when on it may be taken up if nobody holds it, seconds since 1970; 0: not by a date"""
     begun: float = 0.0

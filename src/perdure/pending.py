@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from hashlib import sha256
 
 import msgspec
@@ -71,6 +72,15 @@ class Pending:
         if entry.asked is not None:
             self._asked[entry.step] = _question(entry, entry.asked, step, key, run_id)
         self._next_signal(entry.step)
+
+    def rename(self, steps: Mapping[int, Step], key: RunKey, run_id: str) -> None:
+        """From now on another run asks what is open: under ids of its own."""
+        for number, old in self._asked.items():
+            entry = self.steps[number]
+            assert entry.asked is not None
+            asked = _question(entry, entry.asked, steps[number], key, run_id)
+            self._asked[number] = msgspec.structs.replace(asked, refused=old.refused)
+        self._heads = None
 
     def receive(self, entry: j.SignalReceived, again: bool = False) -> int | None:
         """The step that a signal is for: the one that waits longest for its name; None if it is kept for the next.

@@ -59,7 +59,7 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.life import Cursor, Life, Request, idempotency_key
-from perdure.record import Identity, Step
+from perdure.record import Identity, Step, changes, code_changed
 from perdure.redaction import discreet
 from perdure.retry import retry_after
 
@@ -137,6 +137,8 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
     try:
         identity = Identity(cursor.scope, request.name, request.fingerprint, n)
         step = life.state.index.get(identity)
+        if life.rehearsal is not None:
+            return (yield from life.rehearsal.answer(step, identity, request))
         if step is None:
             _tell_difference(life, identity, request)
             number = request.number = next(life.numbers)
@@ -147,16 +149,22 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
             return (yield from _Work(life, identity, request, number).run())
         request.number = step.number
         life.asked.add(step.number)
-        if step.recorded:
+        changed = life.renew and code_changed(step.digest, request.digest)
+        renewed = step.recorded and changed and not step.edited  # what a person gave stays until he says otherwise
+        if step.recorded and not renewed:
             return (yield from reuse(life, step, request))
         life.diverged = True
+        source = (yield from _cached(life, request)) if renewed and request.options.cache else None
+        if source is not None and source is not step:
+            yield Append((j.StepsInvalidated(steps=(step.number,), why="code"),), False)
+            return (yield from copy(life, identity, request, step.number, source))
         if step.status in states.STEP_IN_DOUBT and request.options.on_crash != "rerun":
             found = yield from _settle(life, step, request)
             if found is not None:
                 return found.value
         if step.until:
             yield Wait(step.until)
-        return (yield from _Work(life, identity, request, step.number).run())
+        return (yield from _Work(life, identity, request, step.number, renewed).run())
     finally:
         if not claimed:
             cursor.done(request.name, request.fingerprint, by)
@@ -164,9 +172,13 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
 
 def reuse(life: Life, step: Step, request: Request) -> Machine:
     """The recorded result of a step."""
-    life.reused[step.number] = step.seconds
-    if step.digest and request.digest and step.digest != request.digest:
-        life.tell(f"step {step.number} ({step.path}): its code has changed since it was executed; its result is reused")
+    changed = code_changed(step.digest, request.digest)
+    if life.reuses(step, changed):
+        life.tell(
+            f"run {life.state.key}, step {step.number} ({step.path}): its code has changed since it was executed; its "
+            "result is reused, and so are others of this name. To execute what has changed, run it with "
+            "rerun='changed' (--rerun changed)."
+        )
     assert step.output is not None
     try:
         return (yield from load(life, step.output))
@@ -232,12 +244,16 @@ def _settle(life: Life, step: Step, request: Request) -> Machine:
 class _Work:
     """The attempts of one step. Its methods yield what to journal; without a life they journal nothing."""
 
-    def __init__(self, life: Life | None, identity: Identity, request: Request, number: int) -> None:
+    def __init__(
+        self, life: Life | None, identity: Identity, request: Request, number: int, renewed: bool = False
+    ) -> None:
         step = life.state.steps.get(number) if life else None
         self.life, self.identity, self.request, self.number = life, identity, request, number
+        self.renewed = renewed
+        """it is recorded, and becomes invalid when its first attempt begins"""
         self.attempt = len(step.attempts) if step else 0
         self.failures = step.failures if step else 0
-        self.generation = step.generation if step else 0
+        self.generation = step.generation + renewed if step else 0
         self.final_wait = life is not None and life.durability == "strict"
         self.progress: object = None
         self.text = ""
@@ -276,7 +292,7 @@ class _Work:
             if delay is None and payload is not None and self.request.options.on_refused == "flag":
                 yield from self.complete(payload, blobs, outcome.seconds, flagged=discreet(str(error)))
                 return outcome.value
-            if delay is None and self.request.options.failed and not isinstance(error, _NO_FAULT):
+            if delay is None and self.request.options.failed and not isinstance(error, NO_FAULT):
                 value = self.request.options.failed(error)
                 payload, blobs = self.dumps(value) if self.life else (None, {})
                 yield from self.complete(payload, blobs, outcome.seconds, flagged=discreet(str(error)))
@@ -305,10 +321,13 @@ class _Work:
         if self.life:
             self.life.check_budget(self.request.options.metered)
             step = self.life.state.steps.get(self.number)
-            if step is not None:
+            invalid = (j.StepsInvalidated(steps=(self.number,), why="code"),) if self.renewed else ()
+            if step is not None and not self.renewed:
                 partial = step.partial_text
                 progress = (yield from load(self.life, step.progress)) if step.progress is not None else None
-            yield Append((self.started(first=step is None),), self.life.durability in ("strict", "pipelined"))
+            started, blobs = self.started(self.life, first=step is None)
+            yield Append((*invalid, started), self.life.durability in ("strict", "pipelined"), blobs)
+            self.renewed = False
         commit = self.commit if self.request.options.transaction else None
         try:
             return (yield Call("body", self.number, self.attempt, self.key, progress, partial, self.inner(), commit))
@@ -320,15 +339,21 @@ class _Work:
                 yield Append((ended,), False)
             raise
 
-    def started(self, first: bool) -> j.StepStarted:
-        options = self.request.options
+    def started(self, life: Life, first: bool) -> tuple[j.StepStarted, dict[str, bytes]]:
+        options, request = self.request.options, self.request
+        code: codec.Payload | None = None
+        blobs: dict[str, bytes] = {}
+        if request.parts and request.digest not in life.state.code:
+            parts = {name: discreet(text) for name, text in request.parts.items()}
+            code, blobs = codec.dumps(parts, f"the code of {request.name}", life.guard)
         if not first:
             return j.StepStarted(
                 step=self.number,
                 attempt=self.attempt,
-                digest=self.request.digest,
+                digest=request.digest,
                 metered=options.metered,
-            )
+                code=code,
+            ), blobs
         scope, name, fingerprint, n = self.identity
         return j.StepStarted(
             step=self.number,
@@ -337,11 +362,12 @@ class _Work:
             name=name,
             fingerprint=fingerprint,
             n=n,
-            args=self.request.args,
-            digest=self.request.digest,
+            args=request.args,
+            digest=request.digest,
             metered=options.metered,
             spoken=options.spoken,
-        )
+            code=code,
+        ), blobs
 
     def judge(self, outcome: Outcome) -> tuple[Exception | None, codec.Payload | None, dict[str, bytes]]:
         """What is wrong with an outcome, and its value as it would be stored (None when there is none)."""
@@ -452,7 +478,7 @@ def _is_halt(stopped: BaseException) -> bool:
 NO_OUTCOME = (StoreError, MemoryError)
 """errors that are never recorded as the outcome of a step or a run (rel:R7): it goes on when the store can be used
 again, or where there is more memory"""
-_NO_FAULT = (StoreError, FencedError, RunPaused, RunStopped)
+NO_FAULT = (StoreError, FencedError, RunPaused, RunStopped)
 """errors that say nothing about the step's own work"""
 _NOTHING = codec.Payload(codec=codec.CODEC_VERSION)
 
@@ -461,6 +487,14 @@ def _outcome_word(error: Exception) -> str:
     if isinstance(error, StepTimeout):
         return "timed_out"
     return "refused" if isinstance(error, OutputRefused) else "failed"
+
+
+def difference(recorded: Step, request: Request) -> str:
+    """What tells a request from a record that could have been meant, in words."""
+    found = [change.told(120) for change in changes(recorded.args, request.args)]
+    if not found and recorded.identity.fingerprint != request.fingerprint:
+        found = ["its key is another"]
+    return "; ".join(found) or "it is asked for more often than before"
 
 
 def _tell_difference(life: Life, identity: Identity, request: Request) -> None:
@@ -478,16 +512,9 @@ def _tell_difference(life: Life, identity: Identity, request: Request) -> None:
     if not left:
         life.used_up.add(named)
         return
-    old = {a.name: a for a in left[0].args}
-    changes = [
-        f"{a.name} was {old[a.name].head if a.name in old else 'absent'}, now {a.head}"
-        for a in request.args
-        if a.name not in old or old[a.name].digest != a.digest
-    ]
-    what = "; ".join(changes) or "it is asked for more often than before"
     message = (
         f"run {life.state.key}: step {identity.name!r} is asked for with inputs that no record has, although the code "
-        f"is unchanged: {what}. Recorded step {left[0].number} was not asked for."
+        f"is unchanged: {difference(left[0], request)}. Recorded step {left[0].number} was not asked for."
     )
     if life.strict:
         raise Nondeterminism(message, hint="Make the argument deterministic, for example by computing it in a step.")

@@ -187,6 +187,8 @@ def mask_known(text: str) -> str:
 
 def longest_known() -> int:
     """Characters of the longest text that ``mask_known`` masks: so much has to be looked at beyond a cut."""
+    if not _alive:
+        return 0
     alive = [secret for known in _alive.valuerefs() if (secret := known())]
     return max((len(form) for secret in alive for form in secret.shown_as()), default=0)
 

@@ -58,6 +58,14 @@ RUN: Final[dict[tuple[str | None, str], str]] = {
     (PENDING_INPUT, "run_paused"): PAUSED,
     (WAITING, "run_paused"): PAUSED,
     (READY, "run_paused"): PAUSED,
+    # its records up to here are those of another run
+    **{
+        (state, "run_forked"): INTERRUPTED
+        for state in (
+            *(RUNNING, COMPLETED, FAILED, PAUSED, INTERRUPTED),
+            *(PENDING_INPUT, WAITING, READY, QUEUED, CANCELLED),
+        )
+    },
     # a person gave it up
     **{
         (state, "run_cancelled"): CANCELLED
@@ -81,6 +89,7 @@ STEP: Final[dict[tuple[str | None, str], str]] = {
     (INTERRUPTED, "step_started"): RUNNING,
     (CRASHED, "step_started"): RUNNING,
     (INVALIDATED, "step_started"): RUNNING,
+    (INVALIDATED, "step_copied"): COMPLETED,
     # a question, a signal or a timer: nothing runs until it is there
     (None, "step_pending"): PENDING,
     (FAILED, "step_pending"): PENDING,
@@ -97,6 +106,12 @@ STEP: Final[dict[tuple[str | None, str], str]] = {
     # a person asked for it to be executed again
     (COMPLETED, "step_invalidated"): INVALIDATED,
     (FLAGGED, "step_invalidated"): INVALIDATED,
+    # what was executed when the run was forked is so in the other run, and has its effect there
+    (RUNNING, "step_forked"): INVALIDATED,
+    # a person gave it another result in a fork
+    (COMPLETED, "step_edited"): COMPLETED,
+    (FLAGGED, "step_edited"): COMPLETED,
+    (FAILED, "step_edited"): COMPLETED,
 }
 
 STEP_RECORDED: Final = frozenset({COMPLETED, FLAGGED})

@@ -39,12 +39,13 @@ def test_the_examples_run_as_their_page_says(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     page = (REPOSITORY / "examples" / "README.md").read_text()
     commands = [line.strip() for line in page.splitlines() if line.strip().startswith("perdure run")]
-    results = []
+    results: list[str] = []
     for command in commands:
         done = run("-m", *command.split(), "--json", folder=tmp_path)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout)["result"])
     assert results[0].startswith("- 'always' occurs ") and results[0].count("\n") == 3
-    assert results[1].endswith(" headings") and "without" not in results[1]
+    assert results[1].startswith("Dear authors,") and results[2] == results[1]
+    assert results[3].endswith(" headings") and "without" not in results[3]
     script = run("examples/review.py", "examples/paper.md", folder=tmp_path)
     assert script.returncode == 0 and script.stdout.strip() == results[0].strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,7 +82,49 @@ def test_the_approval_example_is_withdrawn_when_it_is_cancelled(tmp_path: Path) 
     assert shell(str(EXAMPLES / "approval.py")).startswith("did withdraw\nrun release#0 was cancelled by ann")
 
 
+def test_the_regression_example_passes_until_its_code_leaves_what_was_recorded(tmp_path: Path) -> None:  # X11
+    def tested() -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "regression"]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    shutil.copytree(EXAMPLES / "regression", tmp_path / "regression", ignore=shutil.ignore_patterns("__pycache__"))
+    done = tested()
+    assert done.returncode == 0, done.stdout
+    crew = tmp_path / "regression" / "crew.py"
+    crew.write_text(crew.read_text().replace('"facts")', '"figures")'))
+    failed = tested()
+    assert failed.returncode == 1 and 'aspect was "facts", now "figures"' in failed.stdout, failed.stdout
+
+
 def test_every_example_is_short_and_on_the_page() -> None:
     page = (EXAMPLES / "README.md").read_text()
     for path in EXAMPLES.glob("*.py"):
         assert path.name in page and len(path.read_text().splitlines()) < 80
+
+
+def test_the_prompt_of_step_six_is_edited_and_five_steps_are_reused(tmp_path: Path) -> None:  # X1
+    def shell(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "perdure", *words]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PERDURE_")}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    for name in ("crew.py", "paper.md"):
+        (tmp_path / name).write_text((EXAMPLES / name).read_text())
+    run = ("run", "crew.py:crew", "--input", "path=paper.md", "--goal", "paper")
+    assert "21 findings: revise" in shell(*run).stdout
+    text = (tmp_path / "crew.py").read_text()
+    (tmp_path / "crew.py").write_text(text.replace("Be strict: more than 3 ", "Be kind: more than 30 "))
+    again = shell(*run)
+    assert "21 findings: revise" in again.stdout and "--rerun changed" in again.stderr
+    renewed = shell(*run, "--rerun", "changed")
+    assert "21 findings: accept" in renewed.stdout and "5 steps reused" in renewed.stderr
+    told = shell("explain", "paper").stdout
+    assert "5 reused, 3 executed" in told.splitlines()[0]
+    first = ("load", "outline", "claims", "numbers", "hedges")
+    whys = [" ".join(line.split()[1:]) for line in told.splitlines() if line[:1].isdigit()]
+    assert whys[:6] == [
+        *(f"{name} reused it is recorded, with the same inputs" for name in first),
+        "verdict executed its code has changed",
+    ]
+    assert 'advice executed its inputs have changed: verdict was "21 findings: revise", now' in whys[8]
+    assert '+VERDICT = "Be kind: more than 30 findings are too many."' in told.splitlines()

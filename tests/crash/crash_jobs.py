@@ -14,6 +14,7 @@ from typing import Any
 import crash_crew as crew
 import crash_lives as lives
 import crash_runner_lives as runners
+import crash_runners
 import crash_spy as spy
 import crash_twins as twins
 import msgspec
@@ -121,6 +122,7 @@ def squeezed(root: str, store: str, job: str, life: int, room: int) -> dict[str,
     """Run with no more memory than there is now and ``room`` KiB."""
     Path(root).mkdir(exist_ok=True)
     crew.listen(f"{root}.witness", life)
+    _ = crash_runners.heavy.digest  # a worker has read its code by then; Python's parser may die where memory ends
     threading.stack_size(256 << 10)  # else nothing is found but that there is no room for a thread's stack
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)

@@ -73,6 +73,7 @@ def serve() -> None:
         "crash_runner_lives",
         "crash_endings",
         "crash_waits",
+        "crash_forks",
         "perdure.stores.file",
         "perdure.stores.sqlite",
     ):

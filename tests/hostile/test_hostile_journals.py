@@ -37,6 +37,9 @@ def look(judge: Judge, seed: int, client: Client, state: State) -> None:
     judge("due", seed, client.due)
     judge("entries", seed, lambda: client.entries(NAME))
     judge("transcript", seed, lambda: transcript(client, NAME))
+    judge("explain", seed, lambda: client.explain(NAME))
+    judge("at", seed, lambda: client.state(NAME, at=1 + seed % max(state.seq, 1)))
+    judge("diff", seed, lambda: client.diff(NAME, NAME))
     for step in state.steps.values():
         judge("output_file", seed, lambda step=step: client.output_file(state, step))
         judge("around", seed, lambda step=step: (state.around(step), state.waits_inside(step.number), step.usage))
@@ -55,6 +58,7 @@ def say(judge: Judge, seed: int, client: Client) -> None:
     judge("question", seed, lambda: client.question(NAME, 2))
     verbs: list[Any] = [client.pause, client.unpause, client.retry, client.cancel]
     judge("signal", seed, lambda: client.signal(NAME, "x", {"a": 1}, by="ann"))
+    judge("fork", seed, lambda: client.fork(NAME, at=1 + seed % 7, goal="forked", by="ann"))
     judge("verb", seed, lambda: verbs[seed % 4](NAME, by="ann"))
 
 

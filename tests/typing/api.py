@@ -58,6 +58,8 @@ with perdure.Client("memory:") as client:
     assert_type(client.export("all.tgz").damaged, dict[str, str])
     assert_type(client.import_archive("all.tgz", by="ann").paused, list[str])
     client.import_archive("all.tgz")  # type: ignore[call-arg]
+    assert_type(client.fork("g", by="ann", after="load", inputs={"topic": 1}).status, str | None)
+    client.fork("g")  # type: ignore[call-arg]
 
 
 def tested() -> None:

@@ -89,7 +89,9 @@ def kept(name: str, key: RunKey = KEPT_KEY) -> tuple[list[bytes], list[bytes]]:
     for seq, line in enumerate((KEPT / name).read_bytes().splitlines(keepends=True), 1):
         entry = j.decode(KEPT_KEY, line, seq)
         lines.append(j.encode(key, entry))
-        if isinstance(entry, j.Posted):
+        if isinstance(entry, j.RunForked):
+            posts.clear()
+        elif isinstance(entry, j.Posted) and entry.post:
             entry.seq, entry.at, entry.post = 0, 0.0, 0
             posts.append(j.encode(key, entry))
         elif isinstance(entry, j.PostDropped):

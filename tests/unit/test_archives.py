@@ -50,7 +50,7 @@ from perdure.errors import (
 from perdure.fold import fold
 from perdure.framing import frame
 from perdure.model import OWN, RunKey
-from perdure.runtime import restore
+from perdure.runtime import sender
 from perdure.runtime.archive import Head
 from perdure.runtime.manager import CheckpointManager
 from perdure.runtime.queues import may_go_on
@@ -197,6 +197,7 @@ def test_every_value_of_every_kind_of_entry_is_among_its_references() -> None:
 
 def _least(kind: type[j.Entry]) -> dict[str, Any]:
     needed = {"step": 1, "output": ONE, "value": ONE, "run_id": "", "flow": "", "epoch": 1, "pid": 1, "host": ""}
+    needed |= {"run": "", "origin": "", "at_seq": 1}
     return {name: needed[name] for name in needed if name in kind.__struct_fields__} | (
         {"queue": "q", "wake": 0.0} if kind is j.RunQueued else {}
     )
@@ -432,7 +433,7 @@ def test_a_shorter_journal_is_another_runs_unless_an_import_was_killed_there(mon
     with pytest.raises(ConfigError, match="with other content: g#0"):
         imported(MemoryStore(there), archive)
     # a journal that takes several appends, killed after one of them
-    monkeypatch.setattr(restore, "_AT_ONCE", len(records[0]) + len(records[1]) + len(records[2]) + 10)
+    monkeypatch.setattr(sender, "_AT_ONCE", len(records[0]) + len(records[1]) + len(records[2]) + 10)
     (came,) = imported(MemoryStore(there), archive).runs
     assert came.fate == "completed" and contents(MemoryStore(there)) == contents(MemoryStore(here))
     assert states(MemoryStore(there)) == states(MemoryStore(here))
@@ -472,7 +473,7 @@ class _Dies(MemoryStore):
 def test_an_import_that_was_killed_anywhere_is_completed_by_the_next(
     at_once: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore, "_BLOBS_AT_ONCE", 25_000)
+    monkeypatch.setattr(sender, "_BLOBS_AT_ONCE", 25_000)
     here = memory()
     run(MemoryStore(here), "a", *[("work", 20_000 + n) for n in range(4)])
     run(MemoryStore(here), "asks", ("signal", None), ("ask", None))
@@ -483,7 +484,7 @@ def test_an_import_that_was_killed_anywhere_is_completed_by_the_next(
     whole = memory()
     imported(MemoryStore(whole), archive, trust=True)
     if at_once:
-        monkeypatch.setattr(restore, "_AT_ONCE", at_once)
+        monkeypatch.setattr(sender, "_AT_ONCE", at_once)
     for left in range(200):
         there = memory()
         try:
@@ -526,7 +527,7 @@ def test_blobs_that_somebody_cleaned_up_in_between_are_brought_again(monkeypatch
                     del self._backend.blobs[digest]
             return told
 
-    monkeypatch.setattr(restore, "_BLOBS_AT_ONCE", 25_000)
+    monkeypatch.setattr(sender, "_BLOBS_AT_ONCE", 25_000)
     here, there = memory(), memory()
     run(MemoryStore(here), "a", *[("work", 20_000 + n) for n in range(4)])
     imported(Cleans(there), exported(MemoryStore(here)))

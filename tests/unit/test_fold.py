@@ -31,6 +31,7 @@ RUN_ENTRIES: dict[str, j.Entry] = {
     "run_waiting": j.RunSuspended(reason="waits", wake=9.0),
     "run_cancelled": j.RunCancelled(reason="enough", by="ada"),
     "run_queued": j.RunQueued(run_id="r", flow="f", queue="q", wake=9.0),
+    "run_forked": j.RunForked(run="paper#0", origin="r", run_id="r-2", at_seq=0),
 }
 STEP_ENTRIES: dict[str, j.Entry] = {
     "step_completed": j.StepCompleted(step=1, attempt=1, output=ONE),
@@ -65,6 +66,8 @@ def journal(*entries: j.Entry) -> State:
 def add(state: State, entry: j.Entry) -> None:
     kind = type(entry)
     fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
+    if isinstance(entry, j.RunForked) and not entry.at_seq:
+        fields["at_seq"] = state.seq
     state.apply(kind(**{**fields, "seq": state.seq + 1}))
 
 
@@ -112,6 +115,9 @@ def test_only_what_the_table_of_steps_allows_is_folded(reached: str, event: str)
         (j.StepProgress(step=1, attempt=0, value=ONE), "speaks of attempt 0"),
         (j.StepChunk(step=7, attempt=1, text="a"), "speaks of step 7"),
         (j.StepsInvalidated(steps=(1, 9), why="x"), "cannot follow the state 'running' of step 1"),
+        (j.StepEdited(step=1, output=ONE), "edits step 1 of a run that goes on"),
+        (j.RunForked(run="a#0", origin="r", run_id="q", at_seq=1), "says that the run was forked at 1"),
+        (j.RunForked(run="a#0", origin="r", run_id="q", at_seq=2, step=4), "speaks of step 4"),
     ],
 )
 def test_an_entry_about_what_never_happened_is_damage(entry: j.Entry, said: str) -> None:  # G8
@@ -270,6 +276,62 @@ def test_journals_of_pinned_runs_of_every_released_version_still_fold(path: Path
     lines = path.read_bytes().splitlines(keepends=True)
     assert [fold(KEY, lines[:n]).meta().pinned for n in range(1, 6)] == [False, True, True, False, True]
     assert fold(KEY, lines).status == states.COMPLETED
+
+
+@pytest.mark.parametrize("path", _kept("*-renewed.jsonl"), ids=lambda p: p.stem)
+def test_journals_of_runs_that_executed_what_had_changed_still_fold(path: Path) -> None:  # X1 X13
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert [fold(KEY, lines[:n]).renewing for n in (6, 7, 11, 12)] == [None, "2.f2", "2.f2", None]
+    state = fold(KEY, lines)
+    assert state.output is not None and codec.loads(state.output) == "a good draft"
+    assert (state.steps[2].digest, state.steps[2].generation) == ("2.b2", 1)
+    assert {name: codec.loads(code).get("PROMPT") for name, code in state.code.items()} == {
+        "2.a1": None,
+        "2.b1": 'PROMPT = "Draft."',
+        "2.b2": 'PROMPT = "Draft well."',
+    }
+
+
+def test_with_a_fork_all_that_is_told_of_a_run_as_a_whole_begins_anew() -> None:  # X2 X6
+    state, fresh = journal(RUN_ENTRIES["run_queued"]), State(KEY)
+    whole = """
+        reason created lives crashes idempotency_key reused saved stopped_by usage paid saved_usage seconds output error
+        outputs posts woken _woken stop pinned wake _life_began _not_before _left
+    """.split()
+    for name in whole:
+        setattr(state, name, "of the original")
+    add(state, RUN_ENTRIES["run_forked"])
+    assert state.reason == "forked from paper#0 after entry 1"
+    left = {name for name in whole if getattr(state, name) != getattr(fresh, name)}
+    assert left == {"reason"}, "created is 0, as in the entry"
+    forked = replace(RUN_ENTRIES["run_forked"], at=9.0)
+    add(state, forked)
+    assert (state.created, state.forgiven, state.meta().wake) == (9.0, 9.0, 9.0)
+
+
+def test_a_question_that_has_refused_an_answer_is_open_in_a_fork_with_the_reason() -> None:  # W1
+    answered = j.QuestionAnswered(post=1, step=1, question=asks().waits.questions()[0].id, value=ANSWER, by="ann")
+    state = asks(answered, j.AnswerRejected(step=1, why="not that"))
+    (before,) = state.waits.questions()
+    add(state, RUN_ENTRIES["run_forked"])
+    (after,) = state.waits.questions()
+    assert after == replace(before, id=after.id) and after.id != before.id and after.refused == "not that"
+    assert state.meta().questions[0].id == after.id
+
+
+@pytest.mark.parametrize("path", _kept("*-forked.jsonl"), ids=lambda p: p.stem)
+def test_journals_of_forks_of_every_released_version_still_fold(path: Path) -> None:  # X2 X12 X13
+    lines = path.read_bytes().splitlines(keepends=True)
+    before = next(n for n in range(1, len(lines)) if fold(KEY, lines[:n]).forked is not None) - 1
+    shared, fork = fold(KEY, lines[:before]), fold(KEY, lines[: before + 3])
+    assert fork.forked is not None and str(fork.forked) == f"paper#0 after entry {before}" and fork.forked.by == "bob"
+    assert (shared.posts, fork.posts) == (1, 0) and fork.status == states.INTERRUPTED
+    assert fork.keyed_by == shared.run_id != fork.run_id
+    assert fork.steps[1].edited == "bob" and isinstance(fork.waits.arrived[2], j.QuestionAnswered)
+    assert [arg.head for arg in shared.args] == ['"tides"', '"plain"'] and fork.args[1].head == '"kind"'
+    state = fold(KEY, lines)
+    assert (state.status, state.lives, state.posts, len(state.waits.signals["hint"])) == ("completed", 2, 1, 1)
+    assert state.output is not None and codec.loads(state.output, {}) == "kind better draft 7"
 
 
 def test_the_journals_kept_have_every_kind() -> None:  # X13

@@ -12,13 +12,17 @@ from perdure import __version__
 from perdure.cli.agents import files, show_transcript
 from perdure.cli.archives import export, import_
 from perdure.cli.check import check, schema
+from perdure.cli.comparing import diff_
 from perdure.cli.crashing import crashtest
 from perdure.cli.demo import demo
 from perdure.cli.encryption import key, rekey
+from perdure.cli.explaining import explain
+from perdure.cli.forking import fork
 from perdure.cli.graph import graph
 from perdure.cli.listing import ls, output, show
 from perdure.cli.outcome import CTRL_C, FIX, MEANING, OK, report
 from perdure.cli.pruning import pin, prune, unpin
+from perdure.cli.replaying import replay
 from perdure.cli.run import resume, run
 from perdure.cli.stopping import cancel, pause, retry, unpause
 from perdure.cli.tail import tail
@@ -39,24 +43,28 @@ def cli() -> None:
       perdure run review.py:review --input paper=paper.md   run a flow, or go on with it
       perdure ls                                            which runs there are
       perdure show RUN                                      every step of one
+      perdure explain RUN                                   why each was executed or reused
       perdure tail RUN                                      watch one live
       perdure transcript RUN                                what its agents said
+      perdure diff RUN RUN                                  what differs between two
       perdure resume RUN --app review.py:review             go on with one
       perdure questions                                     what runs ask people
       perdure answer RUN                                    answer one
+      perdure fork RUN --after STEP                         go on from there once more, in another run
       perdure submit review.py:review -i paper=paper.md     have a worker execute it
       perdure worker --app review.py                        be one
       perdure crashtest review.py:review -i paper=paper.md  see what a crash would do to a flow
+      perdure replay --app review.py                        see which stored runs new code would break
 
     The store is sqlite:.perdure/runs.db unless --store or PERDURE_STORE says otherwise.
     """
 
 
 for _commands in (
-    (run, resume, ls, show, output, tail, show_transcript, files, graph),
-    (questions, answer, signal, pause, unpause, retry, cancel),
+    (run, resume, ls, show, output, tail, show_transcript, files, graph, explain, diff_),
+    (questions, answer, signal, pause, unpause, retry, cancel, fork),
     (prune, pin, unpin, export, import_, check, key, rekey, schema),
-    (submit, worker, crashtest, demo),
+    (submit, worker, crashtest, replay, demo),
 ):
     for _command in _commands:
         cli.add_command(_command)

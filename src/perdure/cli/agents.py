@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from perdure.cli.listing import json_option, store_option
+from perdure.cli.listing import at_option, json_option, store_option
 from perdure.cli.outcome import OK, write
 from perdure.cli.words import plain_table, say
 from perdure.errors import CodecError, ConfigError
@@ -23,15 +23,17 @@ from perdure.runtime.client import Client
 @click.command("transcript")
 @click.argument("name", metavar="RUN")
 @click.option("--scope", help="Only of the agent in this scope; perdure show RUN lists scopes.")
+@at_option
 @store_option
 @json_option
-def show_transcript(name: str, scope: str | None, store: str | None, as_json: bool) -> int:
+def show_transcript(name: str, scope: str | None, at: str | None, store: str | None, as_json: bool) -> int:
     """Print what the agents of RUN and their models said to each other, message by message.
 
-    Of a run that goes on or has crashed too: every message that is durable is there, once.
+    Of a run that goes on or has crashed too: every message that is durable is there, once. --at prints what had been
+    said at some moment, as for `perdure show`.
     """
     with Client(store) as client:
-        lines = transcript(client, name, scope)
+        lines = transcript(client, name, scope, at)
     if as_json:
         write(msgspec.json.encode(lines))
         return OK

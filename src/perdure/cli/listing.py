@@ -14,6 +14,7 @@ from perdure import codec, states
 from perdure.cli.counter import Counter
 from perdure.cli.outcome import OK, command, write, write_part
 from perdure.cli.progress import elapsed, progress
+from perdure.cli.tree import tree
 from perdure.cli.words import age, aligned, holder, inputs_text, moment, plain_table, say, step_word, widths_of
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError
@@ -30,25 +31,38 @@ _STATUSES = (
     *("queued", "pending_input", "waiting", "ready", "cancelled"),
 )
 _PAGE = 500
+_DEEPEST = 30
+"""levels of a tree that are told apart by their indentation"""
+_TITLES = ("run", "status", "steps", "used", "updated", "executed by", "reason")
 store_option = click.option("--store", help="Where the journal is kept. [PERDURE_STORE, or sqlite:.perdure/runs.db]")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+at_option = click.option(
+    "--at",
+    metavar="WHEN",
+    help="As it was then: after entry N, when the step '#N' or NAME had ended, at a date, or so long ago (10m).",
+)
 
 
 @click.command()
 @click.option("--status", metavar="STATUS", help=f"Only runs of this status: {', '.join(_STATUSES)}.")
 @click.option("--goal", help="Only runs of this task.")
 @click.option("--due", is_flag=True, help="Only suspended runs that can go on now.")
+@click.option(
+    "--tree", "as_tree", is_flag=True, help="Runs below those that they were forked from, or that began them."
+)
 @store_option
 @json_option
-def ls(status: str | None, goal: str | None, due: bool, store: str | None, as_json: bool) -> int:
+def ls(status: str | None, goal: str | None, due: bool, as_tree: bool, store: str | None, as_json: bool) -> int:
     """List runs: what each is, how far it is, and who executes it now."""
     if status not in (None, *_STATUSES):
         raise ConfigError(f"{status[:40]!r} is no status.", hint=f"Write one of {', '.join(_STATUSES)}.")
+    if as_tree and as_json:
+        raise ConfigError("--tree is for people.", hint='--json has "forked" and "parent" of each run.')
     with Client(store) as client, Counter(quiet=sys.stdout.isatty()) as counter:
         rows = filter(lambda row: status in (None, row.status), _counted(_rows(client, goal, due), counter))
         if as_json:
             _ls_json(client, rows)
-        elif not _ls_table(client, rows):
+        elif not (_ls_tree(client, list(rows)) if as_tree else _ls_table(client, rows)):
             kind = " of that kind" if status or goal or due else ""
             say(f"No runs{kind} in {client.url}. Begin one with: perdure run TARGET")
     return OK
@@ -83,15 +97,27 @@ def _ls_json(client: Client, rows: Iterator[RunMeta]) -> None:
 
 def _ls_table(client: Client, rows: Iterator[RunMeta]) -> bool:
     """Written as it is read: the columns are as wide as the first page is. Whether there was anything."""
-    titles = ("run", "status", "steps", "used", "updated", "executed by", "reason")
     widths: list[int] = []
     for page in _pages(client, rows):
         lines = [_cells(row, why) for row, why in page]
         if not widths:
-            lines.insert(0, titles)
+            lines.insert(0, _TITLES)
             widths = widths_of(lines)
         say(aligned(lines, widths))
     return bool(widths)
+
+
+def _ls_tree(client: Client, rows: list[RunMeta]) -> bool:
+    """All runs are looked at, also those that are not shown: a run may come from one of them."""
+    shown = {row.key for row in rows}
+    why = client.waiting(rows)
+    lines = []
+    for row, depth, told in tree(client.each(), lambda row: row.key in shown):
+        name, *cells = _cells(row, why.get(row.key, ""))
+        lines.append(("  " * min(depth, _DEEPEST) + name, told, *cells))
+    if lines:
+        say(plain_table((_TITLES[0], "from", *_TITLES[1:]), lines))
+    return bool(lines)
 
 
 def _cells(row: RunMeta, why: str) -> tuple[str, ...]:
@@ -122,57 +148,78 @@ def _row(row: RunMeta) -> dict[str, Any]:
 
 @click.command()
 @click.argument("name", metavar="RUN")
+@at_option
 @store_option
 @json_option
-def show(name: str, store: str | None, as_json: bool) -> int:
-    """Show every step of RUN (GOAL or GOAL#EPISODE): state, attempts, time, its output's head and file."""
+def show(name: str, at: str | None, store: str | None, as_json: bool) -> int:
+    """Show every step of RUN (GOAL or GOAL#EPISODE): state, attempts, time, its output's head and file.
+
+    --at shows the run as it was at some moment of its past: WHEN is the number of an entry (perdure tail --json prints
+    them), '#6' or a step's name for right after that step had ended, a date or time, or an age. Files of outputs, which
+    are those of today, are left out then.
+
+    \b
+      perdure show paper-17 --at '#6'
+      perdure show paper-17 --at 2026-11-20T10:03
+    """
     with Client(store) as client:
-        state = client.state(name)
-        row = client.find(name)
-        told = [_step(client, state, step) for step in sorted(state.steps.values(), key=lambda s: s.number)]
+        state = client.state(name, at)
+        today = client.find(name)
+        row = today if at is None else state.meta()
+        now = SYSTEM.now() if at is None else state.updated
+        told = [_step(client, state, step, now, past=at is not None) for step in _in_order(state)]
     if as_json:
-        write(msgspec.json.encode({**_row(row), **_run(state), "steps": told}))
+        then = {} if at is None else {"at_seq": state.seq, "last_seq": today.seq}
+        write(msgspec.json.encode({**_row(row), **_run(state), **then, "steps": told}))
         return OK
     _describe(state, row)
-    cells = []
-    for step, facts in zip(sorted(state.steps.values(), key=lambda s: s.number), told, strict=True):
-        said = facts["output_head"] or progress(step)
-        seconds = age(elapsed(step, SYSTEM.now()))
-        cells.append(
-            (
-                str(step.number),
-                step.path,
-                inputs_text(step),
-                step_word(step),
-                str(len(step.attempts)),
-                seconds,
-                *((str(step.usage) if step.usage else "",) if state.usage else ()),
-                head(said, 60),
-            )
-        )
-    if cells:
-        used = ("used",) if state.usage else ()
-        say(plain_table(("#", "step", "inputs", "state", "attempts", "time", *used, "output"), cells))
-    else:
-        say("No step has started.")
+    if at is not None:
+        say(f"as of entry {state.seq} of {today.seq}, {moment(state.updated)}")
+    _tell_steps(state, told)
     files = [facts["file"] for facts in told if facts["file"]]
     if files:
         say(f"Outputs stand in {files[0].rpartition('/')[0]}")
     for asked in state.waits.questions():
         words = command("answer", str(state.key), str(asked.step), store=store)
-        say(f"Question {asked.step}: {head(asked.prompt, 80)}\n  {words}")
-    if row.status not in (states.COMPLETED, states.RUNNING, states.PENDING_INPUT, states.CANCELLED):
+        say(f"Question {asked.step}: {head(asked.prompt, 80)}" + (f"\n  {words}" if at is None else ""))
+    if at is None and row.status not in (states.COMPLETED, states.RUNNING, states.PENDING_INPUT, states.CANCELLED):
         say("Go on with: " + command("resume", str(state.key), "--app", state.target or "TARGET", store=store))
     return OK
+
+
+def _in_order(state: State) -> list[Step]:
+    return sorted(state.steps.values(), key=lambda step: step.number)
+
+
+def _tell_steps(state: State, told: list[dict[str, Any]]) -> None:
+    cells = [
+        (
+            str(step.number),
+            step.path,
+            inputs_text(step),
+            step_word(step),
+            str(len(step.attempts)),
+            age(facts["seconds"]),
+            *((str(step.usage) if step.usage else "",) if state.usage else ()),
+            head(facts["output_head"] or progress(step), 60),
+        )
+        for step, facts in zip(_in_order(state), told, strict=True)
+    ]
+    used = ("used",) if state.usage else ()
+    titles = ("#", "step", "inputs", "state", "attempts", "time", *used, "output")
+    say(plain_table(titles, cells) if cells else "No step has started.")
 
 
 def _describe(state: State, row: RunMeta) -> None:
     pinned = ", pinned" if row.pinned else ""
     say(f"run {state.key}: {row.status}{f' by {holder(row)}' if row.holder else ''}{pinned}")
     say(f"flow {state.flow}, begun {moment(state.created)}, {state.lives} {'life' if state.lives == 1 else 'lives'}")
+    if state.forked is not None:
+        by = f" by {head(state.forked.by, 80)}" if state.forked.by else ""
+        say(f"forked from {head(str(state.forked), 200)}{by}")
     for arg in state.args:
         say(f"input {arg.name} = {head(arg.head, 80)}")
-    if row.reason:
+    if row.reason and row.reason != f"forked from {state.forked}":
         say(f"reason: {head(row.reason, 400)}")
     if state.reused:
         say(f"reused in the last life: {state.reused} steps, {state.saved:.1f} s saved")
@@ -202,22 +249,23 @@ def _run(state: State) -> dict[str, Any]:
     }
 
 
-def _step(client: Client, state: State, step: Step) -> dict[str, Any]:
+def _step(client: Client, state: State, step: Step, now: float, past: bool) -> dict[str, Any]:
     output = ""
     if step.output is not None:
         suffix, content = client.readable(step.output)
         text = head(content[:400].decode("utf-8", "replace"), 120)
         output = text if suffix in (".md", ".json") else f"({len(content)} bytes)"
         output = _said(content) or output if step.spoken and suffix == ".json" else output
-    file = client.output_file(state, step)
+    file = None if past else client.output_file(state, step)  # which may have been written again since then
     return {
         "number": step.number,
         "path": step.path,
         "name": step.name,
         "state": step.status,
         "unused": step.unused,
+        "edited": step.edited,
         "flagged": step.flagged,
-        "seconds": elapsed(step, SYSTEM.now()),
+        "seconds": elapsed(step, now),
         "usage": msgspec.to_builtins(step.usage),
         "attempts": [
             {
@@ -250,20 +298,20 @@ def _said(content: bytes) -> str:
 @click.command()
 @click.argument("name", metavar="RUN")
 @click.argument("step", metavar="[STEP]", required=False)
+@at_option
 @store_option
 @json_option
-def output(name: str, step: str | None, store: str | None, as_json: bool) -> int:
+def output(name: str, step: str | None, at: str | None, store: str | None, as_json: bool) -> int:
     """Print what STEP (its number, name or path) returned, or the result of the whole RUN.
 
     Text as text, bytes as bytes, everything else as JSON. A step that did not finish prints what it had streamed, to
-    standard error.
+    standard error. --at prints what it was at some moment, as for `perdure show`, also if it was made again since.
     """
     with Client(store) as client:
-        found = client.step(name, step) if step else None
-        payload = found.output if found else client.state(name).output
+        found = client.step(name, step, at) if step else None
+        payload = found.output if found else client.state(name, at).output
         if payload is None:
-            what = f"Step {found.number} ({found.path})" if found else f"Run {name}"
-            say(f"{what} has no output: it is {found.status if found else client.find(name).status}.", err=True)
+            say(_no_output(client, name, found, at), err=True)
             if found and found.partial_text:
                 say(f"It had streamed:\n{discreet(found.partial_text)}", err=True)
             return 1
@@ -280,3 +328,10 @@ def output(name: str, step: str | None, store: str | None, as_json: bool) -> int
         else:
             write(content)
     return OK
+
+
+def _no_output(client: Client, name: str, step: Step | None, at: str | None) -> str:
+    what = f"Step {step.number} ({step.path})" if step else f"Run {name}"
+    if at is not None:
+        return f"{what} had no output: it was {step.status if step else client.state(name, at).status}."
+    return f"{what} has no output: it is {step.status if step else client.find(name).status}."

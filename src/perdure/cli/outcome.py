@@ -48,7 +48,7 @@ MEANING: Final = {
     STORE: "the store failed or is damaged",
     STOPPED: "the run waits: for an answer, a signal or a date; or it is stopped, in doubt or at a limit",
     CANCELLED: "the run was cancelled",
-    FOUND: "the crash test has found what a crash would do to the flow",
+    FOUND: "something was found: by crashtest, by replay, or by diff --exit-code",
     CTRL_C: "Ctrl-C; the run can be resumed",
     SIGTERM: "SIGTERM; the run can be resumed",
 }

@@ -123,8 +123,13 @@ def tell(state: State, entry: j.Entry, inputs: bool = True) -> str:
             return f"  {_label(state, entry.step)} waits {max(entry.until - entry.at, 0):.1f} s: {entry.error.message}"
         case j.StepInterrupted():
             return f"  {_label(state, entry.step)} interrupted"
+        case j.RunForked():
+            return f"run {state.key} is {head(state.reason, 200)}{f', by {entry.by}' if entry.by else ''}"
+        case j.StepEdited():
+            return f"  {_label(state, entry.step)} is given another result by {entry.by}"
         case j.StepsInvalidated():
-            return f"  steps {', '.join(map(str, entry.steps))} will be executed again ({entry.why})"
+            why = {"code": "code changed", "around": "something inside is"}.get(entry.why, entry.why)
+            return f"  steps {', '.join(map(str, entry.steps))} will be executed again ({why})"
     return ""
 
 

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from perdure import states
-from perdure.cli.amounts import date, duration, shown, size
+from perdure.cli.amounts import shown, size
 from perdure.cli.counter import Counter
 from perdure.cli.listing import json_option, store_option
 from perdure.cli.outcome import OK, command, write
@@ -17,6 +17,7 @@ from perdure.cli.words import age, say
 from perdure.clock import SYSTEM
 from perdure.model import RunMeta
 from perdure.runtime.client import Client
+from perdure.runtime.moments import date, duration
 from perdure.runtime.retention import Keep, Retention
 
 

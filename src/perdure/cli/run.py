@@ -28,6 +28,7 @@ from perdure.runtime.recorded import recall
 from perdure.runtime.steps import Function
 
 C = TypeVar("C", bound=Callable[..., Any])
+_RERUN = "Execute again what is changed (steps whose code is), failed or flagged, or a STEP; and what depends on it."
 
 
 def with_secrets(fn: C) -> C:
@@ -46,7 +47,7 @@ def execution_options(fn: C) -> C:
             with_secrets,
             click.option("--outputs", type=click.Path(file_okay=False), help="Keep every output as a file in DIR."),
             click.option("--durability", type=click.Choice(get_args(Durability)), default="strict", show_default=True),
-            click.option("--rerun", multiple=True, metavar="WHAT", help="failed, flagged or a STEP: execute it again."),
+            click.option("--rerun", multiple=True, metavar="WHAT", help=_RERUN),
             click.option(
                 "--budget",
                 multiple=True,
@@ -149,7 +150,7 @@ def resume(name: str, app: str | None, stopped: bool, **options: Any) -> int:
         if flow.name != state.flow:
             raise ConfigError(f"Run {key} is of flow {state.flow!r}, and {app} is {flow.name!r}.", hint="Check --app.")
         _ = flow.signature  # makes the types of its inputs known
-        guard = Guard(state.run_id, resolve=resolver(execution.secrets))
+        guard = Guard(state.keyed_by, resolve=resolver(execution.secrets))
         recalled = recall(state, client.blobs(state.inputs) if state.inputs is not None else {}, guard)
         recalled.resolve()
         args, kwargs = recalled.inputs
@@ -277,7 +278,7 @@ def _stopped(follower: Follower, again: str, as_json: bool, code: int) -> int:
 
 def _tell_result(value: Any, follower: Follower, rules: Redaction | None, options: Execution, goal: str) -> None:
     state = follower.state
-    payload, blobs = codec.dumps(value, "result", Guard(state.run_id if state is not None else "", rules))
+    payload, blobs = codec.dumps(value, "result", Guard(state.keyed_by if state is not None else "", rules))
     _, content = readable(payload, blobs)
     if options.as_json:
         body = codec.stored_json(payload, blobs)
@@ -298,6 +299,9 @@ def _tell_result(value: Any, follower: Follower, rules: Redaction | None, option
         say("This run had completed; here is its recorded result. Run it afresh with --new.", err=True)
     if value is not None:
         write(content)
+    if state is not None and options.rerun and not options.quiet:
+        how = command("explain", str(state.key), store=options.store)
+        say(f"Why each step was executed or reused: {how}", err=True)
 
 
 def _again(options: Execution, start: dict[str, Any]) -> Callable[[Follower], str]:

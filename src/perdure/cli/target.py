@@ -129,19 +129,7 @@ def parse_inputs(
     """
     parameters = flow.signature.parameters
     hints = _hints(flow)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    values: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            raise ConfigError(
-                f"--input {discreet_part(word, 60)!r} has no '='.", hint="Write --input name=value or name=@file."
-            )
-        if name not in parameters and not takes_any:
-            raise ConfigError(f"{flow.name} takes no input {name!r}.", hint=takes(flow))
-        if name in values:
-            raise ConfigError(f"The input {name!r} is given twice.")
-        values[name] = _convert(name, _read(name, text), hints.get(name))
+    values = parse_words(flow, words)
     for name, secret in (secrets or {}).items():
         if name in parameters and name not in values:
             values[name] = _as_secret(flow, name, secret, hints.get(name))
@@ -154,6 +142,26 @@ def parse_inputs(
         raise ConfigError(f"{flow.name} needs {', '.join(missing)}.", hint=takes(flow))
     if any(p.kind is p.POSITIONAL_ONLY for p in parameters.values()):
         raise ConfigError(f"{flow.name} has positional-only parameters, which the command line cannot give.")
+    return values
+
+
+def parse_words(flow: Function[..., Any], words: Sequence[str], option: str = "--input") -> dict[str, Any]:
+    """Some inputs of ``flow``, likewise."""
+    parameters = flow.signature.parameters
+    hints = _hints(flow)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"{option} {discreet_part(word, 60)!r} has no '='.", hint=f"Write {option} name=value or name=@file."
+            )
+        if name not in parameters and not takes_any:
+            raise ConfigError(f"{flow.name} takes no input {name!r}.", hint=takes(flow))
+        if name in values:
+            raise ConfigError(f"The input {name!r} is given twice.")
+        values[name] = _convert(name, read_word("The input", name, text), hints.get(name))
     return values
 
 
@@ -179,7 +187,8 @@ def _named(hint: Any) -> str:
     return "TEXT" if hint in (None, str, Any, inspect.Parameter.empty) else str(getattr(hint, "__name__", hint)).upper()
 
 
-def _read(name: str, text: str) -> str:
+def read_word(what: str, name: str, text: str) -> str:
+    """What stands behind the "=" of a word: text, or the text of a file. Raises ConfigError, saying ``what`` it is."""
     if not text.startswith("@"):
         return text
     try:
@@ -187,7 +196,7 @@ def _read(name: str, text: str) -> str:
             return read_all(file, MAX_VALUE).decode("utf-8").replace("\r\n", "\n")
     except (OSError, ValueError) as error:
         hint = f"For a text that begins with '@' use a file, or pass the path as {name}=PATH if the flow reads it."
-        raise ConfigError(f"The input {name} cannot be read from {text[1:]!r}: {error}.", hint=hint) from None
+        raise ConfigError(f"{what} {name} cannot be read from {text[1:]!r}: {error}.", hint=hint) from None
 
 
 def named_after(flow: Function[..., Any], words: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 import click
 
@@ -54,7 +55,8 @@ def inputs_text(step: Step, width: int = 32) -> str:
 
 def step_word(step: Step) -> str:
     """A step's state as people read it."""
-    return step.status + (" (unused)" if step.unused else "")
+    edited = f", edited by {head(step.edited, 40)}" if step.edited else ""
+    return step.status + edited + (" (unused)" if step.unused else "")
 
 
 def holder(row: RunMeta) -> str:
@@ -78,3 +80,18 @@ def aligned(lines: Sequence[tuple[str, ...]], widths: Sequence[int]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+SHOWN_LINES: Final = 40
+"""of one diff, unless all are asked for"""
+_COLOURS: Final = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def tell_diff(text: str, most: int | None) -> None:
+    """Print a unified diff, with colours on a terminal: at most so many lines, and how many were left out."""
+    lines = text.split("\n") if text else []
+    for line in lines[:most]:
+        colour = None if line.startswith(("---", "+++")) else _COLOURS.get(line[:1])
+        click.echo(click.style(plain(line), fg=colour) if colour else plain(line))
+    if most is not None and len(lines) > most:
+        say(f"... {len(lines) - most:,} more lines; --full shows them")

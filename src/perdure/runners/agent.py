@@ -20,6 +20,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Literal
 
+import msgspec
 from msgspec.structs import replace
 
 from perdure.checks import not_empty
@@ -33,7 +34,7 @@ from perdure.runners.tool import Tool, as_tool, told
 from perdure.runtime.branches import result
 from perdure.runtime.context import context, current
 from perdure.runtime.declare import step
-from perdure.runtime.steps import Step, code_digest
+from perdure.runtime.steps import Step
 
 _SUMMARISE = (
     "Summarise the conversation so far for yourself: the task, what was done, every fact that is still needed, and "
@@ -191,7 +192,7 @@ def _compaction(
 def _asking(name: str, fn: Callable[[Conversation], Any], theirs: Callable[..., Any], **options: Any) -> Step[..., Any]:
     """A step whose identity is the conversation it is given, and whose code is what it asks: ``theirs``, not ours."""
     made = step(name=name, key=lambda conversation: conversation.digest, ignore=("conversation",), **options)(fn)
-    made.__dict__["digest"] = code_digest(theirs)
+    made.made_of = (theirs,)
     return made.variant(name, replace(made.declared, spoken=True))
 
 
@@ -224,6 +225,7 @@ class _Loop(Shape):
         self.schemas = [tool.schema for tool in tools.values()]
         ask = self._ask_async if _is_async(model) else self._ask
         self.ask = _asking("model", ask, model, metered=True, **options)
+        self.ask.made_of += (("tools", msgspec.json.format(msgspec.json.encode(self.schemas)).decode()),)
         self.steps = [self.ask, agent.compact, *(tool.step for tool in tools.values())]
         conversation = inspect.Parameter("conversation", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         super().__init__(phase.name if phase else "loop", self.steps, [conversation])

@@ -5,8 +5,9 @@
 
 Each attempt is a run of its own: the goal ``essay/best`` with episodes 0, 1, 2. So no attempt ever sees another's
 records, whatever crashes, and each can be listed, shown and resumed by itself. The run that judges them records their
-outputs, the verdicts and the choice with its reason; an attempt that was not needed in the end is left paused.
-Without a store the attempts are plain calls.
+outputs, the verdicts and the choice with its reason; an attempt that was not needed in the end is left paused. Their
+goal is no part of the identity of what it records: a fork of it reuses its attempts, and makes others under its own
+name. Without a store the attempts are plain calls.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from perdure.runtime.context import context, current
 from perdure.runtime.declare import step
 from perdure.runtime.execute import as_function, execute, execute_async, inputs_of
 from perdure.runtime.live import LiveRun
+from perdure.runtime.lives import CHANGED
 from perdure.runtime.lives import Start as Begin
 from perdure.runtime.steps import Function, Step
 
@@ -115,10 +117,10 @@ class BestOf(Shape):
         self.judge = Task(judge, name="judge")
         asynchronous = self.flow.is_async
         attempt = self._attempt_async if asynchronous else self._attempt
-        made = step(name="attempt", check=False)(attempt)
-        made.__dict__["digest"] = self.flow.digest  # what is attempted is its code
+        made = step(name="attempt", check=False, ignore=("goal",))(attempt)
+        made.made_of = (self.flow,)  # what is attempted is its code
         self.attempt = returning(made)
-        self.dismiss = step(name="dismiss")(_dismiss_async if asynchronous else _dismiss)
+        self.dismiss = step(name="dismiss", ignore=("goal",))(_dismiss_async if asynchronous else _dismiss)
         super().__init__(name, [self.attempt, self.judge.step], list(self.flow.signature.parameters.values()))
 
     def plan(self, inputs: dict[str, Any]) -> Plan:
@@ -186,6 +188,7 @@ class BestOf(Shape):
         return Begin(
             goal,
             episode,
+            rerun=(CHANGED,) if run.life.renew else (),
             adopt_input=True,  # other inputs were refused or adopted when the judging run began
             attribution=replace(run.state.attribution, parent=str(run.key)),
             flow=self.flow.name,

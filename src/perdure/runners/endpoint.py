@@ -10,7 +10,7 @@ and shown nowhere: not in errors, not in ``repr``, not in what the server says b
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -25,6 +25,7 @@ from perdure.errors import ConfigError, RateLimited
 from perdure.limits import decoded, read_all
 from perdure.model import Usage
 from perdure.runners.messages import Message, Reply, ToolSchema, reply_of
+from perdure.runtime.code import Coded, Source
 
 _NEEDS_A_CHANGE: Final = (400, 401, 403, 404)
 """statuses of answers that stay the same however often they are asked for: no retry is made"""
@@ -38,7 +39,7 @@ class ModelError(Exception):
     """The endpoint refused, broke off or answered nonsense. Never contains the key."""
 
 
-class ChatModel:
+class ChatModel(Coded):
     """A model at ``url`` (the base, ``http://HOST:PORT/v1``), for ``Agent(model=...)`` or to be called by steps.
 
     - ``key``: default PERDURE_MODEL_KEY or OPENAI_API_KEY of the environment; sent as a bearer token.
@@ -99,6 +100,12 @@ class ChatModel:
 
     def __repr__(self) -> str:
         return f"ChatModel({self.place!r}, {self.model!r})"
+
+    def sources(self) -> Iterable[Source]:
+        """Another model, or other options, make other replies; it does not matter where it is reached."""
+        return (
+            ("model", "\n".join([self.model, *(f"{name}={value!r}" for name, value in sorted(self.options.items()))])),
+        )
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> Reply:
         """The model's reply; an empty one when it has none.

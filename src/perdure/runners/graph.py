@@ -140,6 +140,7 @@ class Graph(Shape):
         tasks = self.tasks.values()
         drawn = [f"{edge} {edge.label} {edge.limit}" for edge in self.edges]
         super().__init__(name, [task.step for task in tasks], inputs_of(types, tasks), drawn)
+        self.made_of += tuple(edge.when for edge in self.edges if callable(edge.when))
 
     def plan(self, inputs: dict[str, Any]) -> Plan:
         return _Execution(self, inputs).plan()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Generator, Mapping, Sequence
-from hashlib import sha256
 from typing import Any, NamedTuple, TypeAlias
 
 from perdure.runtime.branches import Failure, Fan, outcomes, outcomes_async
@@ -65,8 +64,8 @@ class Shape(Flow[..., Any]):
         asynchronous = any(step.is_async for step in steps)
         super().__init__(self._run_async if asynchronous else self._run, name, None, ())
         self.__dict__["signature"] = inspect.Signature(inputs)
-        plan = ";".join([*(f"{step.name}={step.digest}" for step in steps), *map(str, more)])
-        self.__dict__["digest"] = sha256(plan.encode()).hexdigest()[:16]
+        plan = "\n".join([*(step.name for step in steps), *map(str, more)])
+        self.made_of = (*steps, ("plan", plan))
 
     def plan(self, inputs: dict[str, Any]) -> Plan:
         """What to do with these inputs: yields commands, returns the result."""

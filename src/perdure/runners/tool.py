@@ -12,7 +12,7 @@ is, a ``File`` as its name, type and size, everything else as JSON.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_type_hints, overload
 
 import msgspec
@@ -23,6 +23,7 @@ from perdure.model import File
 from perdure.runners.approval import Approval
 from perdure.runners.messages import ToolCall, ToolSchema
 from perdure.runtime.children import Failed, as_step, returning
+from perdure.runtime.code import Coded, Source
 from perdure.runtime.context import context
 from perdure.runtime.forms import convert, schema_of
 from perdure.runtime.steps import Flow, Step
@@ -32,7 +33,7 @@ R = TypeVar("R")
 _KEY = "idempotency_key"
 
 
-class Tool(Generic[P, R]):
+class Tool(Coded, Generic[P, R]):
     """A function that a model may ask for: its step, and how a model is told of it. Made by ``tool``; call it as the
     function it wraps.
     """
@@ -62,6 +63,9 @@ class Tool(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<tool {self.name}>"
+
+    def sources(self) -> Iterable[Source]:
+        return (self.step,)
 
     def asks(self, arguments: dict[str, Any]) -> bool:
         """Whether a person is to approve a call with these arguments."""

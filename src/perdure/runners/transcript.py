@@ -9,10 +9,11 @@ import msgspec
 from perdure.codec import Payload
 from perdure.errors import CodecError, RunNotFound
 from perdure.fold import State
-from perdure.journal import SpokenMessage
+from perdure.journal import MessagesAdded, SpokenMessage
 from perdure.runners.messages import asked_for
 from perdure.runners.tool import told
 from perdure.runtime.client import Client
+from perdure.runtime.moments import At
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,14 +33,27 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     """a summary: so many messages before it are not shown to the model any more"""
 
 
-def transcript(client: Client, run: str, scope: str | None = None) -> list[Line]:
-    """The conversations of a run, agent by agent; of one ``scope`` if it is given. Raises RunNotFound."""
-    state = client.state(run)
+def transcript(client: Client, run: str, scope: str | None = None, at: At | None = None) -> list[Line]:
+    """The conversations of a run, agent by agent; of one ``scope`` if it is given; ``at``: what had been said then, as
+    for ``Client.state``. Raises RunNotFound, ConfigError."""
+    state = client.state(run, at)
+    if at is not None:
+        _add_said(client, state)
     if scope is not None and scope not in state.conversations:
         scopes = ", ".join(repr(known) for known in state.conversations) or "none"
         raise RunNotFound(f"run {state.key} has no agent in scope {scope!r}.", hint=f"There are agents in: {scopes}.")
     wanted = [*state.conversations] if scope is None else [scope]
     return [_line(client, state, place, said) for place in wanted for said in state.conversations[place]]
+
+
+def _add_said(client: Client, state: State) -> None:
+    """A message becomes a part of its conversation a moment after the step whose output it is has ended, and one of
+    several tools' results when all have: those that were there in between had been said too."""
+    open_ = {scope: len(said) for scope, said in state.conversations.items()}
+    for entry in client.entries(str(state.key), state.seq):
+        if isinstance(entry, MessagesAdded) and open_.pop(entry.scope, None) == entry.place:
+            said = [m for m in entry.messages if m.step in state.steps and state.steps[m.step].output is not None]
+            state.conversations[entry.scope] += said
 
 
 def _line(client: Client, state: State, scope: str, said: SpokenMessage) -> Line:

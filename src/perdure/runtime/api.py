@@ -49,7 +49,8 @@ def run(
 
     - ``episode``: which attempt at the goal; default the latest. ``new=True`` starts the next one.
     - ``store``: URL or Store; default ``PERDURE_STORE``, or an SQLite file below the working directory.
-    - ``rerun``: "failed", "flagged" or names of steps to execute again, with what depends on them.
+    - ``rerun``: what to execute again, with whatever depends on it by its inputs: "changed" (steps whose code has
+      changed), "failed", "flagged" or names of steps.
     - ``adopt_input``: go on with inputs that differ from the recorded ones. ``resume_stopped``: although a person
       stopped it.
     - ``budget``: caps for all lives of the run together; each replaces the one that is recorded.

@@ -170,7 +170,7 @@ class _Waiting(Step[..., Any]):
         super().__init__(_no_body, name, StepOptions(), None, key, ())
         self.is_async = _is_async(name)
         self.shown, self.spec = shown, spec
-        self.__dict__["digest"] = ""
+        self.made_of = ()
 
     def call(self) -> Invocation:
         return Invocation(self, (), self.shown)
@@ -259,7 +259,7 @@ def _notification(hook: Callable[[Question], object], place: int, is_async: bool
         return question.id
 
     made: Step[..., Any] = Step(body, name, options, None, identity, ("question",))
-    made.__dict__["digest"] = ""
+    made.made_of = ()
     return made
 
 

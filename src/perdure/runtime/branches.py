@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import functools
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from perdure import journal as j
 from perdure.errors import ConfigError, Halted
-from perdure.life import Cursor
+from perdure.life import Cursor, Place, Rehearsal
 from perdure.runtime.context import Frame, current, enter
 from perdure.runtime.live import LiveRun
 from perdure.runtime.steps import Flow, Invocation, Step, pending
@@ -40,6 +41,7 @@ class Branch:
         self.context = contextvars.copy_context()
         self.strand: Strand | None = None
         self.invocation = _invocation(item)
+        self._rehearsal: Rehearsal | None = None
         frame = current()
         if frame is None or frame.run is None:
             return
@@ -52,6 +54,15 @@ class Branch:
             self.label = cursor.scope
             inner = Frame(frame.run, cursor, frame.step, is_async=isinstance(item, Awaitable))
             self.context.run(enter, inner)
+        self._rehearsal = frame.run.life.rehearsal
+        if self._rehearsal is not None:
+            self._rehearsal.begun(self.place)
+
+    @property
+    def place(self) -> Place:
+        """Its place in the journal."""
+        claimed = self.invocation.claimed if self.invocation is not None else None
+        return claimed if claimed is not None else self.label
 
     def call(self) -> Any:
         """Run a sync branch in this thread."""
@@ -62,7 +73,7 @@ class Branch:
                 return self.context.run(self.invocation.start)
             return self.context.run(cast(Thunk[Any], self.item))
         finally:
-            self._release()
+            self._end()
 
     def task(self) -> asyncio.Task[Any]:
         """Start an async branch; a callable among async branches runs in a thread."""
@@ -78,12 +89,17 @@ class Branch:
             lent = lending(self.strand, work)
             return await asyncio.wrap_future(in_thread(lent, f"branch-{self.label}"))
         finally:
-            self._release()
+            self._end()
 
     @property
     def unrecorded(self) -> bool:
         """Whether it is the call of a step that has no result yet."""
         return self.invocation is not None and self.invocation.unrecorded()
+
+    def _end(self) -> None:
+        if self._rehearsal is not None and isinstance(sys.exception(), Exception | None):
+            self._rehearsal.ended(self.place)
+        self._release()
 
     def _release(self) -> None:
         if self.strand is not None:

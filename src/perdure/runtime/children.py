@@ -83,7 +83,7 @@ def as_step(fn: Callable[P, R], name: str | None = None, **options: Any) -> Step
     if not isinstance(fn, Flow):
         return step(name=name, **options)(fn)
     made: Step[P, R] = step(name=name or fn.name, **{"check": False, **options})(cast(Any, fn.fn))
-    made.__dict__ |= {"signature": fn.signature, "digest": fn.digest}
+    made.__dict__ |= {"signature": fn.signature, "made_of": (fn,)}
     return made.variant(made.name, replace(made.declared, child="role"))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from msgspec.structs import replace
@@ -17,7 +17,7 @@ from perdure import journal as j
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import AnswerRefused, ConfigError, RunNotFound
 from perdure.fold import State, fold
-from perdure.inbox import refuse_closed
+from perdure.inbox import open_question
 from perdure.journal import decode
 from perdure.model import OWN, Question, RunKey, RunMeta, check_name, key_named, printable
 from perdure.record import Step
@@ -25,6 +25,7 @@ from perdure.runtime.config import default_store
 from perdure.runtime.forms import as_json, fitting
 from perdure.runtime.lease import clock_of
 from perdure.runtime.look import each, row_of
+from perdure.runtime.moments import At, state_at
 from perdure.runtime.outputs import Outputs, outputs_folder, readable
 from perdure.runtime.retention import Retention, prune, remove
 from perdure.runtime.settle import seen, send
@@ -34,9 +35,13 @@ from perdure.stores.base import Capabilities, Store, Which
 from perdure.stores.handle import blobs_of
 
 if TYPE_CHECKING:
+    from perdure.runtime.compare import Comparison
+    from perdure.runtime.explain import Explanation
     from perdure.runtime.export import Exported, Progress
     from perdure.runtime.restore import Imported
     from perdure.runtime.unpack import Archive
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Client:
@@ -107,10 +112,17 @@ class Client:
             return rows[-1]
         raise RunNotFound(f"There is no run {name!r} in {self.url}.", hint="List what there is: perdure ls")
 
-    def state(self, name: str) -> State:
-        """Everything the journal tells of a run. Steps of a dead process have status "crashed"."""
+    def state(self, name: str, at: At | None = None) -> State:
+        """Everything the journal tells of a run. Steps of a dead process have status "crashed".
+
+        ``at``: as it was then. The number of an entry; ``"#6"`` or a step's name or path, for when that had ended; a
+        date; or an age like ``"10m"``. Raises ConfigError, which says what there is, for what is no moment of the run.
+        """
         row = self.find(name)
-        state = fold(row.key, self._store.read(row.key))
+        lines = self._store.read(row.key)
+        if at is not None:
+            return state_at(row.key, lines, at, self._clock.now())
+        state = fold(row.key, lines)
         if row.status == states.CRASHED:
             state.status = states.CRASHED
             for step in state.steps.values():
@@ -123,14 +135,28 @@ class Client:
         key = self.find(name).key
         return [decode(key, line, after + 1 + i) for i, line in enumerate(self._store.read(key, after))]
 
-    def step(self, name: str, step: str) -> Step:
-        """The step of a run with that number, name or path; the latest of several. Raises RunNotFound."""
-        state = self.state(name)
-        found = [s for s in state.steps.values() if step in (str(s.number), s.name, s.path)]
+    def step(self, name: str, step: str, at: At | None = None) -> Step:
+        """The step of a run with that number, name or path; the latest of several; ``at`` as for ``state``. Raises
+        RunNotFound."""
+        state = self.state(name, at)
+        found = [s for s in state.steps.values() if s.is_called(step)]
         if not found:
             names = ", ".join(dict.fromkeys(s.path for s in state.steps.values())) or "none yet"
             raise RunNotFound(f"run {state.key} has no step {step!r}.", hint=f"Its steps: {names}.")
         return max(found, key=lambda s: (not s.unused, s.number))
+
+    def explain(self, name: str) -> Explanation:
+        """Why each step of a run was executed or reused in its latest life."""
+        from perdure.runtime.explain import explain  # here: whoever only executes runs needs none of it
+
+        return explain(self.find(name).key, self.entries(name), self.value)
+
+    def diff(self, a: str, b: str) -> Comparison:
+        """What differs between two runs, steps by steps: inputs, outputs (as text), states, attempts, usage. Needs no
+        type of their programs. Raises RunNotFound."""
+        from perdure.runtime.compare import compare  # here: whoever only executes runs needs none of it
+
+        return compare(self.state(a), self.state(b), self.blobs)
 
     def value(self, payload: codec.Payload) -> Any:
         """The decoded value of an output, input or progress."""
@@ -177,7 +203,7 @@ class Client:
         Raises RunNotFound if it asks no such thing, ConfigError if it asks several and none is named.
         """
         state = self._state(self.find(name).key)
-        return self._full(state, self._asked(state, question))
+        return self._full(state, open_question(state, question))
 
     def answer(self, name: str, question: str | int | None, value: object, *, by: str) -> State:
         """Answer a question (named as for ``question``) of a run, whether somebody executes it or not. Durable on
@@ -190,7 +216,7 @@ class Client:
         _check_by(by)
 
         def make(state: State) -> j.Posted:
-            asked = self._asked(state, question)
+            asked = open_question(state, question)
             return j.QuestionAnswered(step=asked.step, question=asked.id, value=fitting(asked, value), by=by)
 
         return send(self._store, self._clock, key, make)
@@ -269,6 +295,37 @@ class Client:
         _check_by(by)
         post = partial(j.StopRequested, by=by, reason=reason or "no reason given", cancel=cancel)
         return send(self._store, self._clock, self.find(name).key, lambda _: post())
+
+    def fork(
+        self,
+        name: str,
+        *,
+        by: str,
+        after: str | int | None = None,
+        at: int | None = None,
+        inputs: Mapping[str, Any] = _NOTHING,
+        answers: Mapping[str, Any] = _NOTHING,
+        outputs: Mapping[str, Any] = _NOTHING,
+        goal: str | None = None,
+    ) -> State:
+        """Make another run, the next episode of the goal (or of ``goal``), which shares the records of this one up to
+        some point and goes on from there: when it is run, or a worker takes it up. This one is only read.
+
+        - ``after``: the step (number, name or path) that it shares last; or ``at``: the entry. Without either it is all
+          there is; or, with ``answers``, what there was before somebody decided.
+        - ``inputs``: what is to be changed of the run's inputs, by their names. Steps whose own inputs are the same are
+          reused.
+        - ``answers``: by number, name or id of a question that is open there.
+        - ``outputs``: by step, other results than were recorded (X12).
+
+        All of it is there on return, or nothing. Raises RunNotFound, ConfigError, AnswerRefused, CodecError for what
+        cannot be, StoreError.
+        """
+        from perdure.runtime.fork import Terms, fork  # here: whoever only executes runs needs none of it
+
+        answers, outputs = ({str(what): value for what, value in some.items()} for some in (answers, outputs))
+        terms = Terms(by, None if after is None else str(after), at, inputs, answers, outputs, goal)
+        return fork(self._store, self._clock, self.find(name).key, terms)
 
     def pin(self, name: str, *, by: str) -> State:
         """Keep a run, whatever retention says, until ``unpin``."""
@@ -370,26 +427,6 @@ class Client:
     def _state(self, key: RunKey) -> State:
         """As ``state``, with what was posted and is not moved yet."""
         return seen(self._store, key)
-
-    def _asked(self, state: State, question: str | int | None) -> Question:
-        open_ = state.waits.questions()
-        if question is None:
-            if len(open_) == 1:
-                return open_[0]
-            if open_:
-                told = "; ".join(f"{q.step} ({q.prompt[:60]})" for q in open_)
-                raise ConfigError(
-                    f"run {state.key} asks {len(open_)} questions: {told}.", hint="Name one by its number."
-                )
-        named = str(question)
-        for found in reversed(open_):
-            if named in (found.id, str(found.step), found.path, found.path.rpartition("/")[2]):
-                return found
-        refuse_closed(state, None if question is None else named)
-        raise RunNotFound(
-            f"run {state.key} asks no question{'' if question is None else f' {named!r}'}; it is {state.status}.",
-            hint="List what is asked: perdure questions",
-        )
 
     def _full(self, state: State, question: Question) -> Question:
         """With its context, also if that stands outside of the journal."""

@@ -37,6 +37,8 @@ class CheckpointConfig:
     - ``secrets``: a function from the name of a ``Secret`` to its value, where a record has no more than the name: a
       worker asks it before it goes on with a run. It decides which names there are; stored data chooses among these.
     - ``redact``: what is kept out of recorded values, besides Secrets. Texts for people need no rule.
+    - ``keep_code``: the text of the code of steps is kept with each run, without what looks like a secret, so that
+      ``explain`` can show how it has changed. (Its digest always is.)
     - ``outputs``: a folder in which every completed step's output is kept as a file of its own, with any store.
     """
 
@@ -48,6 +50,7 @@ class CheckpointConfig:
     on_question: tuple[Callable[[Question], object], ...] = ()
     secrets: Resolver | None = None
     redact: Redaction | None = None
+    keep_code: bool = True
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -69,6 +72,8 @@ class CheckpointConfig:
             )
         if self.redact is not None and not isinstance(self.redact, Redaction):
             raise ConfigError(f"redact must be a Redaction, not {type(self.redact).__name__}.")
+        if not isinstance(self.keep_code, bool):
+            raise ConfigError(f"keep_code must be True or False, not {self.keep_code!r}.")
         if self.outputs is not None and not isinstance(self.outputs, str | Path):
             raise ConfigError(f"outputs must be a folder's path, not {self.outputs!r}.")
 

@@ -35,6 +35,7 @@ def step(
     ignore: tuple[str, ...] = (),
     metered: bool = False,
     transaction: bool = False,
+    version: str = "",
 ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 def step(
     fn: Callable[P, R] | None = None,
@@ -52,6 +53,7 @@ def step(
     ignore: tuple[str, ...] = (),
     metered: bool = False,
     transaction: bool = False,
+    version: str = "",
 ) -> Step[P, R] | Callable[[Callable[P, R]], Step[P, R]]:
     """Make a function a step: a named unit of work whose result is kept.
 
@@ -70,9 +72,12 @@ def step(
       connection), in which its completion is recorded too: its effect on tables beside the store's is there exactly
       once. For short sync functions on ``sqlite:`` and ``postgresql:``; meanwhile nothing else of the process is
       committed.
+    - ``version``: any text that stands for the code of the step: as long as it is the same, nothing has changed.
 
     Raises ConfigError for a wrong declaration.
     """
+    if not isinstance(version, str):
+        raise ConfigError(f"version must be text, not {version!r}.")
     if on_refused not in ("fail", "flag"):
         raise ConfigError(f"on_refused must be 'fail' or 'flag', not {on_refused!r}.")
     if on_crash not in ("rerun", "verify", "ask", "fail"):
@@ -106,7 +111,7 @@ def step(
             transaction=transaction,
         )
         finds_out = ask_people(fn, named) if on_crash == "ask" else verify
-        return Step(fn, named, declared, finds_out, key, tuple(ignore))
+        return Step(fn, named, declared, finds_out, key, tuple(ignore), version)
 
     return decorate(fn) if fn is not None else decorate
 

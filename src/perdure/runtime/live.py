@@ -43,6 +43,11 @@ _NEW = (j.StepStarted, j.StepPending, j.StepCopied, j.BranchTaken, j.RunComplete
 """what is not added any more to a run that is being stopped: anything new"""
 
 
+_ENDS = (j.RunCompleted, j.RunFailed, j.RunPaused, j.RunSuspended, j.RunCancelled, j.RunInterrupted)
+_TELLING = (j.StepStarted, j.StepPending, j.StepCopied, *_ENDS)
+"""with these it is said what was reused before"""
+
+
 class Durability(msgspec.Struct, frozen=True):
     """Whether what a run reports is on stable storage (B10)."""
 
@@ -70,6 +75,7 @@ class LiveRun:
         observers: Sequence[Observer],
         lives: Lives,
         guard: Guard,
+        renew: bool = False,
         stay: float = 0.0,
     ) -> None:
         self.writer = writer
@@ -113,6 +119,7 @@ class LiveRun:
             lock=self.lock,
             elapsed=lambda: clock.monotonic() - began,
             guard=guard,
+            renew=renew,
         )
         self._degrade = degrade
         self._observers = tuple(observers)
@@ -148,6 +155,8 @@ class LiveRun:
                 self._close_orphans()
             if entries and isinstance(entries[0], j.StepPending) and strand_of(self).dropped:
                 raise Dropped  # nobody needs an answer: it is not even asked
+            if self.life.unsaid and any(isinstance(entry, _TELLING) for entry in entries):
+                entries = (*self.life.say_reused(), *entries)
             before: list[Callable[[], None]] = []
             seq = self.state.seq
             records = []

@@ -25,6 +25,7 @@ from perdure.fold import State, fold
 from perdure.guard import Guard
 from perdure.hooks import Observer
 from perdure.model import ArgInfo, Attribution, Budget, Lease, RunKey
+from perdure.record import code_changed
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.endings import cancelled, stopped
 from perdure.runtime.live import LiveRun
@@ -41,6 +42,8 @@ from perdure.stores.disk import run_folder_name
 from perdure.stores.handle import blobs_of
 
 log = logging.getLogger("perdure")
+CHANGED = "changed"
+"""among what is to be executed again: steps whose code has changed"""
 
 
 class Start(NamedTuple):
@@ -111,7 +114,7 @@ class Lives:
         if status == states.COMPLETED and not start.rerun:
             state = fold(key, store.read(key))
             if not self._differences(state, start):
-                return self._finished(store, state)
+                return self._finished(store, state, start)
         lease = store.claim(key)
         try:
             tell_warnings(store)
@@ -120,7 +123,7 @@ class Lives:
                 move(store, lease, state, self.clock)
             if state.status == states.COMPLETED and not start.rerun and not self._differences(state, start):
                 store.release(lease)  # somebody completed it a moment ago
-                return self._finished(store, state)
+                return self._finished(store, state, start)
             return self._enter(lease, state, start)
         except BaseException:
             store.release(lease)
@@ -191,29 +194,22 @@ class Lives:
     def _enter(self, lease: Lease, state: State, start: Start) -> LiveRun:
         """Append the entry with which a life begins: the first of the run, or another."""
         assert self.writer is not None
+        self._admit(lease, state, start)
         pid, host = process_identity()
-        why = poison(state, self.config.crash_limit)
-        if why:
-            write(self.writer.store, lease, state, [j.RunPaused(reason=why, crashed=True)], self.clock)
-            raise LimitReached(
-                f"run {state.key} is paused: {why}. What finished is kept, and nothing was executed.",
-                hint=f"Find out why, then give it another life with: perdure retry {state.key}",
-            )
-        if state.status == states.CANCELLED:
-            raise cancelled(state)
-        cancelling = state.stop is not None and state.stop.cancel
-        if state.status == states.PAUSED and state.stopped_by and not (start.resume_stopped or cancelling):
-            raise stopped(state, "Nothing was executed.")
         fresh = state.status is None
-        run_id = state.run_id or self.clock.new_id()
-        guard = self.guard(state, run_id)
+        run_id = self.clock.new_id() if fresh else state.run_id
+        guard = self.guard(state, run_id if fresh else "")
         args = start.seen(guard)
         differs = [] if fresh else differences(state, args)
         if not fresh and not start.adopt_input:
             refuse_other_inputs(state, args)
-        invalid = select(state, start.rerun)
-        same_code = not differs and not invalid and state.digest == start.digest
-        run = self._live(lease, state, same_code, guard, start.wait)
+        again = select(state, start.rerun)
+        renew = CHANGED in start.rerun or (state.renewing is not None and state.renewing == start.digest)
+        same_code = not differs and not again and state.digest == start.digest and not state.diverged
+        folder = self._folder(state)
+        if state.forked is not None and not state.lives and folder is not None:
+            Outputs(folder).bring(state.steps.values(), partial(blobs_of, self.writer.store))
+        run = self._live(lease, state, same_code, guard, start.wait, renew)
         given = start.recorded or start.inputs
         inputs, blobs = codec.dumps(given, "inputs", guard) if fresh or differs else (None, {})
         if fresh:
@@ -251,15 +247,32 @@ class Lives:
             budget=budget if budget != state.budget else None,
             outputs=self._outputs(state.key),
             version=start.version if start.version != state.version else "",
+            renew=renew,
         )
-        _log_resume(state, invalid)
-        entries: tuple[j.Entry, ...] = (resumed,)
-        if invalid:
-            entries += (j.StepsInvalidated(steps=invalid, why="rerun " + " ".join(start.rerun)),)
-        run.emit(entries, blobs)
+        if state.renewing is not None and not renew:
+            text = "run %s: what had changed was to be executed again, with other code than this; here it is reused"
+            log.warning(text, state.key)
+        _log_resume(state, {number for entry in again for number in entry.steps})
+        run.emit((resumed, *again), blobs)
         if state.stop is not None:  # it is being cancelled: its code is gone through for its clean-ups only
             run.halt = "cancelled"
         return run
+
+    def _admit(self, lease: Lease, state: State, start: Start) -> None:
+        """Raises LimitReached, RunCancelled or RunStopped for a run that is not to have another life."""
+        assert self.writer is not None
+        why = poison(state, self.config.crash_limit)
+        if why:
+            write(self.writer.store, lease, state, [j.RunPaused(reason=why, crashed=True)], self.clock)
+            raise LimitReached(
+                f"run {state.key} is paused: {why}. What finished is kept, and nothing was executed.",
+                hint=f"Find out why, then give it another life with: perdure retry {state.key}",
+            )
+        if state.status == states.CANCELLED:
+            raise cancelled(state)
+        cancelling = state.stop is not None and state.stop.cancel
+        if state.status == states.PAUSED and state.stopped_by and not (start.resume_stopped or cancelling):
+            raise stopped(state, "Nothing was executed.")
 
     def lose(self, why: LeaseLost) -> None:
         """The leases of this process are gone, or cannot be trusted: everything that it executes is stopped."""
@@ -282,16 +295,16 @@ class Lives:
                 live[key].take(posts)
 
     def guard(self, state: State, run_id: str = "") -> Guard:
-        """What is kept out of the records of a run."""
-        return Guard(run_id or state.run_id, self.config.redact, self.config.secrets, str(state.key))
+        """What is kept out of the records of a run; ``run_id``: that it is to have, if it has none."""
+        return Guard(run_id or state.keyed_by, self.config.redact, self.config.secrets, str(state.key))
 
     def _differences(self, state: State, start: Start) -> list[str]:
         return differences(state, start.seen(self.guard(state)))
 
-    def _live(self, lease: Lease, state: State, same_code: bool, guard: Guard, stay: float) -> LiveRun:
+    def _live(self, lease: Lease, state: State, same_code: bool, guard: Guard, stay: float, renew: bool) -> LiveRun:
         assert self.writer is not None
+        folder = self._folder(state)
         told = self._outputs(state.key)
-        folder = Path(told) if told else own_outputs(self.writer.store, state)
         if state.outputs and not told:  # a folder that stored data names is read, and never written to (rel:S5)
             text = "run %s: its outputs were kept in %s; name that folder again (outputs=) to have the rest there too"
             log.warning(text, state.key, state.outputs)
@@ -308,10 +321,17 @@ class Lives:
             observers=self.observers,
             lives=self,
             guard=guard,
+            renew=renew,
             stay=stay,
         )
         self.live.add(run)
         return run
+
+    def _folder(self, state: State) -> Path | None:
+        """Where this process keeps the outputs of a run as files, if it does."""
+        assert self.writer is not None
+        told = self._outputs(state.key)
+        return Path(told) if told else own_outputs(self.writer.store, state)
 
     def _outputs(self, key: RunKey) -> str:
         """The folder for outputs that the configuration asks for."""
@@ -380,8 +400,11 @@ class Lives:
         released.add_done_callback(told)
         return released
 
-    def _finished(self, store: Store, state: State) -> Finished:
+    def _finished(self, store: Store, state: State, start: Start) -> Finished:
         assert state.output is not None
+        if code_changed(state.digest, start.digest):
+            how = "rerun='changed' (--rerun changed)"
+            log.warning("run %s had completed with other code. To execute what has changed: %s", state.key, how)
         log.info("run %s had completed; its recorded result is returned and nothing is executed", state.key)
         return Finished(codec.loads(state.output, blobs_of(store, state.output.refs), self.guard(state)))
 
@@ -413,28 +436,36 @@ def _which(store: Store, start: Start) -> tuple[RunKey, str]:
     return key, rows[episode].status if episode in rows else ""
 
 
-def select(state: State, wanted: Sequence[str]) -> tuple[int, ...]:
-    """Recorded steps that ``wanted`` names: "failed", "flagged", a step's number, name or path.
+def select(state: State, wanted: Sequence[str]) -> list[j.StepsInvalidated]:
+    """Recorded steps that ``wanted`` names: "failed", "flagged", a step's number, name or path. ("changed" is decided
+    when a step is asked for.)
 
     With a step goes every step inside which it was executed. Failed steps have no result to drop; asking for them only
     opens the run again. Raises ConfigError for a name that no step has.
     """
-    chosen: set[int] = set()
+    chosen: dict[int, str] = {}
     for word in wanted:
-        if word in (states.FAILED, states.FLAGGED):
-            chosen.update(n for n, step in state.steps.items() if step.status == word)
+        if word == CHANGED:
             continue
-        found = [s for s in state.steps.values() if word in (str(s.number), s.name, s.path)]
+        if word in (states.FAILED, states.FLAGGED):
+            chosen |= {n: word for n, step in state.steps.items() if step.status == word}
+            continue
+        found = [s for s in state.steps.values() if s.is_called(word)]
         if not found:
             names = ", ".join(dict.fromkeys(s.path for s in state.steps.values())) or "none"
-            raise ConfigError(f"run {state.key} has no step {word!r}.", hint=f"Its steps: {names}; or failed, flagged.")
-        chosen.update(s.number for s in found)
-    around = {n for number in chosen for n in state.around(state.steps[number])}
-    return tuple(sorted(n for n in chosen | around if state.steps[n].recorded))
+            hint = f"Its steps: {names}; or {CHANGED}, failed, flagged."
+            raise ConfigError(f"run {state.key} has no step {word!r}.", hint=hint)
+        chosen |= dict.fromkeys((s.number for s in found), "forced")
+    chosen = {n: "around" for number in chosen for n in state.around(state.steps[number])} | chosen
+    causes: dict[str, list[int]] = {}
+    for number in sorted(chosen):
+        if state.steps[number].recorded:
+            causes.setdefault(chosen[number], []).append(number)
+    return [j.StepsInvalidated(steps=tuple(numbers), why=why) for why, numbers in causes.items()]
 
 
-def _log_resume(state: State, invalid: tuple[int, ...]) -> None:
-    if not state.lives:
+def _log_resume(state: State, invalid: set[int]) -> None:
+    if not state.lives and state.forked is None:
         log.info("run %s begins (it was queued)", state.key)
         return
     recorded = [s for s in state.steps.values() if s.recorded and s.number not in invalid]

@@ -81,7 +81,7 @@ class Look:
                 return
             self.records += 1
             yield from self._values(entry)
-            if isinstance(entry, j.Posted | j.PostDropped):
+            if isinstance(entry, j.Posted | j.PostDropped):  # the last of a number: a fork begins to count anew
                 self._taken[entry.post] = entry
             if self.records == self._row.seq:
                 self._listed = self._state.meta()
@@ -194,11 +194,11 @@ def _misfit(payload: Payload, whole: bytes) -> str:
         tree = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
         return f"is no JSON ({problem})"
-    unnamed = next((name for name in _blobs_in(tree) if name not in payload.refs), None)
+    unnamed = next((name for name in blobs_in(tree) if name not in payload.refs), None)
     return "" if unnamed is None else f"needs a blob that it does not name: {str(unnamed)[:64]}"
 
 
-def _blobs_in(tree: object) -> Iterator[object]:
+def blobs_in(tree: object) -> Iterator[object]:
     """The names of the blobs that stand for parts of a value: see codec.py."""
     left = [tree]
     while left:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import msgspec
 
 from perdure import codec
 from perdure import journal as j
-from perdure.errors import CodecError
+from perdure.errors import CodecError, CorruptStore
 from perdure.fold import State
 from perdure.limits import MAX_VALUE
 from perdure.model import File
@@ -55,6 +56,13 @@ class Outputs:
         disk.make_dir(self.folder)
         disk.refuse_link(self.folder)
         disk.replace_file(self.folder / name, content)
+
+    def bring(self, steps: Iterable[Step], blobs: Callable[[Sequence[str]], Mapping[str, bytes]]) -> None:
+        """Write the outputs of steps that were executed before the run was forked."""
+        for step in steps:
+            if step.output is not None and not step.spoken:
+                with suppress(CorruptStore, CodecError):  # whoever needs it is told
+                    self.keep(step, step.output, blobs(step.output.refs))
 
     def find(self, step: Step) -> Path | None:
         """The file of a step's output, if it is there."""
@@ -107,10 +115,10 @@ def readable(payload: codec.Payload, blobs: Mapping[str, bytes]) -> tuple[str, b
     if isinstance(value, File):
         suffix = Path(value.name).suffix
         return suffix if _SUFFIX.fullmatch(suffix) else ".bin", value.content
-    return ".json", _indented(codec.stored_json(payload, blobs)) + b"\n"
+    return ".json", indented(codec.stored_json(payload, blobs)) + b"\n"
 
 
-def _indented(text: bytes) -> bytes:
+def indented(text: bytes) -> bytes:
     """JSON over as many lines as it has values, unless that would multiply its size."""
     try:
         if len(text) > _SMALL and _blanks(text) > MAX_VALUE:

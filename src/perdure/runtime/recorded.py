@@ -12,6 +12,7 @@ from perdure.errors import ConfigError, InputMismatch
 from perdure.fold import State
 from perdure.guard import Guard
 from perdure.model import ArgInfo, Attribution
+from perdure.record import changes
 from perdure.redaction import discreet, sounds_secret
 from perdure.runtime.steps import Inputs
 from perdure.secret import MASK, Secret
@@ -64,17 +65,12 @@ def attributed(attribution: Attribution, guard: Guard) -> Attribution:
 
 def differences(state: State, args: Sequence[ArgInfo]) -> list[str]:
     """Which inputs are not those the run was begun with."""
-    old = {a.name: a for a in state.args}
-    new = {a.name: a for a in args}
+    found = sorted(changes(state.args, args), key=lambda change: change.argument)
+    return [f"{c.argument} was {_told(c.before)}, now {_told(c.now)}" for c in found]
 
-    def told(args: dict[str, ArgInfo], name: str) -> str:
-        return args[name].head if name in args else "absent"
 
-    return [
-        f"{name} was {told(old, name)}, now {told(new, name)}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in old or name not in new or old[name].digest != new[name].digest
-    ]
+def _told(shown: str | None) -> str:
+    return "absent" if shown is None else shown
 
 
 def refuse_other_inputs(state: State, args: Sequence[ArgInfo]) -> None:

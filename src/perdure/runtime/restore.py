@@ -19,28 +19,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
-from math import inf
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from perdure import inbox, states
 from perdure import journal as j
 from perdure.clock import Clock
-from perdure.errors import ConfigError, CorruptStore, PerdureError, StoreBusy
+from perdure.errors import ConfigError, PerdureError, StoreBusy
 from perdure.fold import State
 from perdure.framing import frame, unframe
-from perdure.model import Lease, RunKey, RunMeta, check_name, head
-from perdure.runtime.archive import Bounds
+from perdure.model import Lease, RunKey, check_name, head
 from perdure.runtime.export import Progress
 from perdure.runtime.look import row_of
+from perdure.runtime.sender import Filled, Sender
 from perdure.runtime.unpack import Archive, Packed
-from perdure.stores.base import Append, Store, Which
+from perdure.stores.base import Store, Which
 
-_AT_ONCE: Final = Bounds().journal
-"""bytes of records in one append: every journal that is taken without asking"""
-_BLOBS_AT_ONCE: Final = 16 << 20
-"""bytes of blobs in one append; a larger blob goes alone"""
 _SHOWN = 5
 Fate = Literal["imported", "completed", "there", "skipped"]
 
@@ -247,7 +242,7 @@ class _Restoring:
 
     def _journal(self, lease: Lease) -> None:
         state, packed = State(self._key), self._packed
-        sender = _Sender(self._store, lease, self._archive, state.meta(), self._plan.done)
+        sender = Sender(self._store, lease, self._archive.blob, state.meta(), self._plan.done)
         if len(self._store.read(self._key)) != self._plan.done:
             raise _changed(self._key)
         for seq, line in enumerate(self._archive.lines(packed.journal), 1):
@@ -289,77 +284,9 @@ class _Restoring:
                 raise _changed(self._key)
 
 
-class _Sender:
-    """Appends the records of a run in as few appends as may be, a blob with or before the record that needs it."""
-
-    def __init__(self, store: Store, lease: Lease, archive: Archive, row: RunMeta, done: int) -> None:
-        self._store, self._lease, self._archive, self._row = store, lease, archive, row
-        self._seq = done
-        self._records: list[bytes] = []
-        self._blobs: dict[str, bytes] = {}
-        self._sent: set[str] = set()
-        self._early: set[str] = set()
-        """blobs that went ahead of the records that need them"""
-        self._filled = _Filled()
-
-    def make_room(self, size: int, state: State) -> None:
-        """Called with the size of the next record of the journal, and the state before it."""
-        if self._filled.full(size) and self._records:
-            self._flush(state.meta())
-
-    def add(self, seq: int, record: bytes, refs: tuple[str, ...]) -> None:
-        if seq <= self._seq:  # it is there
-            return
-        self._records.append(record)
-        for digest in refs:
-            if digest not in self._sent:
-                content = self._archive.blob(digest)
-                if self._blobs and sum(map(len, self._blobs.values())) + len(content) > _BLOBS_AT_ONCE:
-                    self._append((), self._row)
-                    self._early |= self._blobs.keys()
-                    self._blobs = {}
-                self._blobs[digest] = content
-                self._sent.add(digest)
-
-    def end(self, row: RunMeta) -> None:
-        """Append the rest, and see that everything is there."""
-        self._flush(row)
-        for digest in self._early:
-            try:
-                self._store.blob(digest)
-            except CorruptStore:  # nothing referred to it for a moment, and somebody has cleaned up
-                self._blobs = {digest: self._archive.blob(digest)}
-                self._append((), self._row)
-
-    def _flush(self, row: RunMeta) -> None:
-        self._append(tuple(self._records), row)
-        self._seq += len(self._records)
-        self._row, self._records, self._blobs = row, [], {}
-
-    def _append(self, records: tuple[bytes, ...], row: RunMeta) -> None:
-        if self._store.capabilities.lease < inf:
-            self._store.heartbeat()
-        for error in self._store.append([Append(self._lease, self._seq, records, row, self._blobs)]):
-            if error is not None:
-                raise error
-
-
-class _Filled:
-    """How full an append is, given the sizes of the records of a journal one after the other."""
-
-    def __init__(self) -> None:
-        self._size = 0
-
-    def full(self, size: int) -> bool:
-        """Whether the next record begins another append."""
-        over = self._size + size > _AT_ONCE
-        self._size = size if over else self._size + size
-        return over
-
-
 def _ends(archive: Archive, packed: Packed) -> set[int]:
     """How many records of a run may be here if its import was killed."""
-    filled = _Filled()
+    filled = Filled()
     return {seq for seq, line in enumerate(archive.lines(packed.journal)) if filled.full(len(line))}
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -85,23 +85,24 @@ class Retention:
 def prune(store: Store, retention: Retention, clock: Clock, *, dry: bool = False) -> Iterator[RunMeta | None]:
     """Remove what does not stay; see ``Client.prune``."""
     now, left = clock.now(), dict.fromkeys(retention.rules, 0)
+    would: set[RunKey] | None = set() if dry else None
     for row, spare in _candidates(store, retention):
         if row is None:
             yield None
             continue
         rule = retention.rules[row.status]
         old = rule.age is not None and row.updated < now - rule.age.total_seconds()
-        if spare and (old or (rule.age is None and rule.size is None)) and _gone(store, row, dry):
+        if spare and (old or (rule.age is None and rule.size is None)) and _gone(store, row, would):
             yield row
         else:
             left[row.status] += row.size
     for status, rule in retention.rules.items():
         if rule.size is not None and left[status] > rule.size:
-            yield from _shrink(store, retention, status, left[status] - rule.size, dry, now)
+            yield from _shrink(store, retention, status, left[status] - rule.size, would, now)
 
 
 def _shrink(
-    store: Store, retention: Retention, status: str, much: int, dry: bool, now: float
+    store: Store, retention: Retention, status: str, much: int, would: set[RunKey] | None, now: float
 ) -> Iterator[RunMeta | None]:
     """Remove the oldest runs of a status until they are so many bytes less."""
     rule, begin = retention.rules[status], (0.0, RunKey(""))
@@ -123,7 +124,7 @@ def _shrink(
                 return
             begin = (updated, key)
             found = row_of(store, key)
-            if found is not None and found.status == status and _gone(store, found, dry):
+            if found is not None and found.status == status and _gone(store, found, would):
                 much -= size
                 yield found
 
@@ -150,11 +151,15 @@ def _candidates(store: Store, retention: Retention) -> Iterator[tuple[RunMeta | 
     yield from ((kept, False) for some in newest.values() for kept in some)
 
 
-def _gone(store: Store, row: RunMeta, dry: bool) -> bool:
+def _gone(store: Store, row: RunMeta, would: set[RunKey] | None) -> bool:
+    """Whether a run could be removed. ``would``: it is not, but looked at, and these would have been before."""
     try:
-        return not remove(store, row, dry=dry)
+        stays = remove(store, row, dry=False) if would is None else _protected(store, row, gone=would)
     except CorruptStore:  # it stays, and keeps no other; who looks at it, or checks the store, is told
         return False
+    if would is not None and not stays:
+        would.add(row.key)
+    return not stays
 
 
 def remove(store: Store, row: RunMeta, *, dry: bool) -> str:
@@ -179,8 +184,8 @@ def remove(store: Store, row: RunMeta, *, dry: bool) -> str:
             store.release(lease)
 
 
-def _protected(store: Store, row: RunMeta, ours: bool = False) -> str:
-    """Why a run has to stay; "" if it has not. ``ours``: it is we who hold it."""
+def _protected(store: Store, row: RunMeta, ours: bool = False, gone: Collection[RunKey] = ()) -> str:
+    """Why a run has to stay; "" if it has not. ``ours``: it is we who hold it. ``gone``: as if these were not there."""
     if row.status not in states.RUN_REMOVABLE:
         return f"it is {row.status}"
     if row.holder is not None and not ours:
@@ -190,7 +195,7 @@ def _protected(store: Store, row: RunMeta, ours: bool = False) -> str:
     if row.unread:
         return "something was posted to it that it has not taken yet"
     parent = key_named(row.parent)
-    began = row_of(store, parent) if parent is not None else None
+    began = row_of(store, parent) if parent is not None and parent not in gone else None
     if began is not None and began.status not in states.RUN_OVER:
         return f"run {began.key}, which began it, may need it"
     return ""

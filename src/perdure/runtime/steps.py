@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
 import logging
-import textwrap
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from hashlib import sha256
@@ -25,6 +23,7 @@ from perdure.record import Identity
 from perdure.redaction import sounds_secret
 from perdure.replay import execute
 from perdure.runtime import live
+from perdure.runtime.code import Code, Coded, Source, code_of
 from perdure.runtime.context import Frame, current, entered, requester
 from perdure.runtime.drive import Body, drive, drive_async
 from perdure.secret import MASK, Secret
@@ -39,7 +38,7 @@ _told_outside: set[str] = set()
 log = logging.getLogger("perdure")
 
 
-class Function(Generic[P, R]):
+class Function(Coded, Generic[P, R]):
     """What steps and flows have in common: a function, its name, and the identity of its arguments."""
 
     def __init__(
@@ -55,6 +54,9 @@ class Function(Generic[P, R]):
         """of the code, as declared; "" if it is not"""
         self.accepts: tuple[str, ...] = ()
         """versions whose runs it goes on with, besides its own"""
+        self.made_of: tuple[Source, ...] = (fn,)
+        """what its code is"""
+        self._code: Code | None = None
         self.is_async = inspect.iscoroutinefunction(fn)
         functools.update_wrapper(cast(Any, self), fn, updated=())
         codec.declare(fn)
@@ -73,10 +75,24 @@ class Function(Generic[P, R]):
         codec.learn(self.fn)
         return inspect.signature(self.fn)
 
-    @functools.cached_property
+    def sources(self) -> Iterable[Source]:
+        return self.made_of
+
+    @property
+    def code(self) -> Code:
+        """Its code, and that of its project that it uses: see code.py."""
+        if self._code is None or not self._code.holds():
+            try:
+                self._code = code_of(self.sources(), defaults=self.key is not None or bool(self.ignore))
+            except Exception as problem:  # of objects that it uses: no reason not to execute it
+                log.warning("%r: its code cannot be read, and changes of it will not be seen: %r", self, problem)
+                self._code = Code("")
+        return self._code
+
+    @property
     def digest(self) -> str:
-        """Digest of the source, comments and formatting aside; "" where there is no source."""
-        return code_digest(self.fn)
+        """Digest of that; "" where there is none to be seen."""
+        return self.code.digest
 
     def identify(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard = OPEN
@@ -87,15 +103,15 @@ class Function(Generic[P, R]):
             if name in self.ignore:
                 continue
             try:
-                digest, head = codec.digest(Hidden(value) if guard.hides(name) else value, name, guard)
+                infos.append(arg_info(name, value, guard))
             except CodecError as error:
                 if self.key is None:
                     raise CodecError(
                         f"step {self.name}, argument {error}",
                         hint=f"Or leave it out of the identity: ignore=({name!r},).",
                     ) from None
-                digest, head = "", f"<{type(value).__qualname__}>"
-            infos.append(ArgInfo(name, digest, MASK if sounds_secret(name) and head not in _EMPTY else head))
+                head = MASK if sounds_secret(name) else f"<{type(value).__qualname__}>"
+                infos.append(ArgInfo(name, "", head))
         if self.key is not None:
             text = guard.text(str(self.key(*args, **kwargs) if callable(self.key) else self.key))
             return sha256(f"key:{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
@@ -128,6 +144,12 @@ class Function(Generic[P, R]):
         return tuple(p.name for p in declared) if simple else None
 
 
+def arg_info(name: str, value: object, guard: Guard) -> ArgInfo:
+    """An argument as the identity of a call sees it. Raises CodecError for one that cannot be part of it."""
+    digest, head = codec.digest(Hidden(value) if guard.hides(name) else value, name, guard)
+    return ArgInfo(name, digest, MASK if sounds_secret(name) and head not in _EMPTY else head)
+
+
 class Step(Function[P, R]):
     """A durable function. Call it as the function it wraps; make variants with ``options``."""
 
@@ -139,10 +161,16 @@ class Step(Function[P, R]):
         verify: Callable[P, object] | None,
         key: str | Callable[P, str] | None,
         ignore: tuple[str, ...],
+        version: str = "",
     ) -> None:
         super().__init__(fn, name, key, ignore)
         self.declared = declared
         self.verify = verify
+        self.version = version
+        """stands for its code, if it is given"""
+
+    def sources(self) -> Iterable[Source]:
+        return (("version", self.version),) if self.version else self.made_of
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         invocation = Invocation(self, args, kwargs)
@@ -155,14 +183,14 @@ class Step(Function[P, R]):
 
     def variant(self, name: str, declared: StepOptions, key: str | Callable[P, str] | None = None) -> Step[P, R]:
         """The same function as another step."""
-        made = Step(self.fn, name, declared, self.verify, key or self.key, self.ignore)
-        made.__dict__ |= {known: value for known, value in self.__dict__.items() if known in ("signature", "digest")}
+        made = Step(self.fn, name, declared, self.verify, key or self.key, self.ignore, self.version)
+        made.__dict__ |= {known: value for known, value in self.__dict__.items() if known in ("signature", "made_of")}
         return made
 
     def with_body(self, fn: Callable[..., Any]) -> Step[..., Any]:
         """The same step in all else, with another function of the same colour as its body."""
-        made: Step[..., Any] = Step(fn, self.name, self.declared, self.verify, self.key, self.ignore)
-        made.__dict__ |= {"signature": self.signature, "digest": self.digest}
+        made: Step[..., Any] = Step(fn, self.name, self.declared, self.verify, self.key, self.ignore, self.version)
+        made.__dict__ |= {"signature": self.signature, "made_of": self.made_of}
         return made
 
     def run_body(self, invocation: Invocation) -> Any:
@@ -185,7 +213,9 @@ class Step(Function[P, R]):
             return Request(self.name, self.declared)
         guard = frame.guard
         fingerprint, infos = self.identify(invocation.args, invocation.kwargs, guard)
-        request = Request(self.name, self.declared, fingerprint, infos, self.digest)
+        code = self.code
+        parts = code.parts if frame.run.lives.config.keep_code else {}
+        request = Request(self.name, self.declared, fingerprint, infos, code.digest, parts)
         if not all(type(value) in _IMMUTABLE for value in (*invocation.args, *invocation.kwargs.values())):
             request.look_again = lambda: self.identify(invocation.args, invocation.kwargs, guard)[1]
         return request
@@ -272,12 +302,19 @@ class Invocation:
 
     def unrecorded(self) -> bool:
         """Whether it is a step's call that was claimed, and that no result is recorded for."""
-        request, cursor = self.request, self.cursor
-        if request is None or request.n is None or cursor is None or cursor.life is None:
+        identity, cursor = self.claimed, self.cursor
+        if identity is None or cursor is None or cursor.life is None:
             return False
-        identity = Identity(cursor.scope, request.name, request.fingerprint, request.n)
         step = cursor.life.state.index.get(identity)
         return step is None or not step.recorded
+
+    @property
+    def claimed(self) -> Identity | None:
+        """The place in the journal that was taken for the call of a step."""
+        request, cursor = self.request, self.cursor
+        if request is None or request.n is None or cursor is None:
+            return None
+        return Identity(cursor.scope, request.name, request.fingerprint, request.n)
 
     def release(self, by: Hashable) -> None:
         """The claim of a step call has been used."""
@@ -287,25 +324,3 @@ class Invocation:
 
 pending: WeakKeyDictionary[Coroutine[Any, Any, Any], Invocation] = WeakKeyDictionary()
 """coroutines of steps and flows that were made and not yet awaited, so that fan-outs can recognise them"""
-
-
-def code_digest(fn: Callable[..., object]) -> str:
-    """Digest of a function's syntax tree: comments, formatting and docstring do not count."""
-    try:
-        tree = _parsed(textwrap.dedent(inspect.getsource(inspect.unwrap(fn))))
-    except (OSError, TypeError, SyntaxError):
-        return ""
-    top = tree.body[0]
-    if isinstance(top, ast.FunctionDef | ast.AsyncFunctionDef):
-        top.decorator_list = []
-        if ast.get_docstring(top) is not None:
-            top.body = top.body[1:]
-    return sha256(ast.dump(tree).encode()).hexdigest()[:16]
-
-
-def _parsed(source: str) -> ast.Module:
-    """The syntax tree. CPython 3.11 gives up with SystemError if a garbage collection in the middle runs code."""
-    try:
-        return ast.parse(source)
-    except SystemError:
-        return ast.parse(source)

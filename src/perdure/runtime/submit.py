@@ -56,7 +56,7 @@ def limits_of(concurrency: int, rate: tuple[int, float]) -> Limits:
 
 def submit(store: Store, clock: Clock, start: Start, terms: Terms, guard: Callable[[State, str], Guard]) -> RunKey:
     """Write a run down as queued; if it is there already, with the same inputs, that is the one (rel:R8). ``guard``:
-    that of a run, and of the id that it is to have.
+    that of a run, and of the id that it is to have if it has none.
 
     Raises InputMismatch for other inputs; ConfigError for inputs that no worker could have from the record;
     CodecError, StoreError. On the writer's thread.
@@ -66,7 +66,7 @@ def submit(store: Store, clock: Clock, start: Start, terms: Terms, guard: Callab
         key, there = _place(store, start, terms)
         if there:
             state = fold(key, store.read(key))
-            _refuse_other(state, start, guard(state, state.run_id))
+            _refuse_other(state, start, guard(state, ""))
             return key
         try:
             lease = store.claim(key)

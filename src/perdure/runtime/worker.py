@@ -349,6 +349,7 @@ def by_name(flows: Sequence[Callable[..., Any]]) -> dict[str, Function[..., Any]
             raise ConfigError(
                 f"Two flows are called {function.name!r}.", hint="Give one of them another name=: runs know it by that."
             )
+        _ = function.digest  # its code is read now, while its files are what was loaded
     if not found:
         raise ConfigError("There is no flow to execute.", hint="Name at least one.")
     return found

@@ -95,8 +95,8 @@ class SqliteStore(Handle):
         self._wait = busy_timeout
         self._rows: dict[RunKey, int] = {}
         """rows of the runs that this handle claimed"""
-        self._begun: dict[RunKey, float] = {}
-        """what their rows say of the time at which they began"""
+        self._noted: dict[RunKey, tuple[float | str, ...]] = {}
+        """what of their rows is looked for, as it is written"""
         self._wal = False
         try:
             self._db = sqlite_setup.connect(self.path, self.url, create, busy_timeout)
@@ -145,7 +145,7 @@ class SqliteStore(Handle):
                 raise self._damaged(f"run {key} had a lease with the number {epoch}")
             lease = Lease(key, epoch + 1, self._owner.id, self._owner.pid, self._owner.host, self._clock.now())
             self._rows[key] = self._grant(row, lease)
-            self._begun.pop(key, None)
+            self._noted.pop(key, None)
         return lease
 
     def release(self, lease: Lease) -> None:
@@ -160,7 +160,7 @@ class SqliteStore(Handle):
             )
             if self._db.changes():
                 del self._rows[lease.key]
-                self._begun.pop(lease.key, None)
+                self._noted.pop(lease.key, None)
 
     def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         self._check()
@@ -173,8 +173,7 @@ class SqliteStore(Handle):
                 for seq, record in enumerate(item.records, item.seq + 1)
             )
             for item in kept:
-                if item.meta.begun != self._begun.get(item.lease.key):
-                    self._note(item.meta)
+                self._note(item.meta)
                 if item.blobs:
                     self._keep(self._rows[item.lease.key], item.blobs)
         return results
@@ -331,11 +330,13 @@ class SqliteStore(Handle):
 
     def _note(self, meta: RunMeta) -> None:
         """Write what is looked for, and hardly ever changes."""
-        self._db.execute(
-            "UPDATE perdure_runs SET begun = ?, flow = ?, queue = ?, priority = ? WHERE run = ?",
-            (meta.begun, meta.flow, meta.queue, meta.priority, self._rows[meta.key]),
-        )
-        self._begun[meta.key] = meta.begun
+        told = (meta.begun, meta.flow, meta.queue, meta.priority)
+        if told != self._noted.get(meta.key):
+            self._db.execute(
+                "UPDATE perdure_runs SET begun = ?, flow = ?, queue = ?, priority = ? WHERE run = ?",
+                (*told, self._rows[meta.key]),
+            )
+            self._noted[meta.key] = told
 
     def _insert(self, records: Iterable[tuple[int, int, bytes]]) -> None:
         for some in _chunks(list(records)):

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from perdure.testing.crashtest import crashtest
+from perdure.testing.replaying import replay
 
-__all__ = ["crashtest"]
+__all__ = ["crashtest", "replay"]

@@ -471,6 +471,19 @@ class StoreConformance:
             assert len(store.runs(Which(active=8.0))) == bool(begun)
         store.close()
 
+    def test_a_run_is_found_by_what_its_row_says_also_if_its_blobs_came_first(self, tmp_path: Path) -> None:
+        store = self.open(tmp_path)
+        lease = store.claim(RunKey("a"))
+        ahead = {hashlib.sha256(b"x").hexdigest(): b"x"}
+        assert store.append([Append(lease, 0, (), meta(lease.key, 0), ahead)]) == [None]
+        assert store.runs() == [], "nobody sees a run without records"
+        row = msgspec.structs.replace(meta(lease.key, 1, "queued"), wake=1.0, flow="send", queue="mail", priority=3)
+        assert store.append([Append(lease, 0, records(lease.key, 0, 1), row)]) == [None]
+        store.release(lease)
+        wanted = Which(due=9.0, flows=("send",), queues=("mail",))
+        assert [found.priority for found in store.runs(wanted)] == [3]
+        store.close()
+
     def test_a_heartbeat_tells_the_time(self, tmp_path: Path) -> None:
         store, other = self.open(tmp_path), self.open(tmp_path)
         told = [handle.heartbeat() for handle in (store, other, store, other)]
