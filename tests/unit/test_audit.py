@@ -7,6 +7,7 @@ import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -619,14 +620,14 @@ def test_nothing_is_told_of_what_is_just_being_written(make: Callable[[str], Pla
 def test_a_killed_process_leaves_only_what_can_be_repaired(make: Callable[[str], Place], kind: str) -> None:  # rel:R1
     place = make(kind)
 
-    def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+    def work(after: int, say: Callable[[str], None], hear: Callable[[], str]) -> None:
         with perdure.CheckpointManager(place.url) as manager:
             for number in range(1000):
-                say(f"{number}\n")
-                manager.run_sync(places.essay, f"topic {number}", goal="killed", new=True)
+                say(f"{number}\n")  # a goal of its own: what was claimed and not begun is held until its lease ends
+                manager.run_sync(places.essay, f"topic {number}", goal=f"killed {after}", new=True)
 
     for after in (1, 2):
-        child = Child(work)
+        child = Child(partial(work, after))
         for _ in range(after):
             child.hear()
         child.kill()
