@@ -96,7 +96,7 @@ class Conversation:
         run, scope = self._frame.run, self._frame.cursor.scope
         with run.lock:
             if list(spoken) != self._recorded()[place : self._place]:
-                run.emit((j.MessagesAdded(scope=scope, place=place, messages=tuple(spoken)),), blobs, lazy=True)
+                run.emit((j.MessagesAdded(scope=scope, place=place, messages=tuple(spoken)),), blobs)
 
     def _spoken(self, message: Message, step: int, covers: int) -> j.SpokenMessage:
         content = None

@@ -433,4 +433,4 @@ def recorded_order(fan: str) -> list[str]:
 def take(fan: str, label: str, frame: Frame | None) -> None:
     """Journal whose turn it was. Not waited for: any later record is durable only together with this one."""
     if frame is not None and frame.run is not None:
-        frame.run.emit((j.BranchTaken(scope=frame.cursor.scope, fan=fan, branch=label),), lazy=True)
+        frame.run.emit((j.BranchTaken(scope=frame.cursor.scope, fan=fan, branch=label),))

@@ -90,7 +90,7 @@ def _declared() -> Frame | None:
     """Make it known that cancelling the run takes its program."""
     frame = current()
     if frame is not None and frame.run is not None and not frame.run.state.cleanups:
-        frame.run.emit((j.CleanupDeclared(scope=frame.cursor.scope),), lazy=True)
+        frame.run.emit((j.CleanupDeclared(scope=frame.cursor.scope),))
     return frame
 
 

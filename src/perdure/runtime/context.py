@@ -102,7 +102,7 @@ class StepContext:
         usage = Usage(calls=calls, input_tokens=input_tokens, output_tokens=output_tokens, cost=cost)
         if self._run is not None and usage:
             self._check()
-            self._run.emit((j.StepUsage(step=self._step, attempt=self.attempt, usage=usage),), lazy=True)
+            self._run.emit((j.StepUsage(step=self._step, attempt=self.attempt, usage=usage),))
 
     @property
     def usage(self) -> Usage:
@@ -136,7 +136,7 @@ class StepContext:
             entries = self._rest() if going_on else ()
             self._in_flight = bool(entries)
             if entries:
-                self._run.emit(entries, lazy=True).then(self._flush)
+                self._run.emit(entries).then(self._flush)
 
     def _rest(self, all_of_it: bool = False) -> tuple[j.Entry, ...]:
         """The text that is not queued yet, as entries: as much as can be redacted by itself, or ``all_of_it``."""
@@ -159,7 +159,7 @@ class StepContext:
             with self._run.lock:
                 rest = self._rest(all_of_it=True)
                 if rest and keep_text and not self._over and self._run.broken is None:
-                    self._run.emit(rest, lazy=True)
+                    self._run.emit(rest)
         self._over = True
 
 

@@ -78,7 +78,7 @@ def perform(command: Command, run: LiveRun | None) -> object:
     match command:
         case replay.Append(entries, wait, blobs, flush):
             assert run is not None
-            ticket = run.emit(entries, blobs, last=flush, lazy=not wait)
+            ticket = run.emit(entries, blobs, last=flush)
             if wait:
                 run.wait(ticket)
         case replay.Load(digests):
@@ -108,7 +108,7 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
     match command:
         case replay.Append(entries, wait, blobs, flush):
             assert run is not None
-            ticket = run.emit(entries, blobs, last=flush, lazy=not wait)
+            ticket = run.emit(entries, blobs, last=flush)
             if wait:
                 await run.wait_async(ticket)
         case replay.Load(digests):

@@ -135,11 +135,8 @@ class LiveRun:
         """Whether what others post can reach it."""
         return self.broken is None and self.durability.durable and not self.deaf
 
-    def emit(
-        self, entries: Sequence[j.Entry], blobs: dict[str, bytes] | None = None, last: bool = False, lazy: bool = False
-    ) -> Ticket:
-        """Apply entries to the state and queue them. ``last`` flushes what durability="exit" has held back; ``lazy``:
-        nobody is going to wait for them.
+    def emit(self, entries: Sequence[j.Entry], blobs: dict[str, bytes] | None = None, last: bool = False) -> Ticket:
+        """Apply entries to the state and queue them. ``last`` flushes what durability="exit" has held back.
 
         Raises what broke the run, if something has.
         """
@@ -171,7 +168,7 @@ class LiveRun:
             except BaseException as error:  # the state may be ahead of the journal: nothing may follow
                 self.broken = error
                 raise
-            return self._queue(seq, records, blobs or {}, tuple(before), tuple(entries), last, lazy)
+            return self._queue(seq, records, blobs or {}, tuple(before), tuple(entries), last)
 
     def _queue(
         self,
@@ -181,7 +178,6 @@ class LiveRun:
         before: tuple[Callable[[], None], ...],
         entries: tuple[j.Entry, ...],
         last: bool,
-        lazy: bool,
     ) -> Ticket:
         if not self.durability.durable:
             return _done()
@@ -194,13 +190,13 @@ class LiveRun:
             blobs = {k: v for h in held for k, v in h[2].items()} | blobs
             before = tuple(w for h in held for w in h[3]) + before
             records = [h[1] for h in held] + records
-        ticket = self.writer.submit(Item(self.lease, seq, tuple(records), self.state.meta(), blobs, before, lazy))
+        ticket = self.writer.submit(Item(self.lease, seq, tuple(records), self.state.meta(), blobs, before))
         if self._observers:
             ticket.then(lambda: self._notify(ticket, entries))
         return ticket
 
     def _emit_quietly(self, entry: j.Entry) -> None:
-        self.emit((entry,), lazy=True)
+        self.emit((entry,))
 
     def _notify(self, ticket: Ticket, entries: tuple[j.Entry, ...]) -> None:
         if ticket.error is None:
@@ -237,7 +233,7 @@ class LiveRun:
             if self.broken is not None or self.state.status != states.RUNNING:
                 return
             for entry in inbox.moved(self.state, posts):
-                self.emit((entry,), lazy=True)
+                self.emit((entry,))
             self.strands.arrived()
             if self.state.stop is not None:
                 self._halt("cancelled" if self.state.stop.cancel else "paused", self.state.stop)
@@ -354,7 +350,7 @@ class LiveRun:
             running = self.state.running_inside(number)
             ended = [j.StepInterrupted(step=s.number, attempt=len(s.attempts), reason="StepTimeout") for s in running]
             if ended:
-                self.emit(ended, lazy=True)
+                self.emit(ended)
 
     def break_off(self, error: PerdureError) -> None:
         """Its state is not what the journal tells: nothing can be appended any more."""

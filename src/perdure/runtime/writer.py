@@ -1,78 +1,101 @@
-"""Group commit: one thread owns the store, takes whatever all runs have queued, and commits it as one batch.
+"""Group commit: one at a time uses the store, takes whatever all runs have queued, and commits it as one batch.
 
 A caller queues records and gets a ``Ticket``; it waits on the ticket, blocking or awaiting, when it needs the records
 to be durable. While the device is busy with one batch the next one gathers, so the cost of a record falls as load grows
 (X8), and a lone caller never waits for company. Records that nobody waits for stay queued for a moment, so that they
 share the wait of the next that somebody does wait for. After the store fails once nothing is tried again: every ticket,
 now and later, carries the error (rel:D4).
+
+Who is at the store? Handing work to another thread, and being woken by it, costs more than a commit does where the
+device is quick. So whoever waits, and finds nobody at the store, commits by itself what is queued: a thread at once; an
+event loop when all its tasks that can run have run, if commits have been so quick lately that the loop is not held up,
+and only where a commit waits for nobody else. All the rest is done by the writer's own thread: the other verbs, what
+queues up while somebody is at the store, and records that nobody waits for.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # without the enums of ``signal``, which take as long as a commit
 import asyncio
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from math import inf, isinf
-from typing import Any, Final, TypeAlias, TypeVar
+from signal import SIGINT
+from types import FrameType
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from perdure.clock import SYSTEM
-from perdure.errors import Bug, ConfigError, PerdureError, RetryError, StoreError
+from perdure.errors import Bug, ConfigError, PerdureError, RetryError, StoreBusy, StoreError
 from perdure.model import Lease, RunMeta
 from perdure.stores.base import Append, Store
 
 _T = TypeVar("_T")
 _LINGER: Final = 0.002
 """seconds that records nobody waits for may stay queued"""
+_QUICK: Final = 0.001
+"""seconds for which a commit may hold up an event loop: about what two changes of threads take"""
+_FORGETS: Final = 0.9
+"""part of the slowest commit that is remembered at the next one: after 10 ms it takes 22 quick ones"""
 log = logging.getLogger("perdure")
 
 
 class Ticket:
     """The promise that queued records become durable. ``wait()`` in threads, ``await`` in event loops."""
 
-    __slots__ = ("_waiters", "done", "error")
+    __slots__ = ("_waiters", "done", "error", "writer")
 
     def __init__(self) -> None:
         self.done = False
         self.error: PerdureError | None = None
+        self.writer: Writer | None = None
+        """where it is queued"""
         self._waiters: list[threading.Lock | asyncio.Future[None] | Callable[[], None]] = []
 
     def wait(self) -> None:
         """Block until durable. Raises the store's error if it is not going to be."""
+        if not self.done and self.writer is not None:
+            self.writer.commit_here()
         if not self.done:
             gate = threading.Lock()
             gate.acquire()
             self._waiters.append(gate)
             if not self.done:  # the writer sets done before it looks for waiters, so none is missed
+                if self.writer is not None:
+                    self.writer.ring()
                 gate.acquire()
         if self.error is not None:
             raise self.error
 
     def __await__(self) -> Generator[Any, None, None]:
         if not self.done:
-            future = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            future = loop.create_future()
             self._waiters.append(future)
             if not self.done:
+                if self.writer is not None:
+                    self.writer.commit_soon(loop)
                 yield from future
         if self.error is not None:
             raise self.error
 
     def then(self, callback: Callable[[], None]) -> None:
-        """Call back on the writer's thread when durable or failed; at once if it is already."""
+        """Call back, from whoever commits it, when durable or failed; at once if it is already."""
         self._waiters.append(callback)
         if self.done and self._waiters.count(callback):
             self._waiters.remove(callback)
             callback()
 
 
-class Item:
+class Item(Ticket):
     """Records of one run on their way to the store."""
 
-    __slots__ = ("before", "blobs", "lazy", "lease", "meta", "records", "seq", "ticket")
+    __slots__ = ("before", "blobs", "lease", "meta", "records", "seq")
 
     def __init__(
         self,
@@ -82,22 +105,20 @@ class Item:
         meta: RunMeta,
         blobs: dict[str, bytes],
         before: tuple[Callable[[], None], ...],
-        lazy: bool = False,
     ) -> None:
+        super().__init__()
         self.lease, self.seq, self.records, self.meta, self.blobs = lease, seq, records, meta, blobs
         self.before = before
         """work that must be done before these records are durable: the files of C4"""
-        self.lazy = lazy
-        """nobody waits for it: it may share the commit of what comes next"""
-        self.ticket = Ticket()
 
 
-_Work: TypeAlias = Item | tuple[Callable[[], Any], Future[Any]] | None
+_Verb: TypeAlias = tuple[Callable[[], Any], Future[Any]]
+_Work: TypeAlias = Item | _Verb | None
 """records, a verb of the store, or the order to end"""
 
 
 class Writer:
-    """The one thread that uses a store."""
+    """Whoever uses a store in this process does so by way of this: one at a time."""
 
     def __init__(self, store: Store, *, look: Callable[[Store], None] = lambda store: None, every: float = inf) -> None:
         self.store = store
@@ -106,8 +127,17 @@ class Writer:
         batches: to look for what others have posted"""
         self._next = SYSTEM.monotonic() + every
         self._queue: deque[_Work] = deque()
+        self._at_store = threading.Lock()
+        """held by whoever uses the store, and takes what is queued"""
+        self._hurry = store.capabilities.hurry
+        self._pace = 10 * _QUICK
+        """seconds that the slowest commit took of late"""
+        self._expecting: set[asyncio.AbstractEventLoop] = set()
+        """event loops that are about to commit what is queued"""
         self._urgent = False
-        """somebody waits for something in the queue"""
+        """somebody waits for the thread"""
+        self._stirred = False
+        """something was queued lately"""
         self._asleep = False
         """the thread sleeps until it is rung for; otherwise it looks at the queue within a moment by itself"""
         self._bell = threading.Lock()
@@ -125,37 +155,83 @@ class Writer:
     def submit(self, item: Item) -> Ticket:
         """Queue records. Never blocks."""
         self._check()
-        self._put(item, urgent=not item.lazy)
-        return item.ticket
+        item.writer = self
+        self._queue.append(item)
+        self._stirred = True
+        if self._asleep:  # perhaps nobody is going to wait for it
+            self._ring()
+        return item
 
     def call(self, verb: Callable[[], _T]) -> Future[_T]:
         """Run any other verb of the store on the writer's thread, in order with the appends."""
         self._check()
         future: Future[_T] = Future()
-        self._put((verb, future))
+        self._queue.append((verb, future))
+        self.ring()
         return future
+
+    def commit_here(self) -> None:
+        """Commit what is queued in this thread, which waits for some of it: unless somebody else is at the store, who
+        looks at the queue again when he leaves."""
+        if not self._at_store.locked():
+            with _Undisturbed():
+                self._use_here(None)
+
+    def commit_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A task of this running loop waits for something in the queue: others of its tasks may be about to."""
+        if loop not in self._expecting:
+            self._expecting.add(loop)
+            loop.call_soon(self._commit_in, loop)
+
+    def _commit_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._expecting.discard(loop)
+        if self._hurry is None or self._pace > _QUICK or self._at_store.locked():
+            self.ring()
+            return
+        with _Undisturbed():
+            self._use_here(self._hurry)
+
+    def _use_here(self, hurry: Callable[[bool], None] | None) -> None:
+        """Commit what is queued in this thread, if nobody is at the store; with ``hurry`` only if that keeps nobody
+        waiting."""
+        if not self._at_store.acquire(blocking=False):
+            return
+        try:
+            if hurry is not None:
+                hurry(True)
+            self._commit_queued(in_hurry=hurry is not None)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            if hurry is not None:
+                hurry(False)
+            self._at_store.release()
+            if self._queue:  # a verb, or what came in the meantime
+                self.ring()
+
+    def ring(self) -> None:
+        """Somebody waits for the thread. Any thread may call this."""
+        self._urgent = True
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._bell.locked():
+            with suppress(RuntimeError):  # another thread has just rung
+                self._bell.release()
 
     def look_soon(self) -> None:
         """Somebody may have posted something: look now, and not only when it is time. Any thread may call this."""
         self._next = 0.0
-        if self._bell.locked():
-            with suppress(RuntimeError):  # another thread has just rung
-                self._bell.release()
+        self._ring()
 
     def close(self) -> None:
         """Commit what is queued, close the store, end the thread."""
         if not self._closed and os.getpid() == self._pid:
             self._closed = True
-            self._put(None)
+            self._queue.append(None)
+            self.ring()
             self._thread.join()
-
-    def _put(self, work: _Work, urgent: bool = True) -> None:
-        self._queue.append(work)
-        if urgent:
-            self._urgent = True
-        if (urgent or self._asleep) and self._bell.locked():
-            with suppress(RuntimeError):  # another thread has just rung
-                self._bell.release()
 
     def refuse_occupied(self) -> None:
         """Raises ConfigError in the code of a transactional step: what it asks for would wait for itself."""
@@ -177,59 +253,64 @@ class Writer:
             )
 
     def _work(self) -> None:
+        """What the thread does, until told to end."""
         while True:
             try:
                 return self._serve()
             except BaseException as error:  # memory that is used up can end anything; nobody may wait for ever
                 if self._closed and not self._queue:  # it is the end, and the store could not be closed in order
                     raise
-                self._error = self._error or _broken(error)
-                self.resolve(self._taken, self._error)
+                self._fail(error)
 
     def _serve(self) -> None:
-        """Commit what is queued, and execute verbs, until told to end."""
-        more = False
         while True:
-            if not more:
-                self._wait()
-            more = False
-            if SYSTEM.monotonic() >= self._next:
-                self._next = SYSTEM.monotonic() + self._every
-                self._look_around()
-            self._urgent = False
-            batch = self._taken = []
-            for _ in range(len(self._queue)):
-                item = self._queue.popleft()
-                if isinstance(item, Item):
-                    batch.append(item)
-                    continue
-                self._commit(batch)
-                batch = self._taken = []
-                if item is None:
-                    self.store.close()
-                    return
-                self._answer(*item)
-                more = bool(self._queue)
-                break  # it may have taken others out of the queue
-            self._commit(batch)
+            self._wait()
+            with self._at_store:
+                if SYSTEM.monotonic() >= self._next:
+                    self._next = SYSTEM.monotonic() + self._every
+                    self._look_around()
+                self._urgent = False
+                self._commit_queued()
+                if self._queue and not isinstance(self._queue[0], Item):
+                    verb = cast(_Verb | None, self._queue.popleft())
+                    if verb is None:
+                        self.store.close()
+                        return
+                    self._answer(*verb)
+                if self._queue:
+                    self._urgent = True
 
     def _wait(self) -> None:
-        """Until something is queued (if nobody waits for any of it, for another moment too), or it is time to look.
-
-        Records that nobody waits for do not wake this thread in the moment after a commit, since changing threads costs
-        as much as a step: mostly somebody waits for the next.
-        """
-        self._bell.acquire(timeout=_LINGER)
-        while not self._queue:
-            self._asleep = True
-            if not self._queue:  # whoever put something before we slept has not rung
-                rung = self._bell.acquire(timeout=-1 if isinf(self._every) else self._every)
-                if not rung or SYSTEM.monotonic() >= self._next:
-                    self._asleep = False
-                    return
-            self._asleep = False
-            if not self._urgent:
+        """Until somebody waits for the thread, or something is queued that nobody has come for in a moment, or it is
+        time to look."""
+        while not self._urgent and SYSTEM.monotonic() < self._next:
+            if self._stirred:
+                self._stirred = False
                 self._bell.acquire(timeout=_LINGER)
+                continue
+            if self._queue and not self._at_store.locked():
+                return
+            self._asleep = True
+            if not self._stirred and not self._urgent:  # whoever put something before we slept has not rung
+                self._bell.acquire(timeout=-1 if isinf(self._every) else self._every)
+            self._asleep = False
+
+    def _commit_queued(self, in_hurry: bool = False) -> None:
+        """At the store: commit what is queued, up to the next verb."""
+        batch = self._taken = []
+        for _ in range(len(self._queue)):
+            if not isinstance(self._queue[0], Item):
+                break
+            batch.append(cast(Item, self._queue.popleft()))
+        if batch:
+            began = SYSTEM.monotonic()
+            self._commit(batch, in_hurry)
+            self._pace = max(SYSTEM.monotonic() - began, self._pace * _FORGETS)
+
+    def _fail(self, error: BaseException) -> None:
+        """Something ended the work in the middle."""
+        self._error = self._error or _broken(error)
+        self.resolve(self._taken, self._error)
 
     def _look_around(self) -> None:
         if self._error is None and not self._closed:
@@ -269,7 +350,7 @@ class Writer:
         """Tell whoever waits for items that they are durable, or are not going to be."""
         if isinstance(error, StoreError):
             self._error = self._error or error
-        _resolve([(item.ticket, error) for item in items])
+        _resolve([(item, error) for item in items])
 
     def _answer(self, verb: Callable[[], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
@@ -279,14 +360,13 @@ class Writer:
         except BaseException as error:
             future.set_exception(error)
 
-    def _commit(self, batch: list[Item]) -> None:
-        if not batch:
-            return
+    def _commit(self, batch: list[Item], in_hurry: bool) -> None:
         runs: dict[int, list[Item]] = {}
         for item in batch:
             runs.setdefault(id(item.lease), []).append(item)
         groups = list(runs.values())
         errors: list[PerdureError | None]
+        ended: BaseException | None = None
         try:
             if self._error is not None:
                 raise self._error
@@ -295,12 +375,43 @@ class Writer:
                     work()
             errors = self.store.append([_merge(group) for group in groups])
         except PerdureError as error:
+            if in_hurry and isinstance(error, StoreBusy):  # the thread will wait for whoever keeps the store locked
+                self._taken = []
+                self._queue.extendleft(reversed(batch))
+                return
             self._error = error if isinstance(error, StoreError) else self._error
             errors = [error] * len(groups)
         except BaseException as error:
-            self._error = _broken(error)
+            self._error, ended = _broken(error), error
             errors = [self._error] * len(groups)
-        _resolve([(item.ticket, error) for group, error in zip(groups, errors, strict=True) for item in group])
+        _resolve([(item, error) for group, error in zip(groups, errors, strict=True) for item in group])
+        if ended is not None and not isinstance(ended, Exception):
+            raise ended
+
+
+class _Undisturbed:
+    """The block is not broken off by Ctrl-C, which has its effect when it ends. Of a commit that is broken off nobody
+    knows what the store has."""
+
+    __slots__ = ("_came", "_handler")
+
+    def __enter__(self) -> None:
+        self._came: FrameType | None = None
+        self._handler: Any = None
+        if threading.current_thread() is threading.main_thread():  # no other is disturbed
+            handler = _signal.getsignal(SIGINT)
+            if callable(handler):
+                self._handler = handler
+                _signal.signal(SIGINT, self._note)
+
+    def _note(self, _: int, frame: FrameType | None) -> None:
+        self._came = frame or sys._getframe()
+
+    def __exit__(self, *_: object) -> None:
+        if self._handler is not None:
+            _signal.signal(SIGINT, self._handler)
+            if self._came is not None:
+                self._handler(SIGINT, self._came)
 
 
 def _broken(error: BaseException) -> PerdureError:
@@ -343,7 +454,11 @@ def _resolve(results: list[tuple[Ticket, PerdureError | None]]) -> None:
                     log.exception("an observer of durable records failed; the run is not affected")
             else:
                 waiter.release()
+    here = asyncio._get_running_loop()
     for loop, futures in loops.items():
+        if loop is here:
+            _wake(futures)
+            continue
         try:
             loop.call_soon_threadsafe(_wake, futures)
         except RuntimeError:  # the loop was closed while its task waited: nobody is left to tell

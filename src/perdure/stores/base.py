@@ -80,6 +80,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     append under a lease and after the release of a run that has records (with False), of whatever handle; and with
     True when it begins to listen, also anew. Several calls may become one. Returns what ends it. None: whoever wants to
     know has to look"""
+    hurry: Callable[[bool], None] | None = None
+    """told True, a verb raises StoreBusy at once instead of waiting for another process, until told False. None: it may
+    wait for another machine, and nothing can be done about that"""
     transaction: Callable[[Lease], AbstractContextManager[Transaction]] | None = None
     """a transaction of the store, for what is written together with the next ``append`` to the run of a lease: inside
     of the block that is part of it, and raises what is wrong instead of returning it. Committed at the end of the

@@ -121,7 +121,14 @@ class FileStore(Handle):
             self._wait,
             self._clock,
         ).audit()
-        return Capabilities(durable=True, shared=True, outputs=self.root / "runs", rewrite=self._rewrite, audit=audit)
+        return Capabilities(
+            durable=True,
+            shared=True,
+            outputs=self.root / "runs",
+            hurry=lambda _: None,  # a run has a file of its own, and nobody else writes that
+            rewrite=self._rewrite,
+            audit=audit,
+        )
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 

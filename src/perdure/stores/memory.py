@@ -52,7 +52,7 @@ class MemoryStore(Handle):
     @property
     def capabilities(self) -> Capabilities:
         audit = Audit(self._look, self._mend, self._stored_row, Path("perdure"))
-        return Capabilities(durable=False, shared=False, rewrite=self._rewrite, audit=audit)
+        return Capabilities(durable=False, shared=False, hurry=lambda _: None, rewrite=self._rewrite, audit=audit)
 
     def claim(self, key: RunKey) -> Lease:
         self._check()

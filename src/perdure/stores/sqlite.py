@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -122,6 +122,7 @@ class SqliteStore(Handle):
         return Capabilities(
             durable=True,
             shared=True,
+            hurry=self._hurry,
             transaction=self._lend,
             rewrite=self._rewrite,
             compact=self._compact,
@@ -467,6 +468,11 @@ class SqliteStore(Handle):
                 yield Transaction(self._db, self._check_lent)
             finally:
                 self._lent = False
+
+    def _hurry(self, hurried: bool) -> None:
+        """See Capabilities.hurry."""
+        with suppress(apsw.ConnectionClosedError):  # after a failure
+            self._db.set_busy_timeout(0 if hurried else int(self._wait * 1000))
 
     def _check_lent(self, raised: Exception | None) -> None:
         self._db.row_trace = self._db.exec_trace = None
