@@ -112,11 +112,21 @@ def dumps(value: object, where: str = "value", guard: Guard = OPEN) -> tuple[Pay
     Texts and byte strings over BLOB_THRESHOLD become blobs; what is left becomes one too if it is over four times that.
     Raises CodecError, naming the path from ``where`` and the type, for whatever could not be read back exactly.
     """
+    if guard.rules is None and _is_plain(value):  # as most results are
+        return Payload(CODEC_VERSION, msgspec.Raw(_to_json(value))), {}
     writer = Writer(canonical=False, guard=guard)
     raw = _written(writer, value, where)
     if writer.hid:
         guard.note(where)
     return packed(raw, writer.blobs)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is its own JSON, at a glance: not every one that is."""
+    kind = type(value)
+    if kind is str:
+        return len(value) <= BLOB_THRESHOLD and value.isascii()  # type: ignore[arg-type, attr-defined]
+    return value is None or kind is bool or (kind is int and -_SMALL < value < _SMALL)  # type: ignore[operator]
 
 
 def packed(raw: bytes, blobs: Mapping[str, bytes]) -> tuple[Payload, dict[str, bytes]]:

@@ -110,6 +110,8 @@ class State:
         self.wake = 0.0
         """while the run is suspended: when it can go on by itself; 0: not by a date"""
         self.current = ""
+        self._row: RunMeta | None = None
+        """``_steady`` as it is now; None: something else has happened"""
         self._unused: list[Step] = []
         """what the last life that completed did without"""
         self._running: dict[int, Step] = {}
@@ -122,7 +124,10 @@ class State:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} follows entry {self.seq}. Nothing was changed.")
         if self.status is None and not isinstance(entry, j.First):
             raise self._impossible(entry.seq, j.kind_of(entry))
-        _APPLY[type(entry)](self, entry)
+        kind = type(entry)
+        if kind not in _OF_STEPS:
+            self._row = None
+        _APPLY[kind](self, entry)
         self.seq = entry.seq
         self.updated = max(self.updated, entry.at)  # a clock may be set back
 
@@ -150,14 +155,11 @@ class State:
 
     def meta(self) -> RunMeta:
         """The row that listings show."""
-        count = self._counts
-        return RunMeta(
-            goal=self.key.goal,
-            episode=self.key.episode,
-            status=self.status or states.RUNNING,
-            flow=self.flow,
-            reason=self.reason,
-            created=self.created,
+        if self._row is None or self.status != states.RUNNING:
+            self._row = self._steady()
+        count, (asking, questions) = self._counts, self.waits.heads()
+        return replace(
+            self._row,
             updated=self.updated,
             seq=self.seq,
             completed=count[states.COMPLETED],
@@ -165,22 +167,33 @@ class State:
             flagged=count[states.FLAGGED],
             running=count[states.RUNNING],
             current=self.current,
-            tags=self.attribution.tags,
             used=self.usage,
             paid=self.paid,
+            crashes=self.crashes,
+            asking=asking,
+            questions=questions,
+        )
+
+    def _steady(self) -> RunMeta:
+        """What of that stays as it is while steps begin and end."""
+        return RunMeta(
+            goal=self.key.goal,
+            episode=self.key.episode,
+            status=self.status or states.RUNNING,
+            flow=self.flow,
+            reason=self.reason,
+            created=self.created,
+            tags=self.attribution.tags,
             saved=self.saved_usage,
             parent=self.attribution.parent,
             forked=self.forked,
             wake=self._free_from(),
             begun=self._life_began,
-            crashes=self.crashes,
             queue=self.queue,
             priority=self.priority,
             limits=self.limits,
             idempotency_key=self.idempotency_key,
             version=self.version,
-            asking=self.waits.heads()[0],
-            questions=self.waits.heads()[1],
             posts=self.posts,
             pinned=self.pinned,
         )
@@ -610,6 +623,10 @@ def _end(attempt: Attempt, outcome: str, at: float, seconds: float = 0.0, error:
 _APPLY: dict[type[j.Entry], Callable[[State, j.Entry], None]] = {
     kind: getattr(State, "_" + str(kind.__struct_config__.tag).partition("/")[0]) for kind in j.KINDS
 }
+
+
+_OF_STEPS = frozenset({j.StepStarted, j.StepCompleted, j.StepChunk, j.StepUsage, j.ScopeOpened, j.MessagesAdded})
+"""kinds that leave what is ``_steady`` of a row that runs"""
 
 
 def fold(key: RunKey, lines: Iterable[bytes]) -> State:

@@ -49,8 +49,11 @@ DEFAULT_PATTERNS: Final = (
 """Forms of well-known keys: of model providers, payment, hosting and cloud, JWT, bearer tokens, passwords in URLs,
 private keys in PEM."""
 
-_HINTS: Final = ("sk", "rk_", "whsec_", "gh", "glpat-", "hf_", "npm_", "pypi-", "AKIA", "ASIA", "xox", "AIza", "eyJ")
-_MORE_HINTS: Final = ("earer", "EARER", "://", "-----BEGIN")
+_HINTS: Final = (
+    *("sk-", "sk_", "rk_", "whsec_", "gho_", "ghp_", "ghr_", "ghs_", "ghu_", "github_pat_", "glpat-", "hf_", "npm_"),
+    *("pypi-", "AKIA", "ASIA", "xox", "AIza", "eyJ", "earer", "EARER", "://", "-----BEGIN"),
+)
+"""a text in which none of these stands has none of those forms"""
 _NAMED = re.compile(r"(?<![A-Za-z0-9_-])([A-Za-z_][A-Za-z0-9_-]{1,80}+)(\\?[\"'])?\s{0,3}+[:=](?![:=/])\s{0,3}+")
 _BEHIND = re.compile(
     r"\\\"[^\"\\]{1,4096}+(?:\\\")?"
@@ -143,7 +146,10 @@ class Redaction:
 
     def may_name(self, text: str) -> bool:
         """Whether some name in a text can be hidden at all; quickly, ``text`` is in lower case."""
-        return any(stem in text for stem in self._stems)
+        for stem in self._stems:  # not any(): this is asked for each argument of each step
+            if stem in text:
+                return True
+        return False
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """What the patterns match, overlapping matches as one; marks stay what they are."""
@@ -198,15 +204,20 @@ def _is_marked(text: str, start: int, end: int) -> bool:
 
 def sounds_secret(name: str) -> bool:
     """Whether the name says that what it names is not to be shown to people."""
-    return any(rules.hides(name) for rules in _rules())
+    for rules in _rules():
+        if rules.hides(name):
+            return True
+    return False
 
 
 def discreet(text: str, *, names: bool = True) -> str:
     """A text for people, with what must not be shown masked; ``names``: also what stands behind a name that says so
     (``password=...``, ``"token": "..."``, ``Authorization: ...``)."""
     text = mask_known(text)
-    if any(hint in text for hint in _HINTS) or any(hint in text for hint in _MORE_HINTS):
-        text = _shapes().sub(_masked, text)
+    for hint in _HINTS:
+        if hint in text:
+            text = _shapes().sub(_masked, text)
+            break
     for rules in _rules():
         if rules.compiled and rules.patterns is not DEFAULT_PATTERNS:
             for start, end in reversed(rules.spans(text)):

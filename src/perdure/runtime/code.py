@@ -81,7 +81,10 @@ class Code(NamedTuple):
 
     def holds(self) -> bool:
         """Whether these names are still the same things. In a notebook, cells are executed again."""
-        return all(scope.get(name) is held for scope, name, held in self.met)
+        for scope, name, held in self.met:
+            if scope.get(name) is not held:
+                return False
+        return True
 
 
 class Coded:

@@ -26,6 +26,11 @@ class StepContext:
     ``partial_text`` are what earlier attempts saved and streamed (C5).
     """
 
+    __slots__ = (
+        *("_buffer", "_connection", "_in_flight", "_is_async", "_key", "_over", "_run", "_step", "_veil"),
+        *("attempt", "name", "partial_text", "progress"),
+    )
+
     def __init__(self, run: LiveRun | None, call: Call, name: str, is_async: bool) -> None:
         self.name = name
         self.attempt = call.attempt
@@ -155,7 +160,7 @@ class StepContext:
 
     def end(self, keep_text: bool) -> None:
         """The attempt is over. Text not yet written is kept if the output does not replace it."""
-        if self._run is not None:
+        if self._run is not None and (self._buffer or self._veil is not None):
             with self._run.lock:
                 rest = self._rest(all_of_it=True)
                 if rest and keep_text and not self._over and self._run.broken is None:
@@ -230,8 +235,5 @@ def context() -> StepContext:
 
 def requester() -> Hashable:
     """Who asks: the running task, or the thread where there is no event loop."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
+    task = asyncio.current_task() if asyncio._get_running_loop() is not None else None
     return task if task is not None else threading.get_ident()

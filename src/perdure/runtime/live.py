@@ -145,26 +145,28 @@ class LiveRun:
                 raise self.broken
             if is_late(self):
                 raise Dropped
-            self.writer.refuse_occupied()
+            self.writer.check()
             if self.halt and not cleaning.get():
                 self._refuse(entries)
             if self.life.orphans and any(isinstance(entry, _NEW) for entry in entries):
                 self._close_orphans()
-            if entries and isinstance(entries[0], j.StepPending) and strand_of(self).dropped:
+            if entries and type(entries[0]) is j.StepPending and strand_of(self).dropped:
                 raise Dropped  # nobody needs an answer: it is not even asked
             if self.life.unsaid and any(isinstance(entry, _TELLING) for entry in entries):
                 entries = (*self.life.say_reused(), *entries)
             before: list[Callable[[], None]] = []
-            seq = self.state.seq
+            state = self.state
+            seq, key = state.seq, state.key
             records = []
             try:
                 for entry in entries:
-                    entry.seq, entry.at = self.state.seq + 1, self.clock.now()
-                    self.state.apply(entry)
-                    records.append(j.encode(self.key, entry))
-                    self.state.size += len(records[-1])
+                    entry.seq, entry.at = state.seq + 1, self.clock.now()
+                    state.apply(entry)
+                    record = j.encode(key, entry)
+                    records.append(record)
+                    state.size += len(record)
                     if self.outputs is not None:
-                        before += self.outputs.work(self.state, entry, blobs or {})
+                        before += self.outputs.work(state, entry, blobs or {})
             except BaseException as error:  # the state may be ahead of the journal: nothing may follow
                 self.broken = error
                 raise

@@ -115,7 +115,7 @@ class Function(Coded, Generic[P, R]):
         if self.key is not None:
             text = guard.text(str(self.key(*args, **kwargs) if callable(self.key) else self.key))
             return sha256(f"key:{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
-        joined = "".join(f"{info.name}={info.digest};" for info in infos)
+        joined = "".join([f"{info.name}={info.digest};" for info in infos])
         return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
 
     def as_recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard) -> Inputs:
@@ -216,8 +216,10 @@ class Step(Function[P, R]):
         code = self.code
         parts = code.parts if frame.run.lives.config.keep_code else {}
         request = Request(self.name, self.declared, fingerprint, infos, code.digest, parts)
-        if not all(type(value) in _IMMUTABLE for value in (*invocation.args, *invocation.kwargs.values())):
-            request.look_again = lambda: self.identify(invocation.args, invocation.kwargs, guard)[1]
+        for value in (*invocation.args, *invocation.kwargs.values()):
+            if type(value) not in _IMMUTABLE:
+                request.look_again = lambda: self.identify(invocation.args, invocation.kwargs, guard)[1]
+                break
         return request
 
 

@@ -262,10 +262,7 @@ class deeper:
 
 
 def _task() -> asyncio.Task[object] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
+    return asyncio.current_task() if asyncio._get_running_loop() is not None else None
 
 
 def strand_of(run: LiveRun) -> Strand:

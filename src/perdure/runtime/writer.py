@@ -153,8 +153,7 @@ class Writer:
         self._closed = False
 
     def submit(self, item: Item) -> Ticket:
-        """Queue records. Never blocks."""
-        self._check()
+        """Queue records, after ``check``. Never blocks."""
         item.writer = self
         self._queue.append(item)
         self._stirred = True
@@ -164,7 +163,7 @@ class Writer:
 
     def call(self, verb: Callable[[], _T]) -> Future[_T]:
         """Run any other verb of the store on the writer's thread, in order with the appends."""
-        self._check()
+        self.check()
         future: Future[_T] = Future()
         self._queue.append((verb, future))
         self.ring()
@@ -233,8 +232,9 @@ class Writer:
             self.ring()
             self._thread.join()
 
-    def refuse_occupied(self) -> None:
-        """Raises ConfigError in the code of a transactional step: what it asks for would wait for itself."""
+    def check(self) -> None:
+        """Raises ConfigError where nothing can be queued; in the code of a transactional step too: what it asks for
+        would wait for itself."""
         if self._occupied and threading.current_thread() is self._thread:
             raise ConfigError(
                 "A transactional step may do nothing durable but through its transaction: no steps, no questions, no "
@@ -242,8 +242,6 @@ class Writer:
                 hint="Do that before or after it, in the flow.",
             )
 
-    def _check(self) -> None:
-        self.refuse_occupied()
         if self._closed:
             raise ConfigError("This CheckpointManager is closed.", hint="Make a new one.")
         if os.getpid() != self._pid:
@@ -361,10 +359,7 @@ class Writer:
             future.set_exception(error)
 
     def _commit(self, batch: list[Item], in_hurry: bool) -> None:
-        runs: dict[int, list[Item]] = {}
-        for item in batch:
-            runs.setdefault(id(item.lease), []).append(item)
-        groups = list(runs.values())
+        groups = _by_run(batch)
         errors: list[PerdureError | None]
         ended: BaseException | None = None
         try:
@@ -424,6 +419,15 @@ def _broken(error: BaseException) -> PerdureError:
         )
     problem.__cause__ = error
     return problem
+
+
+def _by_run(batch: list[Item]) -> list[list[Item]]:
+    if len(batch) == 1:
+        return [batch]
+    runs: dict[int, list[Item]] = {}
+    for item in batch:
+        runs.setdefault(id(item.lease), []).append(item)
+    return list(runs.values())
 
 
 def _merge(group: list[Item]) -> Append:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import apsw
 import msgspec
@@ -47,6 +47,7 @@ from perdure.stores.owners import Owner
 from perdure.stores.sqlite_audit import SqliteAudit
 
 _T = TypeVar("_T")
+_to_json = msgspec.json.Encoder().encode
 _BROKEN = (apsw.NotADBError, apsw.CorruptError, apsw.FormatError)
 _REFUSED = (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError)
 
@@ -165,14 +166,12 @@ class SqliteStore(Handle):
 
     def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         self._check()
+        if len(batch) == 1 and self._append_one(batch[0]):
+            return [None]
         with self._transaction("append to"):
             results = self._advance_all(batch)
             kept = [item for item, problem in zip(batch, results, strict=True) if problem is None]
-            self._insert(
-                (self._rows[item.lease.key], seq, record)
-                for item in kept
-                for seq, record in enumerate(item.records, item.seq + 1)
-            )
+            self._insert([value for item in kept for value in self._numbered(item)])
             for item in kept:
                 self._note(item.meta)
                 if item.blobs:
@@ -184,7 +183,8 @@ class SqliteStore(Handle):
         with self._guard("read"):
             found = self._select(
                 f"SELECT r.seq, j.seq, {_bounded('j.record')} FROM perdure_runs r LEFT JOIN perdure_journal j "
-                "ON j.run = r.run AND j.seq > ? WHERE r.goal = ? AND r.episode = ? ORDER BY j.seq",
+                "ON j.id > (r.run << 32) + ? AND j.id < (r.run + 1) << 32 WHERE r.goal = ? AND r.episode = ? "
+                "ORDER BY j.id",
                 (after, key.goal, key.episode),
             )
         lines: list[bytes] = []
@@ -253,7 +253,7 @@ class SqliteStore(Handle):
             )
             if not self._db.changes():
                 raise lost(lease)
-            self._db.execute("DELETE FROM perdure_journal WHERE run = ?", (row,))
+            self._db.execute("DELETE FROM perdure_journal WHERE id BETWEEN ?1 << 32 AND (?1 + 1 << 32) - 1", (row,))
             self._db.execute("DELETE FROM perdure_inbox WHERE run = ?", (row,))
             self._collect(row)
             self._db.execute("UPDATE perdure_floor SET epoch = max(epoch, ?)", (lease.epoch,))
@@ -301,7 +301,7 @@ class SqliteStore(Handle):
     def _advance_all(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         """Move the rows of all runs on whose leases are current: the check that fences every write."""
         moved = 0
-        for some in _chunks(batch):
+        for some in _chunks(batch, 1):
             self._db.execute(_advance_sql(len(some)), [value for item in some for value in self._move(item)])
             moved += self._db.changes()
         if moved == len(batch):
@@ -325,24 +325,51 @@ class SqliteStore(Handle):
         """The columns of ``_advance_sql``. A lease that is not of this handle matches no row."""
         last = item.seq + len(item.records)
         row = self._rows.get(item.lease.key, -1) if item.lease.owner == self._owner.id else -1
-        meta = msgspec.json.encode(item.meta).decode() if last else ""
-        columns = (last, item.meta.status, meta, item.meta.posts, item.meta.wake, item.size)
-        return row, item.lease.epoch, self._owner.id, item.seq, *columns
+        meta = _to_json(item.meta).decode() if last else ""
+        return row, item.lease.epoch, self._owner.id, item.seq, last, item.meta.status, meta, item.size
+
+    def _numbered(self, item: Append) -> list[int | bytes]:
+        """Its records, each behind its number in the table."""
+        before = (self._rows[item.lease.key] << 32) + item.seq
+        return [part for n, record in enumerate(item.records, before + 1) for part in (n, record)]
+
+    def _append_one(self, item: Append) -> bool:
+        """The way of most records: those of one run, with one call of the driver, in which other threads may run while
+        it waits. False, and nothing is changed, if there is more to do for them, or something is wrong with them."""
+        row, count = self._rows.get(item.lease.key), len(item.records)
+        told = _told(item.meta)
+        if (
+            row is None
+            or item.blobs
+            or self._lent
+            or count not in _APPEND_ONE
+            or told != self._noted.get(item.meta.key)
+        ):
+            return False
+        with self._guard("append to"):
+            try:
+                self._db.execute(_APPEND_ONE[count], (*self._move(item), *self._numbered(item)))
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        return bool(self._db.changes() == count)
 
     def _note(self, meta: RunMeta) -> None:
-        """Write what is looked for, and hardly ever changes."""
-        told = (meta.begun, meta.flow, meta.queue, meta.priority)
+        """Write what is looked for, and hardly ever changes: to change what an index has costs another page."""
+        told = _told(meta)
         if told != self._noted.get(meta.key):
             self._db.execute(
-                "UPDATE perdure_runs SET begun = ?, flow = ?, queue = ?, priority = ? WHERE run = ?",
+                "UPDATE perdure_runs SET begun = ?, flow = ?, queue = ?, priority = ?, taken = ?, wake = ? "
+                "WHERE run = ?",
                 (*told, self._rows[meta.key]),
             )
             self._noted[meta.key] = told
 
-    def _insert(self, records: Iterable[tuple[int, int, bytes]]) -> None:
-        for some in _chunks(list(records)):
-            places = ",".join(["(?,?,?)"] * len(some))
-            self._db.execute(f"INSERT INTO perdure_journal VALUES {places}", [v for record in some for v in record])
+    def _insert(self, numbered: list[int | bytes]) -> None:
+        """Records, each behind its number."""
+        for some in _chunks(numbered, 2):
+            self._db.execute(_insert_sql(len(some) // 2), some)
 
     def _keep(self, row: int, blobs: Mapping[str, bytes]) -> None:
         """Store what a run is given, once, and that it was given it."""
@@ -372,9 +399,12 @@ class SqliteStore(Handle):
                 raise lost(new.lease)
             if found[0] != (len(new.records), len(new.posts)):
                 return False
-            for table, number, lines in (("journal", "seq", new.records), ("inbox", "number", new.posts)):
+            for table, place, lines in (
+                ("journal", "id = (? << 32) + ?", new.records),
+                ("inbox", "run = ? AND number = ?", new.posts),
+            ):
                 self._db.executemany(
-                    f"UPDATE perdure_{table} SET record = ? WHERE run = ? AND {number} = ?",
+                    f"UPDATE perdure_{table} SET record = ? WHERE {place}",
                     [(line, row, n) for n, line in enumerate(lines, 1)],
                 )
             self._collect(row)
@@ -518,15 +548,21 @@ class SqliteStore(Handle):
             pass
 
 
-def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    """Parts whose lengths are powers of two: few statements for any number of rows, and few kinds of statements.
+def _told(meta: RunMeta) -> tuple[float | str, ...]:
+    """What the indices have of a run."""
+    return meta.begun, meta.flow, meta.queue, meta.priority, meta.posts, meta.wake
+
+
+def _chunks(items: Sequence[_T], width: int) -> Iterator[Sequence[_T]]:
+    """The items of rows of so many, in parts whose lengths are powers of two: few statements for any number of rows,
+    and few kinds of statements.
 
     Few statements matter because each gives up the interpreter's lock, and gets it back late while a flow computes.
     """
-    at = 0
-    while at < len(items):
-        size = min(1 << ((len(items) - at).bit_length() - 1), 128)
-        yield items[at : at + size]
+    at, rows = 0, len(items) // width
+    while at < rows:
+        size = min(1 << ((rows - at).bit_length() - 1), 128)
+        yield items[at * width : (at + size) * width]
         at += size
 
 
@@ -535,14 +571,32 @@ def _bounded(column: str, most: int = 0) -> str:
     return f"CASE WHEN length({column}) <= {most or MAX_RECORD + FRAME} THEN {column} ELSE '' END"
 
 
+@cache
 def _advance_sql(rows: int) -> str:
-    places = ",".join(["(?,?,?,?,?,?,?,?,?,?)"] * rows)
+    places = ",".join(["(?,?,?,?,?,?,?,?)"] * rows)
     return (
-        f"WITH new(run, epoch, owner, seq, last, status, meta, taken, wake, grown) AS (VALUES {places}) "
-        "UPDATE perdure_runs AS r SET seq = new.last, status = new.status, meta = new.meta, taken = new.taken, "
-        "wake = new.wake, size = size + new.grown FROM new "
-        "WHERE r.run = new.run AND r.epoch = new.epoch AND r.owner = new.owner AND r.seq = new.seq"
+        f"WITH new(run, epoch, owner, seq, last, status, meta, grown) AS (VALUES {places}) "
+        "UPDATE perdure_runs AS r SET seq = new.last, status = new.status, meta = new.meta, size = size + new.grown "
+        "FROM new WHERE r.run = new.run AND r.epoch = new.epoch AND r.owner = new.owner AND r.seq = new.seq"
     )
+
+
+@cache
+def _insert_sql(rows: int) -> str:
+    return f"INSERT INTO perdure_journal (id, record) VALUES {','.join(['(?,?)'] * rows)}"
+
+
+_FEW: Final = 4
+"""records that go with one call"""
+_APPEND_ONE: Final = {
+    count: "BEGIN IMMEDIATE; "
+    "UPDATE perdure_runs SET seq = ?5, status = ?6, meta = ?7, size = size + ?8 "
+    "WHERE run = ?1 AND epoch = ?2 AND owner = ?3 AND seq = ?4; "
+    "INSERT INTO perdure_journal (id, record) SELECT column1, column2 "
+    f"FROM (VALUES {','.join(['(?,?)'] * count)}) WHERE changes() = 1; "
+    "COMMIT"
+    for count in range(1, _FEW + 1)
+}
 
 
 def _leak_in_child() -> None:
