@@ -52,7 +52,7 @@ from perdure.guard import OPEN, Guard
 from perdure.limits import decoded
 from perdure.model import ErrorInfo, File
 from perdure.redaction import discreet_part
-from perdure.secret import MASK, Secret, longest_known, mask_known
+from perdure.secret import MASK, Secret, longest_known
 
 __all__ = [
     "BLOB_THRESHOLD",
@@ -64,6 +64,7 @@ __all__ = [
     "declare",
     "describe_error",
     "digest",
+    "digested",
     "dumps",
     "learn",
     "load",
@@ -83,7 +84,7 @@ _from_json = msgspec.json.Decoder().decode
 _SKIP = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
+class Payload(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How a value stands inside a journal entry."""
 
     codec: int = 1
@@ -209,17 +210,36 @@ def digest(value: object, where: str, guard: Guard = OPEN) -> tuple[str, str]:
     The order of dict keys and of sets does not matter. What ``guard`` keeps out of records takes part by its keyed
     digest, and what must not be shown to people is masked. Raises CodecError as ``dumps`` does.
     """
-    if type(value) is int and -_SMALL < value < _SMALL:  # most arguments are numbers, and have nothing to hide
+    found = digested(value, where, guard)
+    return found.hex, found.head()
+
+
+class Digested(NamedTuple):
+    """A value as its identity sees it, and what makes the readable beginning of that when somebody needs it."""
+
+    hex: str
+    json: bytes
+    marked: bool
+    """something of it is hidden"""
+
+    def head(self) -> str:
+        """See ``digest``."""
+        head = self.json[: 16 * _HEAD + 4 * longest_known()].decode("utf-8", "ignore")
+        if self.marked or '"~"' in head:
+            head = _PLACEHOLDER.sub(MASK, head)
+        return discreet_part(head, _HEAD)
+
+
+def digested(value: object, where: str, guard: Guard = OPEN) -> Digested:
+    """As ``digest``, with the beginning made only if it is asked for: that takes longer than all the rest."""
+    if guard.rules is None and _is_plain(value):
         raw = _to_json(value)
-        return sha256(raw).hexdigest()[:32], mask_known(raw.decode())
+        return Digested(sha256(raw).hexdigest()[:32], raw, False)
     writer = Writer(canonical=True, guard=guard)
     shown = raw = _written(writer, value, where)
     if type(value) is str and len(value) > BLOB_THRESHOLD:
         shown = _to_json(discreet_part(value, _HEAD).encode("utf-8", "replace").decode("utf-8"))
-    head = shown[: 16 * _HEAD + 4 * longest_known()].decode("utf-8", "ignore")
-    if b'"~"' in raw or writer.hid:
-        head = _PLACEHOLDER.sub(MASK, head)
-    return sha256(raw).hexdigest()[:32], discreet_part(head, _HEAD)
+    return Digested(sha256(raw).hexdigest()[:32], shown, writer.hid)
 
 
 _PLACEHOLDER = re.compile(

@@ -621,7 +621,7 @@ def _end(attempt: Attempt, outcome: str, at: float, seconds: float = 0.0, error:
 
 
 _APPLY: dict[type[j.Entry], Callable[[State, j.Entry], None]] = {
-    kind: getattr(State, "_" + str(kind.__struct_config__.tag).partition("/")[0]) for kind in j.KINDS
+    kind: getattr(State, "_" + j.name_of(kind)) for kind in j.KINDS
 }
 
 

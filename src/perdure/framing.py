@@ -42,7 +42,7 @@ def frame(key: RunKey, entry: bytes) -> bytes:
             "Nothing was written.",
             hint="Stream less text at a time, or return it as the result of a step.",
         )
-    return b'{"crc":"%b","len":%8d,"entry":%b}\n' % (_crc(key, entry), len(entry), entry)
+    return b'{"crc":"%08x","len":%8d,"entry":%b}\n' % (zlib.crc32(entry, _seed(key)), len(entry), entry)
 
 
 def unframe(key: RunKey, line: bytes) -> bytes:

@@ -45,7 +45,7 @@ class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
     """what holds when the deadline passes; None: an error"""
 
 
-class Entry(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind"):
+class Entry(msgspec.Struct, omit_defaults=True, kw_only=True, tag_field="kind", gc=False):
     """Base of all kinds. ``seq`` counts from 1 without gaps; ``at`` is seconds since 1970 by the appender's clock."""
 
     seq: int = 0
@@ -474,6 +474,7 @@ KINDS: tuple[type[Entry], ...] = (
     *POSTS,
     PostDropped,
 )
+_NAMES = {kind: str(kind.__struct_config__.tag).partition("/")[0] for kind in KINDS}
 _TAGS = {str(kind.__struct_config__.tag): kind for kind in KINDS}
 _T = TypeVar("_T")
 
@@ -494,9 +495,14 @@ _TAG_DECODER = msgspec.json.Decoder(_Tag)
 _ENCODER = msgspec.json.Encoder()
 
 
+def name_of(kind: type[Entry]) -> str:
+    """Name of a kind without its version: ``step_started``."""
+    return _NAMES[kind]
+
+
 def kind_of(entry: Entry) -> str:
-    """Name of the entry's kind without its version: ``step_started``."""
-    return str(entry.__struct_config__.tag).partition("/")[0]
+    """Name of the kind of an entry."""
+    return _NAMES[type(entry)]
 
 
 def refs(entry: Entry) -> tuple[str, ...]:

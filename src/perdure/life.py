@@ -7,7 +7,7 @@ ordinals, and refuse what would make these ambiguous; see replay.py for why that
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any, Protocol, TypeAlias
@@ -15,13 +15,16 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from perdure import journal as j
+from perdure.codec import Digested
 from perdure.errors import AmbiguousStep, ConfigError, LimitReached
 from perdure.fold import State
 from perdure.guard import OPEN, Guard
 from perdure.limits import MAX_JOURNAL, MAX_SCOPE
 from perdure.model import ArgInfo, Usage
 from perdure.record import Identity, Step, enclosing
+from perdure.redaction import sounds_secret
 from perdure.retry import RetryPolicy
+from perdure.secret import MASK
 
 _SPARE = MAX_JOURNAL // 8
 """bytes of a journal that are left for what steps add that were begun before"""
@@ -49,13 +52,41 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
     """"role": its scope is numbered when it is called; "name": and it is the only one of its name there"""
 
 
+class Seen:
+    """Arguments as the identity of a call sees them: names, digests, and what tells their beginnings to people."""
+
+    __slots__ = ("_found", "_infos")
+
+    def __init__(self, found: Sequence[tuple[str, Digested | ArgInfo]]) -> None:
+        self._found = found
+        self._infos: tuple[ArgInfo, ...] | None = None
+
+    @property
+    def infos(self) -> tuple[ArgInfo, ...]:
+        """As they are recorded. Made when they are first asked for, which a call with a recorded result never does."""
+        if self._infos is None:
+            self._infos = tuple([_info(name, found) for name, found in self._found])
+        return self._infos
+
+
+def _info(name: str, found: Digested | ArgInfo) -> ArgInfo:
+    if isinstance(found, ArgInfo):
+        return found
+    head = found.head()
+    return ArgInfo(name, found.hex, MASK if sounds_secret(name) and head not in _EMPTY else head)
+
+
+_EMPTY = ("null", "true", "false", '""')
+
+
 class Request(msgspec.Struct):
     """One call of a step by a flow."""
 
     name: str
     options: StepOptions
     fingerprint: str = ""
-    args: tuple[ArgInfo, ...] = ()
+    seen: Seen | None = None
+    """the arguments"""
     digest: str = ""
     parts: Mapping[str, str] = {}
     """the code that this is the digest of: name -> text"""
@@ -65,6 +96,11 @@ class Request(msgspec.Struct):
     """claimed beforehand by gather; None: claim when execution begins"""
     look_again: Callable[[], tuple[ArgInfo, ...]] | None = None
     """digests of the arguments as they are now, where a body could have changed them"""
+
+    @property
+    def args(self) -> tuple[ArgInfo, ...]:
+        """The arguments as they are recorded."""
+        return self.seen.infos if self.seen is not None else ()
 
 
 Place: TypeAlias = Identity | str

@@ -114,7 +114,7 @@ class Lease(msgspec.Struct, frozen=True):
         return f"process {self.pid} on {self.host}"
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """What calls of models used, as far as they say (X6). Usages add up with ``+``."""
 
     calls: int = 0
@@ -309,7 +309,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
-class ArgInfo(msgspec.Struct, frozen=True):
+class ArgInfo(msgspec.Struct, frozen=True, gc=False):
     """One argument of a step as its identity sees it: digest of the encoded value, and its first characters."""
 
     name: str

@@ -26,7 +26,7 @@ def code_changed(old: str, new: str) -> bool:
     return bool(old and new) and old != new and old.startswith(CODE_FORM) == new.startswith(CODE_FORM)
 
 
-class Attempt(msgspec.Struct):
+class Attempt(msgspec.Struct, gc=False):
     """One execution of a step's body."""
 
     number: int
@@ -105,7 +105,7 @@ def enclosing(scope: str) -> Iterator[str]:
         scope = scope.rpartition("/")[0]
 
 
-class Step(msgspec.Struct):
+class Step(msgspec.Struct, gc=False):
     """Everything known of one step."""
 
     number: int

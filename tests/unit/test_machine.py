@@ -209,9 +209,9 @@ class Pipelined(World):
 def told(state: State) -> object:
     """Everything a state says, in comparable form."""
     skipped = ("key", "size", "steps", "_running", "_counts", "index", "by_name", "scopes", "taken", "latest", "waits")
-    rest = {name: value for name, value in vars(state).items() if name not in skipped}
+    rest = {name: value for name, value in vars(state).items() if name not in (*skipped, "_row")}
     steps = [msgspec.json.encode(step) for step in state.steps.values()]
-    return msgspec.json.encode(rest), steps, state.scopes, state.taken
+    return msgspec.json.encode(rest), steps, state.scopes, state.taken, state.meta()
 
 
 TestStrict = World.TestCase  # C2 C3 C6 C10 X9

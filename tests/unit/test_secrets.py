@@ -375,10 +375,13 @@ def test_an_argument_whose_name_is_hidden_takes_part_by_a_keyed_digest() -> None
     def find(ssn: str, *tokens: str, n: int = 1) -> str:
         return ssn
 
-    def seen(key: str, ssn: str) -> Any:
-        return find.identify((ssn,), {}, Guard(key, Redaction(names=("ssn",))))
+    hidden = Redaction(names=("ssn",))
 
-    fingerprint, (ssn, *_) = seen("a1", "12-34")
+    def seen(key: str, ssn: str) -> Any:
+        return find.identify((ssn,), {}, Guard(key, hidden))
+
+    fingerprint, arguments = seen("a1", "12-34")
+    ssn = arguments.infos[0]
     assert (ssn.name, ssn.head) == ("ssn", "***")
     assert seen("a1", "12-34")[0] == fingerprint
     assert seen("a1", "56-78")[0] != fingerprint != seen("b2", "12-34")[0]

@@ -40,9 +40,9 @@ class Run:
     def __init__(self, writer: Writer, lease: Lease) -> None:
         self.writer, self.lease, self.seq = writer, lease, 0
 
-    def put(self, lazy: bool = False) -> Ticket:
+    def put(self) -> Ticket:
         meta = RunMeta(goal=self.lease.key.goal, episode=0, status="running")
-        item = Item(self.lease, self.seq, (b"%d\n" % self.seq,), meta, {}, (), lazy)
+        item = Item(lease=self.lease, seq=self.seq, records=(b"%d\n" % self.seq,), meta=meta)
         self.seq += 1
         return self.writer.submit(item)
 
@@ -86,7 +86,7 @@ def test_records_nobody_waits_for_become_durable_by_themselves(writer: Writer, s
     for _ in range(50):
         if asleep:
             until_asleep(writer)
-        assert durable(run.put(lazy=True))
+        assert durable(run.put())
     assert sum(store.batches) == 50
 
 
@@ -96,7 +96,7 @@ def test_records_nobody_waits_for_share_the_commit_of_the_next(writer: Writer, s
     run.put().wait()
     store.gate.clear()
     busy = run.put()  # while the device is busy with this or about to be ...
-    lazy = [run.put(lazy=True) for _ in range(3)]
+    lazy = [run.put() for _ in range(3)]
     waited = run.put()
     store.gate.set()
     waited.wait()
@@ -115,21 +115,21 @@ def test_a_failed_store_tells_those_who_wait_and_is_not_tried_again(writer: Writ
         run.put().wait()
     with pytest.raises(PerdureError):
         run.put().wait()
-    assert durable(run.put(lazy=True)), "nobody is left waiting"
+    assert durable(run.put()), "nobody is left waiting"
 
 
 def test_threads_and_tasks_that_queue_at_once_all_get_their_answer(writer: Writer, store: Counting) -> None:
     # X8: no wake-up is lost, whatever the schedule
     def work(run: Run) -> None:
         for n in range(200):
-            ticket = run.put(lazy=n % 3 == 1)
+            ticket = run.put()
             if n % 3 != 1:
                 ticket.wait()
 
     async def tasks() -> None:
         async def one(run: Run) -> None:
             for n in range(200):
-                ticket = run.put(lazy=n % 3 == 1)
+                ticket = run.put()
                 if n % 3 != 1:
                     await ticket
 
@@ -150,7 +150,7 @@ def test_closing_commits_what_is_queued(store: Counting) -> None:
     # B3
     writer = Writer(store)
     run = begin(writer)
-    tickets = [run.put(lazy=True) for _ in range(5)]
+    tickets = [run.put() for _ in range(5)]
     writer.close()
     assert all(ticket.done and ticket.error is None for ticket in tickets)
 
@@ -162,7 +162,7 @@ def test_whatever_ends_the_work_of_the_thread_nobody_waits_for_ever(writer: Writ
     def ends() -> None:
         raise SystemExit
 
-    run.put(lazy=True).then(ends)
+    run.put().then(ends)
     done = threading.Event()
     run.put().then(done.set)
     assert done.wait(DEADLINE)

@@ -179,8 +179,7 @@ class _Waiting(Step[..., Any]):
         return kwargs.items()
 
     def request(self, frame: Frame, invocation: Invocation) -> Request:
-        fingerprint, infos = self.identify((), invocation.kwargs, frame.guard)
-        return Request(self.name, self.declared, fingerprint, infos)
+        return Request(self.name, self.declared, *self.identify((), invocation.kwargs, frame.guard))
 
     def run_body(self, invocation: Invocation) -> Any:
         frame = current()

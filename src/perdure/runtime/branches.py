@@ -22,7 +22,7 @@ from perdure.errors import ConfigError, Halted
 from perdure.life import Cursor, Place, Rehearsal
 from perdure.runtime.context import Frame, current, enter
 from perdure.runtime.live import LiveRun
-from perdure.runtime.steps import Flow, Invocation, Step, pending
+from perdure.runtime.steps import Flow, Invocation, Step, invocation_of
 from perdure.runtime.strands import Group, Strand, lending
 from perdure.runtime.threads import in_thread
 
@@ -124,7 +124,7 @@ def _invocation(item: Item) -> Invocation | None:
     if isinstance(item, Invocation):
         return item
     if isinstance(item, Coroutine):
-        return pending.get(item)
+        return invocation_of(item)
     if isinstance(item, functools.partial) and isinstance(item.func, Step | Flow):
         return Invocation(item.func, item.args, item.keywords)
     return None
@@ -196,12 +196,13 @@ async def _gated(branch: Branch, gate: asyncio.Semaphore) -> Any:
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    tasks = list(tasks)
     left = [task for task in tasks if not task.done()]
     for task in left:
         task.cancel()
     if left:
         await asyncio.wait(left)
-    for task in left:
+    for task in tasks:
         if not task.cancelled():
             task.exception()  # asked for, so that the event loop does not complain that nobody did
 

@@ -64,10 +64,10 @@ def inputs_of(
 ) -> dict[str, Any]:
     """The fields of a Start that tell its inputs. Raises CodecError, TypeError."""
     trial = Guard(SYSTEM.new_id(), rules)  # whose run it will be is not known yet
-    _, infos = function.identify(args, kwargs, trial)
-    keyed = (lambda guard: function.identify(args, kwargs, guard)[1]) if trial.used else None
+    _, seen = function.identify(args, kwargs, trial)
+    keyed = (lambda guard: function.identify(args, kwargs, guard)[1].infos) if trial.used else None
     recorded = function.as_recorded(args, kwargs, trial) if rules is not None else None
-    return {"args": infos, "keyed": keyed, "inputs": (args, kwargs), "recorded": recorded}
+    return {"args": seen.infos, "keyed": keyed, "inputs": (args, kwargs), "recorded": recorded}
 
 
 def patience(wait: object) -> float:

@@ -192,7 +192,9 @@ class LiveRun:
             blobs = {k: v for h in held for k, v in h[2].items()} | blobs
             before = tuple(w for h in held for w in h[3]) + before
             records = [h[1] for h in held] + records
-        ticket = self.writer.submit(Item(self.lease, seq, tuple(records), self.state.meta(), blobs, before))
+        ticket = self.writer.submit(
+            Item(lease=self.lease, seq=seq, records=tuple(records), meta=self.state.meta(), blobs=blobs, before=before)
+        )
         if self._observers:
             ticket.then(lambda: self._notify(ticket, entries))
         return ticket

@@ -21,8 +21,8 @@ from perdure.checks import not_empty
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError
 from perdure.guard import Guard
-from perdure.life import Cursor, Request, StepOptions
-from perdure.model import ArgInfo, RunKey, check_name
+from perdure.life import Cursor, Request, Seen, StepOptions
+from perdure.model import RunKey, check_name
 from perdure.replay import Call, Outcome, execute
 from perdure.runtime.context import Frame, StepContext, entered, requester
 from perdure.runtime.drive import perform, post
@@ -97,9 +97,10 @@ class ManualRun:
         """The next step of that name and inputs (or ``key``)."""
         check_name("step name", name)
         guard = self._live.life.guard if self._live is not None else Guard(SYSTEM.new_id())
-        infos = tuple(ArgInfo(f"input{i}", *codec.digest(value, f"input{i}", guard)) for i, value in enumerate(inputs))
-        fingerprint = codec.digest(key if key is not None else [info.digest for info in infos], "key", guard)[0]
-        return ManualStep(self._live, self._cursor, Request(name, StepOptions(check=not_empty), fingerprint, infos))
+        seen = Seen([(f"input{i}", codec.digested(value, f"input{i}", guard)) for i, value in enumerate(inputs)])
+        told = key if key is not None else [info.digest for info in seen.infos]
+        fingerprint = codec.digest(told, "key", guard)[0]
+        return ManualStep(self._live, self._cursor, Request(name, StepOptions(check=not_empty), fingerprint, seen))
 
 
 class ManualStep:

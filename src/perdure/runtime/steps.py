@@ -10,14 +10,14 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from hashlib import sha256
 from types import NoneType
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
 
 from perdure import codec
+from perdure.codec import Digested
 from perdure.errors import CodecError, ConfigError
 from perdure.guard import OPEN, Guard, Hidden
-from perdure.life import Cursor, Request, StepOptions
+from perdure.life import Cursor, Request, Seen, StepOptions
 from perdure.model import ArgInfo, check_name
 from perdure.record import Identity
 from perdure.redaction import sounds_secret
@@ -32,7 +32,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 _IMMUTABLE = frozenset({str, bytes, int, float, bool, NoneType, Secret})
-_EMPTY = ("null", "true", "false", '""')
 _NO_STORE = Frame(None, Cursor(None, ""))
 _told_outside: set[str] = set()
 log = logging.getLogger("perdure")
@@ -94,16 +93,17 @@ class Function(Coded, Generic[P, R]):
         """Digest of that; "" where there is none to be seen."""
         return self.code.digest
 
-    def identify(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard = OPEN
-    ) -> tuple[str, tuple[ArgInfo, ...]]:
+    def identify(self, args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard = OPEN) -> tuple[str, Seen]:
         """(fingerprint, arguments as seen). Raises CodecError for an argument that cannot be part of an identity."""
-        infos = []
+        seen: list[tuple[str, Digested | ArgInfo]] = []
+        joined = ""
         for name, value in self._bound(args, kwargs):
             if name in self.ignore:
                 continue
             try:
-                infos.append(arg_info(name, value, guard))
+                found = codec.digested(Hidden(value) if guard.hides(name) else value, name, guard)
+                seen.append((name, found))
+                joined += f"{name}={found.hex};"
             except CodecError as error:
                 if self.key is None:
                     raise CodecError(
@@ -111,12 +111,11 @@ class Function(Coded, Generic[P, R]):
                         hint=f"Or leave it out of the identity: ignore=({name!r},).",
                     ) from None
                 head = MASK if sounds_secret(name) else f"<{type(value).__qualname__}>"
-                infos.append(ArgInfo(name, "", head))
+                seen.append((name, ArgInfo(name, "", head)))
         if self.key is not None:
             text = guard.text(str(self.key(*args, **kwargs) if callable(self.key) else self.key))
-            return sha256(f"key:{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
-        joined = "".join([f"{info.name}={info.digest};" for info in infos])
-        return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:32], tuple(infos)
+            return sha256(f"key:{text}".encode("utf-8", "surrogatepass")).hexdigest()[:32], Seen(seen)
+        return sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:32], Seen(seen)
 
     def as_recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard) -> Inputs:
         """The arguments as they are to be recorded: those whose names the rules hide are marked. (Those given by name
@@ -146,8 +145,7 @@ class Function(Coded, Generic[P, R]):
 
 def arg_info(name: str, value: object, guard: Guard) -> ArgInfo:
     """An argument as the identity of a call sees it. Raises CodecError for one that cannot be part of it."""
-    digest, head = codec.digest(Hidden(value) if guard.hides(name) else value, name, guard)
-    return ArgInfo(name, digest, MASK if sounds_secret(name) and head not in _EMPTY else head)
+    return Seen([(name, codec.digested(Hidden(value) if guard.hides(name) else value, name, guard))]).infos[0]
 
 
 class Step(Function[P, R]):
@@ -212,13 +210,13 @@ class Step(Function[P, R]):
         if frame.run is None:
             return Request(self.name, self.declared)
         guard = frame.guard
-        fingerprint, infos = self.identify(invocation.args, invocation.kwargs, guard)
+        fingerprint, seen = self.identify(invocation.args, invocation.kwargs, guard)
         code = self.code
         parts = code.parts if frame.run.lives.config.keep_code else {}
-        request = Request(self.name, self.declared, fingerprint, infos, code.digest, parts)
+        request = Request(self.name, self.declared, fingerprint, seen, code.digest, parts)
         for value in (*invocation.args, *invocation.kwargs.values()):
             if type(value) not in _IMMUTABLE:
-                request.look_again = lambda: self.identify(invocation.args, invocation.kwargs, guard)[1]
+                request.look_again = lambda: self.identify(invocation.args, invocation.kwargs, guard)[1].infos
                 break
         return request
 
@@ -285,9 +283,7 @@ class Invocation:
         """Run it (sync), or give the coroutine that will (async)."""
         if not self.function.is_async:
             return self.function.run_body(self)
-        coroutine = self._run()
-        pending[coroutine] = self
-        return coroutine
+        return self._run()
 
     async def _run(self) -> Any:
         return await self.function.run_body(self)
@@ -324,5 +320,10 @@ class Invocation:
             self.cursor.done(self.request.name, self.request.fingerprint, by)
 
 
-pending: WeakKeyDictionary[Coroutine[Any, Any, Any], Invocation] = WeakKeyDictionary()
-"""coroutines of steps and flows that were made and not yet awaited, so that fan-outs can recognise them"""
+def invocation_of(coroutine: Coroutine[Any, Any, Any]) -> Invocation | None:
+    """The call of a step or flow that a coroutine was made by, if it has not begun yet: for fan-outs, which take its
+    place before it runs."""
+    if getattr(coroutine, "cr_code", None) is not Invocation._run.__code__:
+        return None
+    found = inspect.getcoroutinelocals(coroutine).get("self")
+    return found if isinstance(found, Invocation) else None

@@ -30,6 +30,8 @@ from signal import SIGINT
 from types import FrameType
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
+import msgspec
+
 from perdure.clock import SYSTEM
 from perdure.errors import Bug, ConfigError, PerdureError, RetryError, StoreBusy, StoreError
 from perdure.model import Lease, RunMeta
@@ -45,17 +47,15 @@ _FORGETS: Final = 0.9
 log = logging.getLogger("perdure")
 
 
-class Ticket:
+class Ticket(msgspec.Struct, eq=False, kw_only=True):
     """The promise that queued records become durable. ``wait()`` in threads, ``await`` in event loops."""
 
-    __slots__ = ("_waiters", "done", "error", "writer")
-
-    def __init__(self) -> None:
-        self.done = False
-        self.error: PerdureError | None = None
-        self.writer: Writer | None = None
-        """where it is queued"""
-        self._waiters: list[threading.Lock | asyncio.Future[None] | Callable[[], None]] = []
+    done: bool = False
+    error: PerdureError | None = None
+    writer: Any = None
+    """the Writer where it is queued"""
+    waiters: list[Any] = []
+    """threading.Lock, asyncio.Future or a function, to be told"""
 
     def wait(self) -> None:
         """Block until durable. Raises the store's error if it is not going to be."""
@@ -64,7 +64,7 @@ class Ticket:
         if not self.done:
             gate = threading.Lock()
             gate.acquire()
-            self._waiters.append(gate)
+            self.waiters.append(gate)
             if not self.done:  # the writer sets done before it looks for waiters, so none is missed
                 if self.writer is not None:
                     self.writer.ring()
@@ -76,7 +76,7 @@ class Ticket:
         if not self.done:
             loop = asyncio.get_running_loop()
             future = loop.create_future()
-            self._waiters.append(future)
+            self.waiters.append(future)
             if not self.done:
                 if self.writer is not None:
                     self.writer.commit_soon(loop)
@@ -86,30 +86,22 @@ class Ticket:
 
     def then(self, callback: Callable[[], None]) -> None:
         """Call back, from whoever commits it, when durable or failed; at once if it is already."""
-        self._waiters.append(callback)
-        if self.done and self._waiters.count(callback):
-            self._waiters.remove(callback)
+        self.waiters.append(callback)
+        if self.done and self.waiters.count(callback):
+            self.waiters.remove(callback)
             callback()
 
 
-class Item(Ticket):
+class Item(Ticket, eq=False):
     """Records of one run on their way to the store."""
 
-    __slots__ = ("before", "blobs", "lease", "meta", "records", "seq")
-
-    def __init__(
-        self,
-        lease: Lease,
-        seq: int,
-        records: tuple[bytes, ...],
-        meta: RunMeta,
-        blobs: dict[str, bytes],
-        before: tuple[Callable[[], None], ...],
-    ) -> None:
-        super().__init__()
-        self.lease, self.seq, self.records, self.meta, self.blobs = lease, seq, records, meta, blobs
-        self.before = before
-        """work that must be done before these records are durable: the files of C4"""
+    lease: Lease
+    seq: int
+    records: tuple[bytes, ...]
+    meta: RunMeta
+    blobs: dict[str, bytes] = {}
+    before: tuple[Callable[[], None], ...] = ()
+    """work that must be done before these records are durable: the files of C4"""
 
 
 _Verb: TypeAlias = tuple[Callable[[], Any], Future[Any]]
@@ -447,8 +439,8 @@ def _resolve(results: list[tuple[Ticket, PerdureError | None]]) -> None:
     for ticket, error in results:
         ticket.error = error
         ticket.done = True
-        while ticket._waiters:
-            waiter = ticket._waiters.pop(0)
+        while ticket.waiters:
+            waiter = ticket.waiters.pop(0)
             if isinstance(waiter, asyncio.Future):
                 loops.setdefault(waiter.get_loop(), []).append(waiter)
             elif callable(waiter):

@@ -171,7 +171,7 @@ class SqliteStore(Handle):
         with self._transaction("append to"):
             results = self._advance_all(batch)
             kept = [item for item, problem in zip(batch, results, strict=True) if problem is None]
-            self._insert([value for item in kept for value in self._numbered(item)])
+            self._insert([value for item in kept for value in self._journaled(item)])
             for item in kept:
                 self._note(item.meta)
                 if item.blobs:
@@ -183,8 +183,7 @@ class SqliteStore(Handle):
         with self._guard("read"):
             found = self._select(
                 f"SELECT r.seq, j.seq, {_bounded('j.record')} FROM perdure_runs r LEFT JOIN perdure_journal j "
-                "ON j.id > (r.run << 32) + ? AND j.id < (r.run + 1) << 32 WHERE r.goal = ? AND r.episode = ? "
-                "ORDER BY j.id",
+                "ON j.run = r.run AND j.seq > ? WHERE r.goal = ? AND r.episode = ? ORDER BY j.seq",
                 (after, key.goal, key.episode),
             )
         lines: list[bytes] = []
@@ -253,7 +252,7 @@ class SqliteStore(Handle):
             )
             if not self._db.changes():
                 raise lost(lease)
-            self._db.execute("DELETE FROM perdure_journal WHERE id BETWEEN ?1 << 32 AND (?1 + 1 << 32) - 1", (row,))
+            self._db.execute("DELETE FROM perdure_journal WHERE run = ?", (row,))
             self._db.execute("DELETE FROM perdure_inbox WHERE run = ?", (row,))
             self._collect(row)
             self._db.execute("UPDATE perdure_floor SET epoch = max(epoch, ?)", (lease.epoch,))
@@ -328,10 +327,10 @@ class SqliteStore(Handle):
         meta = _to_json(item.meta).decode() if last else ""
         return row, item.lease.epoch, self._owner.id, item.seq, last, item.meta.status, meta, item.size
 
-    def _numbered(self, item: Append) -> list[int | bytes]:
-        """Its records, each behind its number in the table."""
-        before = (self._rows[item.lease.key] << 32) + item.seq
-        return [part for n, record in enumerate(item.records, before + 1) for part in (n, record)]
+    def _journaled(self, item: Append) -> list[int | bytes]:
+        """Its records as rows of the journal, one after the other."""
+        row = self._rows[item.lease.key]
+        return [value for seq, record in enumerate(item.records, item.seq + 1) for value in (row, seq, record)]
 
     def _append_one(self, item: Append) -> bool:
         """The way of most records: those of one run, with one call of the driver, in which other threads may run while
@@ -348,7 +347,7 @@ class SqliteStore(Handle):
             return False
         with self._guard("append to"):
             try:
-                self._db.execute(_APPEND_ONE[count], (*self._move(item), *self._numbered(item)))
+                self._db.execute(_APPEND_ONE[count], (*self._move(item), *self._journaled(item)))
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -366,10 +365,9 @@ class SqliteStore(Handle):
             )
             self._noted[meta.key] = told
 
-    def _insert(self, numbered: list[int | bytes]) -> None:
-        """Records, each behind its number."""
-        for some in _chunks(numbered, 2):
-            self._db.execute(_insert_sql(len(some) // 2), some)
+    def _insert(self, rows: list[int | bytes]) -> None:
+        for some in _chunks(rows, 3):
+            self._db.execute(_insert_sql(len(some) // 3), some)
 
     def _keep(self, row: int, blobs: Mapping[str, bytes]) -> None:
         """Store what a run is given, once, and that it was given it."""
@@ -399,12 +397,9 @@ class SqliteStore(Handle):
                 raise lost(new.lease)
             if found[0] != (len(new.records), len(new.posts)):
                 return False
-            for table, place, lines in (
-                ("journal", "id = (? << 32) + ?", new.records),
-                ("inbox", "run = ? AND number = ?", new.posts),
-            ):
+            for table, number, lines in (("journal", "seq", new.records), ("inbox", "number", new.posts)):
                 self._db.executemany(
-                    f"UPDATE perdure_{table} SET record = ? WHERE {place}",
+                    f"UPDATE perdure_{table} SET record = ? WHERE run = ? AND {number} = ?",
                     [(line, row, n) for n, line in enumerate(lines, 1)],
                 )
             self._collect(row)
@@ -583,7 +578,7 @@ def _advance_sql(rows: int) -> str:
 
 @cache
 def _insert_sql(rows: int) -> str:
-    return f"INSERT INTO perdure_journal (id, record) VALUES {','.join(['(?,?)'] * rows)}"
+    return f"INSERT INTO perdure_journal VALUES {','.join(['(?,?,?)'] * rows)}"
 
 
 _FEW: Final = 4
@@ -592,8 +587,7 @@ _APPEND_ONE: Final = {
     count: "BEGIN IMMEDIATE; "
     "UPDATE perdure_runs SET seq = ?5, status = ?6, meta = ?7, size = size + ?8 "
     "WHERE run = ?1 AND epoch = ?2 AND owner = ?3 AND seq = ?4; "
-    "INSERT INTO perdure_journal (id, record) SELECT column1, column2 "
-    f"FROM (VALUES {','.join(['(?,?)'] * count)}) WHERE changes() = 1; "
+    f"INSERT INTO perdure_journal SELECT * FROM (VALUES {','.join(['(?,?,?)'] * count)}) WHERE changes() = 1; "
     "COMMIT"
     for count in range(1, _FEW + 1)
 }

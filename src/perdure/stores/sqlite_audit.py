@@ -22,25 +22,10 @@ Read: TypeAlias = Callable[[str, tuple[Any, ...]], list[tuple[Any, ...]]]
 _PAGE: Final = 500
 _PROBLEMS: Final = 100
 """of the file, that are told"""
-_NOBODYS: Final = {
-    "posts": """
-SELECT run, count(*) FROM perdure_inbox t
-WHERE run > ? AND NOT EXISTS (SELECT 1 FROM perdure_runs r WHERE r.run = t.run)
+_NOBODYS: Final = """
+SELECT run, count(*) FROM {table} t WHERE run > ? AND NOT EXISTS (SELECT 1 FROM perdure_runs r WHERE r.run = t.run)
 GROUP BY run ORDER BY run LIMIT ?
-""",
-    "records": """
-WITH RECURSIVE there(run) AS (
-    SELECT min(id) >> 32 FROM perdure_journal WHERE id >= (?1 + 1) << 32
-    UNION ALL
-    SELECT (SELECT min(id) >> 32 FROM perdure_journal WHERE id >= (there.run + 1) << 32)
-    FROM there WHERE run IS NOT NULL
-)
-SELECT run, (SELECT count(*) FROM perdure_journal WHERE id >= run << 32 AND id < (run + 1) << 32) FROM there t
-WHERE run IS NOT NULL AND NOT EXISTS (SELECT 1 FROM perdure_runs r WHERE r.run = t.run) LIMIT ?2
-""",
-}
-"""runs without a row that there are posts and records of; of records the first of each run is looked up, since to go
-through all of them is to read the file"""
+"""
 _ORPHANS: Final = """
 SELECT digest FROM perdure_blobs b WHERE digest > ? AND NOT EXISTS
 (SELECT 1 FROM perdure_refs f JOIN perdure_runs USING (run) WHERE f.digest = b.digest) ORDER BY digest LIMIT ?
@@ -114,10 +99,10 @@ class SqliteAudit(NamedTuple):
         if len(self.read("SELECT epoch FROM perdure_floor", ())) != 1:
             what = f"{self.path}: the largest epoch of deleted runs is not there. Restore the file from a copy."
             yield Finding(kind="lease", what=what, place="perdure_floor")
-        for things, text in _NOBODYS.items():
-            for run, count in self._pages(text, -1):
-                what = f"{self.path}: {count} {things} are of a run {run} that has no row."
-                yield Finding(kind="damaged", what=what, place=f"{things} {run}")
+        for table, things in (("perdure_journal", "records"), ("perdure_inbox", "posts")):
+            for run, count in self._pages(_NOBODYS.format(table=table), -1):
+                what = f"{self.path}: {count} {things} in {table} are of a run {run} that has no row."
+                yield Finding(kind="damaged", what=what, place=f"{table} {run}")
         for (digest,) in self._pages(_ORPHANS, ""):
             what = f"blob {digest} was given to no run that is there, and no record needs it."
             yield Finding(kind="orphan_blob", what=what, place=digest)
