@@ -150,6 +150,8 @@ class Life:
         self.tell = tell
         self.lock = lock
         self.numbers = itertools.count(max(state.steps, default=0) + 1)
+        self.resumed = bool(state.steps)
+        """something is recorded already"""
         self.asked: set[int] = set()
         self.used_up: set[tuple[str, str]] = set()
         """(scope, name) of which every record has been asked for"""
@@ -298,6 +300,17 @@ class Cursor:
             if request.options.child:
                 self.life.scope_path(Identity(self.scope, name, fingerprint, n))
             return n
+
+    def glance(self, request: Request, by: Hashable) -> int | None:
+        """The ordinal that ``claim`` would give; None if it would refuse, or do more. Called with the lock held."""
+        key = (request.name, request.fingerprint)
+        if request.options.child or any(other != by for other in self._claims.get(key, ())):
+            return None
+        return self._used.get(key, 0)
+
+    def passed(self, request: Request, n: int) -> None:
+        """The request has been claimed under that ordinal, and has ended."""
+        self._used[request.name, request.fingerprint] = n + 1
 
     def branch(self, name: str, fingerprint: str) -> Identity:
         """Identity of the next child scope of that name and inputs: a branch or a nested flow."""

@@ -35,7 +35,7 @@ requests has *finished* is not noticed, since nothing overlaps.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -149,8 +149,7 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
             return (yield from _Work(life, identity, request, number).run())
         request.number = step.number
         life.asked.add(step.number)
-        changed = life.renew and code_changed(step.digest, request.digest)
-        renewed = step.recorded and changed and not step.edited  # what a person gave stays until he says otherwise
+        renewed = step.recorded and _is_outdated(life, step, request)
         if step.recorded and not renewed:
             return (yield from reuse(life, step, request))
         life.diverged = True
@@ -170,8 +169,54 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
             cursor.done(request.name, request.fingerprint, by)
 
 
+NOT_AT_HAND: Final = object()
+
+
+def at_hand(life: Life, cursor: Cursor, request: Request, by: Hashable) -> Any:
+    """What ``execute`` would return without a command: a recorded result that lies in memory. That is the way through
+    everything that was done in earlier lives, so it is a short one. Else NOT_AT_HAND, and nothing has been claimed.
+    """
+    scope = cursor.scope
+    with life.lock:
+        n = cursor.glance(request, by) if request.n is None and life.rehearsal is None else None
+        step = life.state.index.get(Identity(scope, request.name, request.fingerprint, n)) if n is not None else None
+        if n is None or step is None or not step.recorded or _is_outdated(life, step, request):
+            return NOT_AT_HAND
+        assert step.output is not None
+        if step.output.refs:
+            return NOT_AT_HAND
+        cursor.passed(request, n)
+        request.number = step.number
+        life.asked.add(step.number)
+        _tell_reused(life, step, request)
+    try:
+        return codec.loads(step.output, {}, life.guard)
+    except (CodecError, CorruptStore) as error:
+        raise _whose(life, step, error) from error
+
+
+def _is_outdated(life: Life, step: Step, request: Request) -> bool:
+    """Whether a result is not to be used because the code is another. What a person gave stays until he says so."""
+    return life.renew and not step.edited and code_changed(step.digest, request.digest)
+
+
 def reuse(life: Life, step: Step, request: Request) -> Machine:
     """The recorded result of a step."""
+    _tell_reused(life, step, request)
+    assert step.output is not None
+    try:
+        return (yield from load(life, step.output))
+    except (CodecError, CorruptStore) as error:
+        raise _whose(life, step, error) from error
+
+
+def _whose(life: Life, step: Step, error: PerdureError) -> PerdureError:
+    """The error of a codec or store, which know the value or the blob, and not whose it is."""
+    whose = f"Run {life.state.key}, result of step {step.number} ({step.path})"
+    return type(error)(f"{whose}: {error.args[0]}", hint=error.hint)
+
+
+def _tell_reused(life: Life, step: Step, request: Request) -> None:
     changed = code_changed(step.digest, request.digest)
     if life.reuses(step, changed):
         life.tell(
@@ -179,12 +224,6 @@ def reuse(life: Life, step: Step, request: Request) -> Machine:
             "result is reused, and so are others of this name. To execute what has changed, run it with "
             "rerun='changed' (--rerun changed)."
         )
-    assert step.output is not None
-    try:
-        return (yield from load(life, step.output))
-    except (CodecError, CorruptStore) as error:  # they know the value or the blob, and not whose it is
-        whose = f"Run {life.state.key}, result of step {step.number} ({step.path})"
-        raise type(error)(f"{whose}: {error.args[0]}", hint=error.hint) from error
 
 
 def _cached(life: Life, request: Request) -> Machine:

@@ -21,7 +21,7 @@ from perdure.journal import Asked
 from perdure.life import Request, StepOptions
 from perdure.model import Question, check_name
 from perdure.redaction import discreet
-from perdure.replay import Machine, Wait
+from perdure.replay import NOT_AT_HAND, Machine, Wait
 from perdure.retry import RetryPolicy
 from perdure.runtime.context import Frame, current, requester
 from perdure.runtime.drive import Body, drive, drive_async
@@ -180,6 +180,9 @@ class _Waiting(Step[..., Any]):
 
     def request(self, frame: Frame, invocation: Invocation) -> Request:
         return Request(self.name, self.declared, *self.identify((), invocation.kwargs, frame.guard))
+
+    def at_hand(self, invocation: Invocation) -> Any:
+        return NOT_AT_HAND  # an answer becomes a value of the declared type first
 
     def run_body(self, invocation: Invocation) -> Any:
         frame = current()

@@ -21,11 +21,12 @@ from perdure.life import Cursor, Request, Seen, StepOptions
 from perdure.model import ArgInfo, check_name
 from perdure.record import Identity
 from perdure.redaction import sounds_secret
-from perdure.replay import execute
+from perdure.replay import NOT_AT_HAND, at_hand, execute
 from perdure.runtime import live
 from perdure.runtime.code import Code, Coded, Source, code_of
 from perdure.runtime.context import Frame, current, entered, requester
 from perdure.runtime.drive import Body, drive, drive_async
+from perdure.runtime.strands import strand_of
 from perdure.secret import MASK, Secret
 
 P = ParamSpec("P")
@@ -191,6 +192,15 @@ class Step(Function[P, R]):
         made.__dict__ |= {"signature": self.signature, "made_of": self.made_of}
         return made
 
+    def at_hand(self, invocation: Invocation) -> Any:
+        """The recorded result of a call, if it lies in memory; else NOT_AT_HAND."""
+        frame = current()
+        if frame is None or frame.run is None or not frame.run.life.resumed or invocation.request is not None:
+            return NOT_AT_HAND
+        strand_of(frame.run)  # a task that somebody made shows itself by what it asks for
+        request = invocation.request = self.request(frame, invocation)
+        return at_hand(frame.run.life, frame.cursor, request, requester())
+
     def run_body(self, invocation: Invocation) -> Any:
         frame = current() or _outside(self)
         by = requester()
@@ -226,6 +236,9 @@ class Flow(Function[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return cast(R, Invocation(self, args, kwargs).start())
+
+    def at_hand(self, invocation: Invocation) -> Any:
+        return NOT_AT_HAND  # it is gone through
 
     def run_body(self, invocation: Invocation) -> Any:
         frame = current()
@@ -281,12 +294,14 @@ class Invocation:
 
     def start(self) -> Any:
         """Run it (sync), or give the coroutine that will (async)."""
-        if not self.function.is_async:
-            return self.function.run_body(self)
-        return self._run()
+        if self.function.is_async:
+            return self._run()
+        found = self.function.at_hand(self)
+        return found if found is not NOT_AT_HAND else self.function.run_body(self)
 
     async def _run(self) -> Any:
-        return await self.function.run_body(self)
+        found = self.function.at_hand(self)
+        return found if found is not NOT_AT_HAND else await self.function.run_body(self)
 
     def claim(self, frame: Frame, by: Hashable) -> str:
         """Take the place in the journal that this call will have, now. Returns a label that is stable over lives."""
