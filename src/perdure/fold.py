@@ -8,115 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import msgspec
 from msgspec.structs import replace
 
 from perdure import journal as j
 from perdure import states
-from perdure.codec import Payload
+from perdure.book import Steps
 from perdure.errors import CorruptStore
+from perdure.facts import Facts
 from perdure.limits import MAX_SCOPE
-from perdure.model import ArgInfo, Attribution, Budget, ErrorInfo, Limits, Origin, RunKey, RunMeta, Usage
-from perdure.pending import Pending
+from perdure.model import ErrorInfo, Origin, RunKey, RunMeta, Usage
+from perdure.pending import Arrival
 from perdure.record import Attempt, Identity, Step, enclosing
 
 
-class State:
+class State(Facts, kw_only=False):
     """A run as its journal tells it."""
 
-    def __init__(self, key: RunKey) -> None:
-        self.key = key
-        self.seq = 0
-        self.size = 0
-        """bytes of its records"""
-        self.status: str | None = None
-        self.reason = ""
-        self.run_id = ""
-        self.keyed_by = ""
-        """the id that the journal began with: digests of what is kept out of the records were made under it, and are
-        those of the entries that a fork shares too"""
-        self.forked: Origin | None = None
-        self._forked_to = 0
-        """sequence of the last entry that says how the run was forked"""
-        self.flow = ""
-        self.digest = ""
-        self.target = ""
-        self.durability = "strict"
-        self.outputs = ""
-        self.inputs: Payload | None = None
-        self.args: tuple[ArgInfo, ...] = ()
-        self.attribution = Attribution()
-        self.created = 0.0
-        self.updated = 0.0
-        self.lives = 0
-        self.crashes = 0
-        """lives in a row that ended in a crash before they completed any step"""
-        self.forgiven = 0.0
-        """when somebody let it go on: crashes before that do not count"""
-        self.version = ""
-        self.queue = ""
-        self.idempotency_key = ""
-        """that it was submitted under"""
-        self.priority = 0
-        self.limits = Limits()
-        self._not_before = 0.0
-        self.epoch = 0
-        self.reused = 0
-        self.saved = 0.0
-        self.stopped_by = ""
-        """the person who paused the run, if one did"""
-        self.budget: Budget | None = None
-        self.usage = Usage()
-        """what all lives used, whatever became of it"""
-        self.paid = Usage()
-        """what the latest life used"""
-        self.saved_usage = Usage()
-        """what the steps reused by the life that completed had used"""
-        self.seconds = 0.0
-        """time during which lives before the latest one executed the run"""
-        self._life_began = 0.0
-        self.output: Payload | None = None
-        self.error: ErrorInfo | None = None
-        self.steps: dict[int, Step] = {}
-        self.index: dict[Identity, Step] = {}
-        self.by_name: dict[tuple[str, str], list[Step]] = {}
-        """(scope, name) -> steps, in the order in which they first started"""
-        self.scopes: dict[Identity, str] = {}
-        self.taken: dict[tuple[str, str], list[str]] = {}
-        """(scope, fan) -> branches in the order in which their results were handed on"""
-        self.code: dict[str, Payload] = {}
-        """digest -> the text of the code of steps, where it was kept"""
-        self.diverged = False
-        """code, inputs or results were changed since it last completed: records may be left over, and rightly"""
-        self.renewing: str | None = None
-        """digest of the flow's code with which somebody had what changed executed again, until the run completes"""
-        self.latest: dict[tuple[str, str], Step] = {}
-        """(name, fingerprint) -> the step that was executed and completed last, in whatever scope"""
-        self.conversations: dict[str, list[j.SpokenMessage]] = {}
-        """scope of an agent -> its messages, in order"""
-        self.posts = 0
-        """number of the last post of the inbox that was taken"""
-        self.waits = Pending()
-        """what it waits for from outside, and what has come"""
-        self.woken: list[str] = []
-        """runs that this one began, was waiting for, and that could go on: in the order in which they said so"""
-        self._woken = self._left = 0
-        """sequence of the last time that it was woken so, and that a step began to wait for another run"""
-        self.stop: j.StopRequested | None = None
-        """somebody wants the run to be paused or cancelled, and it is not yet"""
-        self.cleanups = False
-        """some flow of it has a clean-up: cancelling it takes its program"""
-        self.pinned = False
-        """somebody wants it to be kept, whatever retention says"""
-        self.wake = 0.0
-        """while the run is suspended: when it can go on by itself; 0: not by a date"""
-        self.current = ""
-        self._row: RunMeta | None = None
-        """``_steady`` as it is now; None: something else has happened"""
-        self._unused: list[Step] = []
-        """what the last life that completed did without"""
-        self._running: dict[int, Step] = {}
-        self._counts = dict.fromkeys(states.STEP.values(), 0)
-        """steps in each state"""
+    key: RunKey
+    steps: Steps = msgspec.field(default_factory=Steps)
+    scopes: dict[Identity, str] = msgspec.field(default_factory=dict)
+    taken: dict[tuple[str, str], list[str]] = msgspec.field(default_factory=dict)
+    """(scope, fan) -> branches in the order in which their results were handed on"""
+    running: dict[int, Step] = msgspec.field(default_factory=dict)
+    """steps that are executed"""
+    snapshot: int = 0
+    """sequence of the last snapshot that was made of it"""
+    row: RunMeta | None = None
+    """``_steady`` as it is now; None: something else has happened"""
 
     def apply(self, entry: j.Entry) -> None:
         """Take the next entry. Raises CorruptStore if it cannot follow what came before."""
@@ -126,15 +45,20 @@ class State:
             raise self._impossible(entry.seq, j.kind_of(entry))
         kind = type(entry)
         if kind not in _OF_STEPS:
-            self._row = None
+            self.row = None
         _APPLY[kind](self, entry)
         self.seq = entry.seq
         self.updated = max(self.updated, entry.at)  # a clock may be set back
 
+    def take(self, line: bytes) -> None:
+        """Take the next record. Raises CorruptStore, NewerFormat."""
+        self.apply(j.decode(self.key, line, self.seq + 1))
+        self.size += len(line)
+
     def around(self, step: Step) -> list[int]:
         """The steps inside which a step was executed."""
         identities = {path: identity for identity, path in self.scopes.items()}
-        found = (self.index.get(identities[path]) for path in enclosing(step.identity.scope) if path in identities)
+        found = (self.steps.find(identities[path]) for path in enclosing(step.identity.scope) if path in identities)
         return [outer.number for outer in found if outer is not None]
 
     def waits_inside(self, number: int) -> bool:
@@ -145,21 +69,21 @@ class State:
     def running_inside(self, number: int) -> list[Step]:
         """Steps inside a step that are executed."""
         path = self.scopes.get(self.steps[number].identity) if number in self.steps else None
-        running = self._running.values() if path is not None else ()
+        running = self.running.values() if path is not None else ()
         return [step for step in running if path in tuple(enclosing(step.identity.scope))]
 
     def from_earlier_lives(self) -> list[Step]:
         """Steps whose results were there when the latest life began, and that it did not do without."""
-        began = self._life_began
+        began = self.life_began
         return [s for s in self.steps.values() if s.recorded and not s.unused and s.attempts[-1].started < began]
 
     def meta(self) -> RunMeta:
         """The row that listings show."""
-        if self._row is None or self.status != states.RUNNING:
-            self._row = self._steady()
-        count, (asking, questions) = self._counts, self.waits.heads()
+        if self.row is None or self.status != states.RUNNING:
+            self.row = self._steady()
+        count, (asking, questions) = self.counts, self.waits.heads()
         return replace(
-            self._row,
+            self.row,
             updated=self.updated,
             seq=self.seq,
             completed=count[states.COMPLETED],
@@ -188,7 +112,7 @@ class State:
             parent=self.attribution.parent,
             forked=self.forked,
             wake=self._free_from(),
-            begun=self._life_began,
+            begun=self.life_began,
             queue=self.queue,
             priority=self.priority,
             limits=self.limits,
@@ -201,7 +125,7 @@ class State:
     def _free_from(self) -> float:
         """From when on the run may be taken up if nobody holds it; 0: not by a date."""
         if self.status == states.RUNNING:
-            return self._life_began
+            return self.life_began
         if self.stop is not None and self.stop.cancel and self.status not in states.RUN_OVER:
             return self.stop.posted or self.updated  # its clean-ups are to be executed
         return self.updated if self.status == states.INTERRUPTED else self.wake
@@ -231,13 +155,13 @@ class State:
     def _run_began(self, entry: j.RunBegan) -> None:
         self._first(entry)
         self.durability, self.epoch, self.lives = entry.durability, entry.epoch, 1
-        self.outputs, self._life_began = entry.outputs, entry.at
+        self.outputs, self.life_began = entry.outputs, entry.at
 
     def _run_queued(self, entry: j.RunQueued) -> None:
         self._first(entry)
         self.queue, self.priority, self.limits = entry.queue, entry.priority, entry.limits
         self.idempotency_key = entry.idempotency_key
-        self.wake = self._not_before = entry.wake
+        self.wake = self.not_before = entry.wake
 
     def _run_forked(self, entry: j.RunForked) -> None:
         """All that is said of the run as a whole begins anew; what its steps have done so far stays."""
@@ -246,19 +170,19 @@ class State:
         path = self._step(entry.step).path if entry.step else ""
         if entry.crashed:
             self._end_running("step_crashed", states.CRASHED, self.updated)
-        for step in self._running.values():
+        for step in self.running.values():
             step.generation += 1
         self._end_running("step_forked", states.INTERRUPTED, self.updated)
         self._move_run(entry)
         self.forked = Origin(entry.run, entry.at_seq, entry.step, path, entry.by)
-        self._forked_to = entry.seq
+        self.forked_to = entry.seq
         self.run_id, self.created, self.reason = entry.run_id, entry.at, f"forked from {self.forked}"
         self.waits.rename(self.steps, self.key, entry.run_id)
         if entry.inputs is not None:
             self.inputs, self.args = entry.inputs, entry.args
         self.attribution = replace(self.attribution, parent="")
-        self.lives = self.crashes = self.reused = self.posts = self._woken = self._left = 0
-        self.saved = self.seconds = self.wake = self._life_began = self._not_before = 0.0
+        self.lives = self.crashes = self.reused = self.posts = self.woken_at = self.left_at = 0
+        self.saved = self.seconds = self.wake = self.life_began = self.not_before = 0.0
         self.forgiven = entry.at
         self.usage = self.paid = self.saved_usage = Usage()
         self.output = self.error = self.stop = None
@@ -268,9 +192,9 @@ class State:
 
     def _of_the_fork(self, entry: j.Entry) -> bool:
         """Whether an entry is one of those that say how the run was forked."""
-        if self._forked_to != self.seq:
+        if self.forked_to != self.seq:
             return False
-        self._forked_to = entry.seq
+        self.forked_to = entry.seq
         return True
 
     def _run_resumed(self, entry: j.RunResumed) -> None:
@@ -280,8 +204,8 @@ class State:
         self.wake = 0.0
         if self.stop is not None and not self.stop.cancel:
             self.stop = None
-        self.seconds += max(self.updated - self._life_began, 0.0) if self.lives else 0.0
-        self._life_began, self.paid = entry.at, Usage()
+        self.seconds += max(self.updated - self.life_began, 0.0) if self.lives else 0.0
+        self.life_began, self.paid = entry.at, Usage()
         self.lives += 1
         self.epoch = entry.epoch
         self.budget = entry.budget or self.budget
@@ -299,11 +223,11 @@ class State:
         self.renewing, self.diverged = None, False
         self.output, self.reused, self.saved = entry.output, entry.reused, entry.saved
         self.saved_usage = entry.saved_usage
-        for step in self._unused:
-            step.unused = False
-        self._unused = [self.steps[number] for number in entry.unused if number in self.steps]
-        for step in self._unused:
-            step.unused = True
+        for number in self.unused:
+            self.steps[number].unused = False
+        self.unused = tuple([number for number in entry.unused if number in self.steps])
+        for number in self.unused:
+            self.steps[number].unused = True
 
     def _run_failed(self, entry: j.RunFailed) -> None:
         self._end_run(entry)
@@ -321,12 +245,12 @@ class State:
         self.reason = entry.reason
 
     def _run_suspended(self, entry: j.RunSuspended) -> None:
-        for step in [step for step in self._running.values() if self.waits_inside(step.number)]:
+        for step in [step for step in self.running.values() if self.waits_inside(step.number)]:
             self._move_step(step, "step_waiting")
             _end(step.attempts[-1], states.WAITING, entry.at)
         self._end_run(entry, "run_pending_input" if entry.input else "run_waiting")
         self.reason, self.wake = entry.reason, entry.wake
-        if self.waits.arrived or self._woken > self._left:  # it came while the run was being suspended
+        if self.waits.arrived or self.woken_at > self.left_at:  # it came while the run was being suspended
             self._wake(entry)
 
     def _run_cancelled(self, entry: j.RunCancelled) -> None:
@@ -345,7 +269,7 @@ class State:
                 self._withdraw(number, entry.at)
 
     def _end_running(self, event: str, outcome: str, at: float) -> None:
-        for step in list(self._running.values()):
+        for step in list(self.running.values()):
             self._move_step(step, event)
             _end(step.attempts[-1], outcome, at)
 
@@ -360,13 +284,13 @@ class State:
                 f"({step.path}). Nothing was changed."
             ) from None
         if step.attempts:
-            self._counts[step.status] -= 1
-        self._counts[status] += 1
+            self.counts[step.status] -= 1
+        self.counts[status] += 1
         step.status = status
         if status == states.RUNNING:
-            self._running[step.number] = step
+            self.running[step.number] = step
         else:
-            self._running.pop(step.number, None)
+            self.running.pop(step.number, None)
 
     def _step(self, number: int) -> Step:
         try:
@@ -416,8 +340,8 @@ class State:
     def _new_step(self, entry: j.StepStarted | j.StepCopied | j.StepPending) -> Step:
         identity = Identity(self._scope(entry.scope), entry.name, entry.fingerprint, entry.n)
         step = Step(entry.step, identity, entry.args, entry.digest)
-        self.steps[entry.step] = self.index[identity] = step
-        self.by_name.setdefault((entry.scope, entry.name), []).append(step)
+        step.begun, self.last_number = entry.seq, max(self.last_number, entry.step)
+        self.steps.add(step)
         return step
 
     def _begin_attempt(self, entry: j.StepStarted | j.StepPending) -> Step:
@@ -463,6 +387,7 @@ class State:
         step.attempts.append(Attempt(len(step.attempts) + 1, entry.at, entry.at, "copied"))
         step.digest = entry.digest or step.digest
         step.output, step.flagged, step.unused, step.edited = source.output, source.flagged, False, ""
+        step.at = source.at
 
     def _messages_added(self, entry: j.MessagesAdded) -> None:
         messages = self.conversations.setdefault(entry.scope, [])
@@ -479,9 +404,9 @@ class State:
         step = self._end_attempt(entry, event, seconds=entry.seconds)
         if waited:
             step.attempts[-1].seconds = 0.0  # time that passed is no work
-        step.output, step.flagged, step.failures = entry.output, entry.flagged, 0
+        step.output, step.at, step.flagged, step.failures = entry.output, entry.seq, entry.flagged, 0
         self.crashes = 0
-        self.latest[step.name, step.identity.fingerprint] = step
+        self.steps.completed(step)
 
     def _step_failed(self, entry: j.StepFailed) -> None:
         event = "step_failed" if entry.final else "step_retrying"
@@ -500,7 +425,7 @@ class State:
         self.waits.end(entry.step)
         step = self._end_attempt(entry, "step_waiting" if entry.suspended else "step_interrupted")
         step.wake = entry.until
-        self._left = entry.seq if entry.suspended else self._left
+        self.left_at = entry.seq if entry.suspended else self.left_at
 
     def _steps_invalidated(self, entry: j.StepsInvalidated) -> None:
         self.diverged = True
@@ -509,15 +434,15 @@ class State:
             self._move_step(step, "step_invalidated")
             step.generation += 1
             step.superseded = len(step.attempts)
-            step.output, step.flagged, step.edited = None, "", ""
+            step.output, step.at, step.flagged, step.edited = None, 0, "", ""
 
     def _step_edited(self, entry: j.StepEdited) -> None:
         step = self._step(entry.step)
         if not self._of_the_fork(entry):
             raise CorruptStore(f"run {self.key}: entry {entry.seq} edits step {entry.step} of a run that goes on.")
         self._move_step(step, "step_edited")
-        step.output, step.flagged, step.edited = entry.output, "", entry.by
-        self.latest[step.name, step.identity.fingerprint] = step
+        step.output, step.at, step.flagged, step.edited = entry.output, entry.seq, "", entry.by
+        self.steps.completed(step)
 
     def _steps_reused(self, entry: j.StepsReused) -> None:
         for number in entry.steps:
@@ -576,13 +501,13 @@ class State:
             begun = self.lives > 0 or self.forked is not None
             self._move_run(entry, "" if begun else "run_requeued")
             self.reason, self.stopped_by = f"let go on by {entry.by}", ""
-            self.wake = entry.at if begun else self._not_before
+            self.wake = entry.at if begun else self.not_before
             self.crashes, self.forgiven = 0, entry.at
 
     def _run_woken(self, entry: j.RunWoken) -> None:
         self._take_post(entry)
         self.woken.append(entry.by)
-        self._woken = entry.seq
+        self.woken_at = entry.seq
         self._wake(entry)
 
     def _run_pinned(self, entry: j.RunPinned) -> None:
@@ -592,7 +517,7 @@ class State:
     def _cleanup_declared(self, entry: j.CleanupDeclared) -> None:
         self.cleanups = True
 
-    def _arrive(self, number: int, entry: j.Posted) -> None:
+    def _arrive(self, number: int, entry: Arrival) -> None:
         self.waits.arrive(number, entry, self.key)
         self._wake(entry)
 
@@ -633,8 +558,7 @@ def fold(key: RunKey, lines: Iterable[bytes]) -> State:
     """The state after all records of a journal. Raises CorruptStore or NewerFormat; never guesses."""
     state = State(key)
     for line in lines:
-        state.apply(j.decode(key, line, state.seq + 1))
-        state.size += len(line)
+        state.take(line)
     return state
 
 

@@ -7,7 +7,7 @@ ordinals, and refuse what would make these ambiguous; see replay.py for why that
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any, Protocol, TypeAlias
@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from perdure import journal as j
-from perdure.codec import Digested
+from perdure.codec import Digested, Payload
 from perdure.errors import AmbiguousStep, ConfigError, LimitReached
 from perdure.fold import State
 from perdure.guard import OPEN, Guard
@@ -149,9 +149,11 @@ class Life:
         self.emit = emit
         self.tell = tell
         self.lock = lock
-        self.numbers = itertools.count(max(state.steps, default=0) + 1)
-        self.resumed = bool(state.steps)
+        self.numbers = itertools.count(state.last_number + 1)
+        self.resumed = state.last_number > 0
         """something is recorded already"""
+        self.read_ahead: dict[int, Payload] = {}
+        """results that were read together with another, by the sequence of the entry where they stand"""
         self.asked: set[int] = set()
         self.used_up: set[tuple[str, str]] = set()
         """(scope, name) of which every record has been asked for"""
@@ -218,22 +220,26 @@ class Life:
 
     def unused(self) -> tuple[int, ...]:
         """Recorded steps that this life did not ask for, and that no step contains whose result it reused."""
-        inside = self._inside_reused()
-        return tuple(
-            n for n, step in self.state.steps.items() if n not in self.asked and step.recorded and n not in inside
-        )
+        unasked = [n for n in self.state.steps if n not in self.asked]
+        inside = self._inside_reused(unasked)
+        return tuple([n for n in unasked if n not in inside and self.state.steps[n].recorded])
 
     def saved_usage(self) -> Usage:
         """What had been used for the results that this life reused."""
-        numbers = self.reused.keys() | self._inside_reused()
+        inside = self._inside_reused(n for n in self.state.steps if n not in self.reused)
+        numbers = self.reused.keys() | inside
         used = (self.state.steps[n].attempts[-1].usage for n in numbers)
         return sum((usage for usage in used if usage), Usage())
 
-    def _inside_reused(self) -> set[int]:
-        """Steps that were executed inside a step whose result this life reused."""
+    def _inside_reused(self, among: Iterable[int]) -> set[int]:
+        """Those of the steps that were executed inside a step whose result this life reused."""
         steps = self.state.steps
-        scopes = {self.state.scopes.get(steps[n].identity) for n in self.reused}
-        return {n for n, step in steps.items() if any(path in scopes for path in enclosing(step.identity.scope))}
+        scopes = {path for inner, path in self.state.scopes.items() if self._is_reused(inner)}
+        return {n for n in among if scopes and any(path in scopes for path in enclosing(steps[n].identity.scope))}
+
+    def _is_reused(self, identity: Identity) -> bool:
+        step = self.state.steps.find(identity)
+        return step is not None and step.number in self.reused
 
     def check_budget(self, metered: bool) -> None:
         """Raises LimitReached when the run's budget leaves nothing for another attempt (X6), or its journal is full."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from hashlib import sha256
+from typing import TypeAlias
 
 import msgspec
 
@@ -19,37 +19,40 @@ _SHOWN = 8
 """questions in a run's listing row: it is written again with every append"""
 
 
-class Pending:
+Arrival: TypeAlias = j.QuestionAnswered | j.QuestionClosed | j.SignalReceived
+
+
+class Pending(msgspec.Struct, eq=False):
     """Questions, signals and timers that have not ended; only the fold changes it."""
 
-    def __init__(self) -> None:
-        self.steps: dict[int, j.StepPending] = {}
-        """what each pending step waits for, in the order in which they began to"""
-        self.arrived: dict[int, j.Posted] = {}
-        """what came for those of them that may go on: an answer, a signal, or the end of the wait"""
-        self.decided: dict[str, j.QuestionAnswered | j.QuestionClosed] = {}
-        """what became of each question, by its id"""
-        self.signals: dict[str, deque[j.SignalReceived]] = {}
-        """signals that nobody has received yet, in order"""
-        self._asked: dict[int, Question] = {}
-        self._heads: tuple[int, tuple[Question, ...]] | None = (0, ())
-        """what listings show of the open questions; None: it has changed"""
+    steps: dict[int, j.StepPending] = {}
+    """what each pending step waits for, in the order in which they began to"""
+    arrived: dict[int, Arrival] = {}
+    """what came for those of them that may go on: an answer, a signal, or the end of the wait"""
+    decided: dict[str, j.QuestionAnswered | j.QuestionClosed] = {}
+    """what became of each question, by its id"""
+    signals: dict[str, list[j.SignalReceived]] = {}
+    """signals that nobody has received yet, in order"""
+    asked: dict[int, Question] = {}
+    """what the steps ask that ask something"""
+    shown: tuple[int, tuple[Question, ...]] | None = (0, ())
+    """what listings show of the open questions; None: it has changed"""
 
     def question(self, step: int) -> Question:
         """What a pending step asks. Raises KeyError if it asks nothing."""
-        return self._asked[step]
+        return self.asked[step]
 
     def question_id(self, step: int) -> str:
         """The id of what a pending step asks; "" if it asks nothing."""
-        return self._asked[step].id if step in self._asked else ""
+        return self.asked[step].id if step in self.asked else ""
 
     def questions(self) -> list[Question]:
         """What the run asks and nobody has answered, in the order in which it was asked."""
-        return [question for step, question in self._asked.items() if step not in self.arrived]
+        return [question for step, question in self.asked.items() if step not in self.arrived]
 
     def heads(self) -> tuple[int, tuple[Question, ...]]:
         """How many questions are open, and the oldest as listings show them."""
-        if self._heads is None:
+        if self.shown is None:
             asked = self.questions()
             cut = [
                 msgspec.structs.replace(
@@ -63,24 +66,24 @@ class Pending:
                 )
                 for q in asked[:_SHOWN]
             ]
-            self._heads = len(asked), tuple(cut)
-        return self._heads
+            self.shown = len(asked), tuple(cut)
+        return self.shown
 
     def begin(self, entry: j.StepPending, step: Step, key: RunKey, run_id: str) -> None:
         """A step waits from now on; a signal that nobody received may be there already."""
-        self.steps[entry.step], self._heads = entry, None
+        self.steps[entry.step], self.shown = entry, None
         if entry.asked is not None:
-            self._asked[entry.step] = _question(entry, entry.asked, step, key, run_id)
+            self.asked[entry.step] = _question(entry, entry.asked, step, key, run_id)
         self._next_signal(entry.step)
 
     def rename(self, steps: Mapping[int, Step], key: RunKey, run_id: str) -> None:
         """From now on another run asks what is open: under ids of its own."""
-        for number, old in self._asked.items():
+        for number, old in self.asked.items():
             entry = self.steps[number]
             assert entry.asked is not None
             asked = _question(entry, entry.asked, steps[number], key, run_id)
-            self._asked[number] = msgspec.structs.replace(asked, refused=old.refused)
-        self._heads = None
+            self.asked[number] = msgspec.structs.replace(asked, refused=old.refused)
+        self.shown = None
 
     def receive(self, entry: j.SignalReceived, again: bool = False) -> int | None:
         """The step that a signal is for: the one that waits longest for its name; None if it is kept for the next.
@@ -89,24 +92,24 @@ class Pending:
         waiting = (n for n, pending in self.steps.items() if pending.signal == entry.name and n not in self.arrived)
         step = next(waiting, None)
         if step is None:
-            queue = self.signals.setdefault(entry.name, deque())
-            queue.appendleft(entry) if again else queue.append(entry)
+            queue = self.signals.setdefault(entry.name, [])
+            queue.insert(0 if again else len(queue), entry)
         return step
 
-    def arrive(self, step: int, entry: j.Posted, key: RunKey) -> None:
+    def arrive(self, step: int, entry: Arrival, key: RunKey) -> None:
         """Something came for a step. Raises CorruptStore if that does not wait for it."""
         if step not in self.steps or step in self.arrived:
             raise CorruptStore(f"run {key}: entry {entry.seq} is for step {step}, which does not wait for it.")
-        self.arrived[step], self._heads = entry, None
+        self.arrived[step], self.shown = entry, None
 
     def reject(self, entry: j.AnswerRejected) -> None:
         """What came could not be taken. The question stays open; a signal is gone, the next of its name is for it."""
         arrived = self.arrived.pop(entry.step, None)
         if isinstance(arrived, j.QuestionAnswered):
             self.decided.pop(arrived.question, None)
-        if entry.step in self._asked:
-            self._asked[entry.step] = msgspec.structs.replace(self._asked[entry.step], refused=entry.why)
-        self._heads = None
+        if entry.step in self.asked:
+            self.asked[entry.step] = msgspec.structs.replace(self.asked[entry.step], refused=entry.why)
+        self.shown = None
         self._next_signal(entry.step)
 
     def end(self, step: int) -> bool:
@@ -114,14 +117,14 @@ class Pending:
         waited = self.steps.pop(step, None) is not None
         if waited:
             self.arrived.pop(step, None)
-            self._asked.pop(step, None)
-            self._heads = None
+            self.asked.pop(step, None)
+            self.shown = None
         return waited
 
     def _next_signal(self, step: int) -> None:
         queue = self.signals.get(self.steps[step].signal) if step in self.steps else None
         if queue:
-            self.arrived[step] = queue.popleft()
+            self.arrived[step] = queue.pop(0)
 
 
 def _question(entry: j.StepPending, asked: j.Asked, step: Step, key: RunKey, run_id: str) -> Question:

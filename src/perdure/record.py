@@ -132,6 +132,10 @@ class Step(msgspec.Struct, gc=False):
     """who gave it another result than it had, if somebody did"""
     unused: bool = False
     """the last completed life of the run did not ask for it"""
+    begun: int = 0
+    """sequence of the entry with which it first started"""
+    at: int = 0
+    """sequence of the entry that has its result; 0: there is none"""
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ reordered or fanned out between two lives.
 their replies:
 
     Load(digests)          -> dict of blobs
+    Read(seq)              -> an entry that the run has recorded
     Append(entries, wait)  -> None, when durable (wait=True) or queued
     Call(...)              -> Outcome of the body (or of ``verify``)
     Wait(until, is_up)     -> whether the date has come; else something else has
@@ -59,6 +60,7 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.life import Cursor, Life, Request, idempotency_key
+from perdure.model import ArgInfo
 from perdure.record import Identity, Step, changes, code_changed
 from perdure.redaction import discreet
 from perdure.retry import retry_after
@@ -66,6 +68,10 @@ from perdure.retry import retry_after
 
 class Load(msgspec.Struct, frozen=True):
     digests: tuple[str, ...]
+
+
+class Read(msgspec.Struct, frozen=True):
+    seq: int
 
 
 class Append(msgspec.Struct, frozen=True):
@@ -124,7 +130,7 @@ class Now(msgspec.Struct, frozen=True):
 
 
 Commit: TypeAlias = Callable[[Outcome], tuple[j.Entry, dict[str, bytes]] | None]
-Command: TypeAlias = Load | Append | Call | Wait | Post | Now
+Command: TypeAlias = Load | Read | Append | Call | Wait | Post | Now
 Machine: TypeAlias = Generator[Command, Any, Any]
 
 
@@ -136,11 +142,11 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
     n = request.n if request.n is not None else cursor.claim(request, by)
     try:
         identity = Identity(cursor.scope, request.name, request.fingerprint, n)
-        step = life.state.index.get(identity)
+        step = life.state.steps.find(identity)
         if life.rehearsal is not None:
             return (yield from life.rehearsal.answer(step, identity, request))
         if step is None:
-            _tell_difference(life, identity, request)
+            yield from _tell_difference(life, identity, request)
             number = request.number = next(life.numbers)
             life.asked.add(number)
             source = (yield from _cached(life, request)) if request.options.cache else None
@@ -179,18 +185,18 @@ def at_hand(life: Life, cursor: Cursor, request: Request, by: Hashable) -> Any:
     scope = cursor.scope
     with life.lock:
         n = cursor.glance(request, by) if request.n is None and life.rehearsal is None else None
-        step = life.state.index.get(Identity(scope, request.name, request.fingerprint, n)) if n is not None else None
+        step = life.state.steps.find(Identity(scope, request.name, request.fingerprint, n)) if n is not None else None
         if n is None or step is None or not step.recorded or _is_outdated(life, step, request):
             return NOT_AT_HAND
-        assert step.output is not None
-        if step.output.refs:
+        output = life.read_ahead.get(step.at, step.output)
+        if output is None or output.refs or output.entry:
             return NOT_AT_HAND
         cursor.passed(request, n)
         request.number = step.number
         life.asked.add(step.number)
         _tell_reused(life, step, request)
     try:
-        return codec.loads(step.output, {}, life.guard)
+        return codec.loads(output, {}, life.guard)
     except (CodecError, CorruptStore) as error:
         raise _whose(life, step, error) from error
 
@@ -228,7 +234,7 @@ def _tell_reused(life: Life, step: Step, request: Request) -> None:
 
 def _cached(life: Life, request: Request) -> Machine:
     """The step whose result an equal request may use, because its code is the same and it is young enough (W5)."""
-    source = life.state.latest.get((request.name, request.fingerprint))
+    source = life.state.steps.latest(request.name, request.fingerprint)
     if source is None or source.output is None or source.flagged or source.digest != request.digest:
         return None
     age = (yield Now()) - source.attempts[-1].ended
@@ -254,7 +260,9 @@ def copy(life: Life, identity: Identity, request: Request, number: int, source: 
 
 
 def load(life: Life, payload: codec.Payload) -> Machine:
-    """The value of a payload, its blobs fetched first."""
+    """The value of a payload, fetched first where it is not in memory."""
+    if payload.entry:
+        payload = (yield Read(payload.entry)).output
     blobs = (yield Load(payload.refs)) if payload.refs else {}
     return codec.loads(payload, blobs, life.guard)
 
@@ -528,32 +536,30 @@ def _outcome_word(error: Exception) -> str:
     return "refused" if isinstance(error, OutputRefused) else "failed"
 
 
-def difference(recorded: Step, request: Request) -> str:
+def difference(args: tuple[ArgInfo, ...], identity: Identity, request: Request) -> str:
     """What tells a request from a record that could have been meant, in words."""
-    found = [change.told(120) for change in changes(recorded.args, request.args)]
-    if not found and recorded.identity.fingerprint != request.fingerprint:
+    found = [change.told(120) for change in changes(args, request.args)]
+    if not found and identity.fingerprint != request.fingerprint:
         found = ["its key is another"]
     return "; ".join(found) or "it is asked for more often than before"
 
 
-def _tell_difference(life: Life, identity: Identity, request: Request) -> None:
+def _tell_difference(life: Life, identity: Identity, request: Request) -> Machine:
     """A request without a record, though records of that name are left over under unchanged code, is not what happened
     last time: say which argument differs, or refuse in strict mode."""
     named = (identity.scope, identity.name)
     if life.diverged or not life.same_code or named in life.used_up:
         return
     with life.lock:
-        left = [
-            step
-            for step in life.state.by_name.get(named, ())
-            if step.number not in life.asked and step.recorded and not step.unused
-        ]
-    if not left:
+        unasked = (life.state.steps[n] for n in life.state.steps.named(*named) if n not in life.asked)
+        left = next((step for step in unasked if step.recorded and not step.unused), None)
+    if left is None:
         life.used_up.add(named)
         return
+    args = left.args or (yield Read(left.begun)).args
     message = (
         f"run {life.state.key}: step {identity.name!r} is asked for with inputs that no record has, although the code "
-        f"is unchanged: {difference(left[0], request)}. Recorded step {left[0].number} was not asked for."
+        f"is unchanged: {difference(args, left.identity, request)}. Recorded step {left.number} was not asked for."
     )
     if life.strict:
         raise Nondeterminism(message, hint="Make the argument deterministic, for example by computing it in a step.")

@@ -55,7 +55,7 @@ def execute(life: Life, cursor: Cursor, request: Request, spec: Spec, by: Hashab
     n = request.n if request.n is not None else cursor.claim(request, by)
     identity = Identity(cursor.scope, request.name, request.fingerprint, n)
     try:
-        step = life.state.index.get(identity)
+        step = life.state.steps.find(identity)
         if life.rehearsal is not None:
             return (yield from life.rehearsal.answer(step, identity, request))
         if step is not None and step.recorded:
@@ -63,7 +63,7 @@ def execute(life: Life, cursor: Cursor, request: Request, spec: Spec, by: Hashab
             life.asked.add(step.number)
             return (yield from reuse(life, step, request))
         if step is None and spec.reusable is not None:
-            source = life.state.latest.get((request.name, request.fingerprint))
+            source = life.state.steps.latest(request.name, request.fingerprint)
             known = (yield from load(life, source.output)) if source is not None and source.output is not None else None
             if source is not None and known is not None and spec.reusable(known):
                 number = request.number = next(life.numbers)

@@ -296,7 +296,7 @@ def test_with_a_fork_all_that_is_told_of_a_run_as_a_whole_begins_anew() -> None:
     state, fresh = journal(RUN_ENTRIES["run_queued"]), State(KEY)
     whole = """
         reason created lives crashes idempotency_key reused saved stopped_by usage paid saved_usage seconds output error
-        outputs posts woken _woken stop pinned wake _life_began _not_before _left
+        outputs posts woken woken_at stop pinned wake life_began not_before left_at
     """.split()
     for name in whole:
         setattr(state, name, "of the original")

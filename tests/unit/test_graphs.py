@@ -592,7 +592,7 @@ def test_which_of_two_came_first_stays_so_in_later_lives(tmp_path: Path) -> None
     async def end(x: str) -> str:
         free.set()
         state = perdure.context()._run.state  # type: ignore[union-attr]
-        while not all(step.recorded for step in state.by_name["", "a"]):  # noqa: ASYNC110
+        while not all(step.recorded for step in map(state.steps.__getitem__, state.steps.named("", "a"))):  # noqa: ASYNC110
             await asyncio.sleep(0)
         if broken:
             raise ValueError("broken")

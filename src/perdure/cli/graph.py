@@ -49,7 +49,7 @@ def node_states(drawn: Graph, state: State) -> dict[str, str]:
     """What has become of each node that has started: the state of its latest execution, and how many there were."""
     told = {}
     for node in drawn.tasks:
-        steps = [step for step in state.by_name.get(("", node), ()) if not step.unused]
+        steps = [step for step in map(state.steps.__getitem__, state.steps.named("", node)) if not step.unused]
         if steps:
             times = f" x{len(steps)}" if len(steps) > 1 else ""
             told[node] = steps[-1].status + times

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, cast
 from perdure import replay
 from perdure.clock import SYSTEM
 from perdure.errors import ConfigError, Halted, RunCancelled, RunStopped, StepTimeout
-from perdure.journal import Posted
+from perdure.journal import Entry, Posted
 from perdure.life import Cursor
 from perdure.replay import Call, Command, Machine, Outcome
+from perdure.runtime import past
 from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
 from perdure.runtime.strands import Loan, deeper
@@ -84,6 +85,9 @@ def perform(command: Command, run: LiveRun | None) -> object:
         case replay.Load(digests):
             assert run is not None
             return fetch(run, digests)
+        case replay.Read(seq):
+            assert run is not None
+            return recorded(run, seq).result()
         case replay.Now():
             return clock.now()
         case replay.Wait(until, is_up):
@@ -114,6 +118,9 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
         case replay.Load(digests):
             assert run is not None
             return await asyncio.wrap_future(_fetch(run, digests))
+        case replay.Read(seq):
+            assert run is not None
+            return await asyncio.wrap_future(recorded(run, seq))
         case replay.Now():
             return clock.now()
         case replay.Wait(until, is_up):
@@ -143,6 +150,11 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
 def post(run: LiveRun, entry: Posted) -> Future[None]:
     """Put a post of the run's own into its inbox, on the writer's thread."""
     return run.writer.call(lambda: run.post(run.writer.store, entry))
+
+
+def recorded(run: LiveRun, seq: int) -> Future[Entry]:
+    """An entry of the run's journal."""
+    return run.writer.call(lambda: past.read(run.writer.store, run.life, seq))
 
 
 def fetch(run: LiveRun, digests: tuple[str, ...]) -> dict[str, bytes]:

@@ -155,7 +155,7 @@ def waits_for(state: State) -> str:
     waits += [f"the signal {pending.signal!r}" for pending in state.waits.steps.values() if pending.signal]
     until = _next_date(state)
     date = f"until {inbox.when(until)}" if until else ""
-    outer = [step for step in state.steps.values() if step.status == states.WAITING and not step.until]
+    outer = [step for step in state.steps.uncertain() if step.status == states.WAITING and not step.until]
     if any(not state.waits_inside(step.number) for step in outer):
         waits.append("a run that it began")
     if state.waits.arrived:
@@ -169,7 +169,7 @@ def waits_for(state: State) -> str:
 def _next_date(state: State) -> float:
     """When something of a waiting run is due; 0: never."""
     dates = [pending.until for pending in state.waits.steps.values()]
-    dates += [date for step in state.steps.values() if step.status in _TIMED for date in (step.until, step.wake)]
+    dates += [date for step in state.steps.uncertain() if step.status in _TIMED for date in (step.until, step.wake)]
     return min((date for date in dates if date), default=0.0)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from perdure import inbox, states
+from perdure import inbox, snapshot, states
 from perdure import journal as j
 from perdure.clock import Clock
 from perdure.errors import Halted, LeaseLost, PerdureError, StoreError
@@ -22,6 +22,7 @@ from perdure.guard import Guard
 from perdure.hooks import Observer
 from perdure.life import Life
 from perdure.model import Lease, RunKey
+from perdure.runtime import past
 from perdure.runtime.outputs import Outputs
 from perdure.runtime.strands import Strands, is_late, strand_of
 from perdure.runtime.writer import Item, Ticket, Writer
@@ -122,6 +123,8 @@ class LiveRun:
             renew=renew,
         )
         self._degrade = degrade
+        self._snapshots = durability != "exit" and writer.store.capabilities.snapshots is not None
+        """they are made of it"""
         self._observers = tuple(observers)
         running.add(self)
         self._held: list[tuple[int, bytes, dict[str, bytes], tuple[Callable[[], None], ...]]] = []
@@ -167,10 +170,15 @@ class LiveRun:
                     state.size += len(record)
                     if self.outputs is not None:
                         before += self.outputs.work(state, entry, blobs or {})
+                body = snapshot.take(state) if self._snapshots and snapshot.is_due(state, state.snapshot) else b""
             except BaseException as error:  # the state may be ahead of the journal: nothing may follow
                 self.broken = error
                 raise
-            return self._queue(seq, records, blobs or {}, tuple(before), tuple(entries), last)
+            ticket = self._queue(seq, records, blobs or {}, tuple(before), tuple(entries), last)
+            if body:
+                state.snapshot = state.seq
+                self.writer.call(partial(past.save, self.writer.store, self.lease, state.seq, body, records[-1]))
+            return ticket
 
     def _queue(
         self,

@@ -30,6 +30,7 @@ from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.endings import cancelled, stopped
 from perdure.runtime.live import LiveRun
 from perdure.runtime.outputs import Outputs, own_outputs
+from perdure.runtime.past import present
 from perdure.runtime.poison import poison
 from perdure.runtime.queues import may_go_on
 from perdure.runtime.recorded import Recalled, attributed, differences, recall, refuse_other_inputs
@@ -112,13 +113,13 @@ class Lives:
     def _begin(self, store: Store, start: Start) -> LiveRun | Finished:
         key, status = _which(store, start)
         if status == states.COMPLETED and not start.rerun:
-            state = fold(key, store.read(key))
+            state = present(store, key)
             if not self._differences(state, start):
                 return self._finished(store, state, start)
         lease = store.claim(key)
         try:
             tell_warnings(store)
-            state = fold(key, store.read(key))
+            state = present(store, key)
             if state.status is not None:  # nobody can have posted to a run without records
                 move(store, lease, state, self.clock)
             if state.status == states.COMPLETED and not start.rerun and not self._differences(state, start):
@@ -156,7 +157,7 @@ class Lives:
         key = lease.key
         try:
             tell_warnings(store)
-            state = fold(key, store.read(key))
+            state = present(store, key)
             move(store, lease, state, self.clock)
             if not may_go_on(state, self.clock.now()):
                 store.release(lease)
@@ -468,11 +469,11 @@ def _log_resume(state: State, invalid: set[int]) -> None:
     if not state.lives and state.forked is None:
         log.info("run %s begins (it was queued)", state.key)
         return
-    recorded = [s for s in state.steps.values() if s.recorded and s.number not in invalid]
+    count, seconds = state.steps.work()
     log.info(
         "run %s goes on (it was %s): %d steps are recorded, %.1f s of work",
         state.key,
         "crashed" if state.status == states.RUNNING else state.status,
-        len(recorded),
-        sum(s.seconds for s in recorded),
+        count - len(invalid),
+        seconds - sum(state.steps[number].seconds for number in invalid),
     )

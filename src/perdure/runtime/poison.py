@@ -16,7 +16,7 @@ def poison(state: State, limit: int) -> str:
     """Why a run that is found crashed must not be executed again by itself; "" if it may, or has not crashed."""
     if state.status != states.RUNNING:
         return ""
-    running = [step for step in state.steps.values() if step.status == states.RUNNING]
+    running = list(state.running.values())
     stuck = [step for step in running if _crashes(state, step, limit) >= limit]
     if stuck:
         named = ", ".join(f"{step.number} ({step.path})" for step in stuck)

@@ -11,8 +11,9 @@ from perdure import inbox, states
 from perdure import journal as j
 from perdure.clock import Clock
 from perdure.errors import CorruptStore, LeaseHeld
-from perdure.fold import State, fold
+from perdure.fold import State
 from perdure.model import Lease, RunKey, key_named
+from perdure.runtime.past import present
 from perdure.stores.base import Append, Store, Which
 from perdure.stores.handle import not_found
 
@@ -130,10 +131,10 @@ def seen(store: Store, key: RunKey) -> State:
 
 
 def _journaled(store: Store, key: RunKey) -> State:
-    lines = store.read(key)
-    if not lines:
+    state = present(store, key)
+    if state.status is None:
         raise not_found(key, store.url)
-    return fold(key, lines)
+    return state
 
 
 def with_posts(state: State, posts: Iterable[bytes]) -> State:

@@ -318,7 +318,7 @@ class Invocation:
         identity, cursor = self.claimed, self.cursor
         if identity is None or cursor is None or cursor.life is None:
             return False
-        step = cursor.life.state.index.get(identity)
+        step = cursor.life.state.steps.find(identity)
         return step is None or not step.recorded
 
     @property

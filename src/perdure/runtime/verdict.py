@@ -186,7 +186,7 @@ class _Judge:
         scope, name = asked.identity.scope, asked.identity.name
         meant = self._meant.get((scope, name))
         if meant is not None:
-            how = self._conversation(scope) or difference(meant, asked.request)
+            how = self._conversation(scope) or difference(meant.args, meant.identity, asked.request)
             told = f"{_path(asked)} is asked for with inputs that no record has: {how}"
             return Found(asked.order, f"{told}. Recorded step {meant.number} is not asked for", meant.number)
         if self.completed:
@@ -261,8 +261,8 @@ class _Past:
     last before the run's code or inputs were changed."""
 
     def __init__(self, seen: Rehearsed) -> None:
-        steps = seen.state.index
-        self._inside = {path: steps[step].number for step, path in seen.state.scopes.items() if step in steps}
+        found = ((seen.state.steps.find(step), path) for step, path in seen.state.scopes.items())
+        self._inside = {path: step.number for step, path in found if step is not None}
         """path of a scope -> the step inside which it is"""
         self._used: dict[int, int] = {}
         """number of a step -> sequence of the entry that last told that it was executed or reused"""

@@ -162,10 +162,10 @@ class FileStore(Handle):
                 results += self._append_some(batch[first : first + _AT_ONCE])
         return results
 
-    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
+    def read(self, key: RunKey, after: int = 0, most: int | None = None) -> list[bytes]:
         self._check()
         folder = RunFolder.at(self._path(key))
-        return folder.scan()[0].lines[after:] if folder else []
+        return folder.scan()[0].lines[after:][:most] if folder else []
 
     def runs(self, which: Which = EVERY) -> list[RunMeta]:
         self._check()

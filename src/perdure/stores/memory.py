@@ -77,11 +77,11 @@ class MemoryStore(Handle):
         with self._backend.lock:
             return [self._append_one(item) for item in batch]
 
-    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
+    def read(self, key: RunKey, after: int = 0, most: int | None = None) -> list[bytes]:
         self._check()
         with self._backend.lock:
             run = self._backend.runs.get(key)
-            return run.records[after:] if run else []
+            return run.records[after:][:most] if run else []
 
     def runs(self, which: Which = EVERY) -> list[RunMeta]:
         self._check()

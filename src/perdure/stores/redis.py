@@ -179,13 +179,13 @@ class RedisStore(Handle):
                 self._noted.pop(key, None)
         return results
 
-    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
+    def read(self, key: RunKey, after: int = 0, most: int | None = None) -> list[bytes]:
         self._check()
         journal = self._keys.journal(key)
         commands: list[Command] = [
             ("HGET", self._keys.run(key), "seq"),
             ("LLEN", journal),
-            ("LRANGE", journal, after, -1),
+            ("LRANGE", journal, after, -1 if most is None else after + most - 1),
         ]
         seq, found, lines = self._ask("read", commands, atomic=True)
         if found != int(seq or 0):

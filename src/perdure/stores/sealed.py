@@ -98,8 +98,8 @@ class SealedStore:
             ]
         )
 
-    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
-        return self._opened("record", key, after, self.inner.read(key, after))
+    def read(self, key: RunKey, after: int = 0, most: int | None = None) -> list[bytes]:
+        return self._opened("record", key, after, self.inner.read(key, after, most))
 
     def runs(self, which: Which = EVERY) -> list[RunMeta]:
         more = replace(which, limit=which.limit + 1) if which.limit else which  # the mark may be among them

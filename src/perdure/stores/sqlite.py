@@ -178,13 +178,14 @@ class SqliteStore(Handle):
                     self._keep(self._rows[item.lease.key], item.blobs)
         return results
 
-    def read(self, key: RunKey, after: int = 0) -> list[bytes]:
+    def read(self, key: RunKey, after: int = 0, most: int | None = None) -> list[bytes]:
         self._check()
         with self._guard("read"):
             found = self._select(
                 f"SELECT r.seq, j.seq, {_bounded('j.record')} FROM perdure_runs r LEFT JOIN perdure_journal j "
-                "ON j.run = r.run AND j.seq > ? WHERE r.goal = ? AND r.episode = ? ORDER BY j.seq",
-                (after, key.goal, key.episode),
+                "ON j.run = r.run AND j.seq > ? WHERE r.goal = ? AND r.episode = ? ORDER BY j.seq "
+                "LIMIT ?",
+                (after, key.goal, key.episode, -1 if most is None else most),
             )
         lines: list[bytes] = []
         for _, seq, record in found:
@@ -195,7 +196,7 @@ class SqliteStore(Handle):
             if not isinstance(record, bytes):
                 raise too_large(str(self.path), key, f"record {seq}")
             lines.append(record)
-        if found and found[0][0] > after + len(lines):
+        if found and found[0][0] > after + len(lines) and len(lines) != most:
             raise missing_records(str(self.path), key, after + len(lines), found[0][0])
         return lines
 

@@ -128,7 +128,7 @@ SELECT seq, posts FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND ow
 -- name: read
 SELECT r.seq, j.seq, CASE WHEN octet_length(j.record) <= {record} THEN j.record END
 FROM {s}.runs r LEFT JOIN {s}.journal j ON j.run = r.run AND j.seq > %(after)s
-WHERE r.goal = %(goal)s AND r.episode = %(episode)s ORDER BY j.seq
+WHERE r.goal = %(goal)s AND r.episode = %(episode)s ORDER BY j.seq LIMIT %(most)s::bigint
 
 -- name: runs
 SELECT run, goal, episode, CASE WHEN octet_length(meta) <= {row} THEN meta ELSE '' END, epoch, owner, pid, host, since, posts - taken, size,

@@ -1,0 +1,59 @@
+"""What a run has recorded: as much of its journal as whoever goes on needs.
+
+Where the store keeps a snapshot of the run, only what was recorded since is folded. Results from before are read when
+they are asked for, a piece of the journal at a time, since whoever asks for one mostly asks for the next ones too.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from perdure import journal as j
+from perdure import snapshot
+from perdure.errors import PerdureError
+from perdure.fold import State, fold
+from perdure.life import Life
+from perdure.model import Lease, RunKey
+from perdure.stores.base import Store
+
+_AHEAD: Final = 256
+"""entries that are read at a time"""
+log = logging.getLogger("perdure")
+
+
+def present(store: Store, key: RunKey) -> State:
+    """The state of a run, by way of its snapshot if there is one. Raises CorruptStore, NewerFormat, StoreError."""
+    kept = store.capabilities.snapshots
+    found = kept.load(key) if kept is not None else None
+    if found is None:
+        return fold(key, store.read(key))
+    seq, content = found
+    lines = store.read(key, seq - 1) if seq > 0 else []
+    state = snapshot.restore(key, content, lines[0]) if lines else None
+    if state is None:
+        return fold(key, store.read(key))
+    state.snapshot = seq
+    for line in lines[1:]:
+        state.take(line)
+    return state
+
+
+def read(store: Store, life: Life, seq: int) -> j.Entry:
+    """An entry of the journal of the run that ``life`` executes. The results that follow are kept for it in
+    ``read_ahead``. Raises CorruptStore, StoreError."""
+    key = life.state.key
+    entries = [j.decode(key, line, n) for n, line in enumerate(store.read(key, seq - 1, _AHEAD), seq)]
+    life.read_ahead = {e.seq: e.output for e in entries if isinstance(e, j.StepCompleted | j.StepEdited)}
+    return entries[0]
+
+
+def save(store: Store, lease: Lease, seq: int, body: bytes, record: bytes) -> None:
+    """Keep a snapshot, if that is possible: nothing depends on it."""
+    kept = store.capabilities.snapshots
+    content = snapshot.sealed(body, record) if kept is not None else b""
+    if kept is not None and content:
+        try:
+            kept.save(lease, seq, content)
+        except PerdureError as problem:
+            log.info("run %s: no snapshot is kept: %s", lease.key, problem)

@@ -1,0 +1,105 @@
+"""Snapshots: the state of a run as of one of its entries, so that whoever goes on need not fold all that came before.
+
+A snapshot only shortens the fold. It says nothing that the journal does not, may be lost at any time, and is believed
+only if the record at its sequence is the one that it was made after, and if it is of this form. Results and arguments
+of finished steps are not in it: where they stand in the journal is, and they are read when somebody asks for them.
+
+One is worth making when the run has grown by half since the last: then making them costs, over all of a run's time, a
+fixed amount a step, and what is left to be folded is at most a third.
+"""
+
+from __future__ import annotations
+
+import zlib
+from functools import cache
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+
+from perdure.book import Packed, steps_of
+from perdure.facts import Facts
+from perdure.fold import State
+from perdure.limits import MAX_BLOB
+from perdure.model import RunKey
+from perdure.pending import Pending
+from perdure.record import Attempt, Identity, Step
+from perdure.states import RUNNING
+
+_FORM: Final = 1
+"""to be raised when the fold comes to mean something else by the same fields"""
+_FEW: Final = 1000
+"""entries that are folded as quickly as a snapshot is read"""
+
+
+class _Body(msgspec.Struct):
+    facts: Facts
+    packed: Packed
+    others: list[Step]
+    latest: list[int]
+    scopes: list[tuple[Identity, str]]
+    taken: list[tuple[str, str, list[str]]]
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+@cache
+def _decoder() -> msgspec.json.Decoder[_Body]:
+    return msgspec.json.Decoder(_Body)
+
+
+@cache
+def _form() -> bytes:
+    """Names what is in a snapshot: with other fields it is another form."""
+    parts: tuple[Any, ...] = (_Body, Facts, Packed, Pending, Step, Attempt)
+    fields = [(part.__name__, part.__struct_fields__) for part in parts]
+    return sha256(repr((_FORM, fields)).encode()).digest()[:8]
+
+
+def is_due(state: State, last: int) -> bool:
+    """Whether a snapshot is worth making of a run, ``last`` being the sequence of the one before it, or 0."""
+    return state.seq > last + max(last // 2, _FEW)
+
+
+def take(state: State) -> bytes:
+    """The state in a form of its own; to be finished by ``sealed``, which takes longer and needs no state."""
+    packed, others, latest = state.steps.pack()
+    return _ENCODER.encode(
+        _Body(
+            facts=Facts(**{name: getattr(state, name) for name in Facts.__struct_fields__}),
+            packed=packed,
+            others=others,
+            latest=latest,
+            scopes=[(identity, path) for identity, path in state.scopes.items()],
+            taken=[(scope, fan, branches) for (scope, fan), branches in state.taken.items()],
+        )
+    )
+
+
+def sealed(body: bytes, record: bytes) -> bytes:
+    """What is to be kept of that: compressed, and bound to the record at its sequence. b"" if it is too large."""
+    content = _form() + sha256(record).digest() + zlib.compress(body, 1)
+    return content if len(content) <= MAX_BLOB and len(body) <= _MOST else b""
+
+
+def restore(key: RunKey, content: bytes, record: bytes) -> State | None:
+    """The state that a snapshot has, if it is one of this form, made after that record; else None."""
+    if content[:8] != _form() or content[8:40] != sha256(record).digest():
+        return None
+    try:
+        unpacking = zlib.decompressobj()
+        body = _decoder().decode(unpacking.decompress(content[40:], _MOST))
+    except (zlib.error, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    facts = {name: getattr(body.facts, name) for name in Facts.__struct_fields__}
+    state = State(key, **facts)
+    state.steps = steps_of(body.packed, body.others, body.latest)
+    state.scopes = {Identity(*identity): path for identity, path in body.scopes}
+    state.taken = {(scope, fan): branches for scope, fan, branches in body.taken}
+    state.running = {step.number: step for step in body.others if step.status == RUNNING}
+    return state
+
+
+_MOST: Final = 2**28
+"""bytes of one when it is not compressed"""
