@@ -43,6 +43,20 @@ class Transaction(NamedTuple):
     error for a constraint that would only be checked at the end, or ConfigError if the transaction has been ended"""
 
 
+class Snapshots(NamedTuple):
+    """A place for one snapshot a run. It may be lost or thrown away at any time, and may be damaged: whoever reads it
+    knows. It goes with ``delete``, and with ``rewrite``, since it may hold what is not to be there any more."""
+
+    save: Callable[[Lease, int, bytes], None]
+    """keep this as the run's snapshot as of that sequence, instead of what was there before; on stable storage not
+    necessarily at once, but never in parts: whoever loads gets the old one, the new one, or none. Raises ValueError for
+    one that is larger than a blob may be, LeaseLost if the lease is not current (nothing is changed), StoreError,
+    StoreBusy"""
+    load: Callable[[RunKey], tuple[int, bytes] | None]
+    """(sequence, content) of a run's snapshot; None if there is none, or none that can be loaded. Never changes
+    anything. Raises StoreError"""
+
+
 class Rewrite(msgspec.Struct, frozen=True):
     """Another form of all that a run holds: for keys that change."""
 
@@ -91,7 +105,10 @@ class Capabilities(msgspec.Struct, frozen=True):
     rewrite: Callable[[Rewrite], bool] | None = None
     """replaces every record, post and blob of a run, and its row. False, and no record or post is changed, if the run
     has another number of them than these. Raises LeaseLost, StoreError. A crash leaves some in the one form and some in
-    the other: blobs are replaced first, so that nothing is left in the old form when no record is"""
+    the other: blobs are replaced and the snapshot is removed first, so that nothing is left in the old form when no
+    record is"""
+    snapshots: Snapshots | None = None
+    """where what shortens the reading of long journals is kept. None: they are read from the beginning"""
     compact: Callable[[], None] | None = None
     """gives the space of what was removed back, and wipes it. Others may have to wait for as long as that takes. Raises
     StoreBusy, StoreError"""
@@ -223,8 +240,8 @@ class Store(Protocol):
         Never changes anything."""
 
     def delete(self, lease: Lease) -> None:
-        """Remove a run that this handle holds, with its records, its inbox, and the blobs that no other run was given.
-        Raises LeaseLost if the lease is not current."""
+        """Remove a run that this handle holds, with its records, its inbox, its snapshot, and the blobs that no other
+        run was given. Raises LeaseLost if the lease is not current."""
 
     def blob(self, digest: str) -> bytes:
         """Content of a blob. Raises CorruptStore when it is missing or does not have that sha256."""
