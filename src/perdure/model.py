@@ -287,7 +287,7 @@ class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
     unread: int = 0
     """posts that do not yet; filled in by the store"""
     size: int = 0
-    """bytes of its records and of the blobs that came with them; filled in by the store"""
+    """bytes of its records and of the blobs that came with them, not of its snapshot; filled in by the store"""
     sealed: str = ""
     """in a store that is encrypted: all of it, for those who have the key"""
     holder: Lease | None = None

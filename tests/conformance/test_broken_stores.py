@@ -151,6 +151,34 @@ class RewritesWhateverIsThere(MemoryStore):
         return super()._rewrite(new)
 
 
+class KeepsTheSnapshotOfTheDeleted(MemoryStore):
+    """A run made again finds the snapshot of the old one."""
+
+    def delete(self, lease: Lease) -> None:
+        run = self._backend.runs.get(lease.key)
+        super().delete(lease)
+        if run is not None and run.snapshot is not None:
+            self._backend.runs[lease.key] = type(run)(snapshot=run.snapshot)
+
+
+class SavesSnapshotsForAnybody(MemoryStore):
+    """A snapshot is thrown away anyway, so nobody is asked for a lease."""
+
+    def _save_snapshot(self, lease: Lease, seq: int, content: bytes) -> None:
+        self._backend.runs[lease.key].snapshot = (seq, content)
+
+
+class KeepsTheSnapshotOfTheOldForm(MemoryStore):
+    """What was written anew under another key can still be read under the old one."""
+
+    def _rewrite(self, new: Rewrite) -> bool:
+        run = self._backend.runs[new.lease.key]
+        old = run.snapshot
+        done = super()._rewrite(new)
+        run.snapshot = old
+        return done
+
+
 class MixesUpNames(MemoryStore):
     """Two goals that differ in case are one run, as on some file systems."""
 
@@ -322,6 +350,9 @@ BROKEN: Sequence[type[MemoryStore]] = (
     Reorders,
     FailsTheWholeBatch,
     KeepsBlobsOfTheFenced,
+    KeepsTheSnapshotOfTheDeleted,
+    SavesSnapshotsForAnybody,
+    KeepsTheSnapshotOfTheOldForm,
     MixesUpNames,
     ReadsOneTooFar,
     ShowsAnOldRow,
@@ -346,6 +377,7 @@ BROKEN: Sequence[type[MemoryStore]] = (
 RANDOM = "test_any_history_agrees_with_the_model"
 ONLY_BY_EXAMPLE = (
     *(MakesUpMissingBlobs, WorksWhenClosed, MixesUpNames, KeepsBlobsOfTheFenced),
+    *(KeepsTheSnapshotOfTheDeleted, SavesSnapshotsForAnybody, KeepsTheSnapshotOfTheOldForm),
     *(OverlooksPosts, IsDueAlways, OffersWhatIsHeld, CountsOnlyWhatIsHeld),
     *(TakesTheOldestFirst, HasNoQueues, HasNoFlows, ShowsEverything, ClockStandsStill),
 )

@@ -23,7 +23,7 @@ from perdure.runtime.client import Client
 from perdure.stores import disk, open_store
 from perdure.stores.base import Append, Store
 from perdure.stores.file import FileStore
-from perdure.testing.samples import item, summarise
+from perdure.testing.samples import item, snapshots, summarise
 
 LONG = pytest.mark.long
 EACH = 100
@@ -53,6 +53,11 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         client = Client(url)
         client.answer("paper", None, True, by="ann")
         client.close()
+        store = open_store(url)
+        lease = store.claim(RunKey("paper"))
+        snapshots(store).save(lease, 2, b"a snapshot")
+        store.release(lease)
+        store.close()
     return root
 
 
@@ -91,11 +96,13 @@ def use(judge: Judge, what: object, store: Store) -> None:
     for key in dict.fromkeys(keys):
         judge("read", what, lambda key=key: store.read(key))
         judge("posts", what, lambda key=key: store.posts({key: 0}))
+        judge("load", what, lambda key=key: snapshots(store).load(key))
         judge("claim", what, lambda key=key: store.release(store.claim(key)))
         judge("post", what, lambda key=key: store.post(key, 2, b"{}\n"))
     for digest in ("ab" * 32, "x", "../../x"):
         judge("blob", what, lambda digest=digest: store.blob(digest))
     judge("append", what, lambda: store.append([item(store.claim(RunKey("new")), 0, blob=b"large")]))
+    judge("save", what, lambda: snapshots(store).save(store.claim(RunKey("Other Paper")), 1, b"another"))
     judge("delete", what, lambda: store.delete(store.claim(RunKey("paper"))))
     judge("warnings", what, store.warnings)
     client = judge("client", what, lambda: Client(store))

@@ -25,7 +25,7 @@ from perdure.runtime.outputs import readable
 from perdure.stores import handle, open_store
 from perdure.stores.handle import blobs_of
 from perdure.testing.processes import Child
-from perdure.testing.samples import item
+from perdure.testing.samples import item, snapshots
 
 KEY = RunKey("paper")
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
@@ -147,6 +147,7 @@ def test_a_large_blob_record_or_row_in_sqlite_is_not_even_loaded(
     store.close()
     db = apsw.Connection(str(tmp_path / "runs.db"))
     db.execute(f"INSERT INTO perdure_blobs VALUES (?, zeroblob({value + 1}))", (digest,))
+    db.execute(f"INSERT INTO perdure_snapshots VALUES (1, 2, zeroblob({value + 1}))")
     db.execute(f"UPDATE perdure_journal SET record = zeroblob({record + FRAME + 1}) WHERE seq = 2")
     db.execute(f"UPDATE perdure_runs SET meta = printf('%.*c', {MAX_ROW + 1}, 'x')")
     db.close()
@@ -161,15 +162,40 @@ def test_a_large_blob_record_or_row_in_sqlite_is_not_even_loaded(
                 say(f"{error}\n")
         (row,) = store.runs()
         say(f"{row.reason}\n")
+        say(f"{snapshots(store).load(KEY)}\n")
 
     child = Child(work)
     for said in (
         "does not have the content",
         "record 2 has more than",
         "the row of run paper#0 is damaged",
+        "None",
     ):
         assert said in child.hear()
     child.kill()
+
+
+@pytest.mark.parametrize("kind", ["file", "sqlite", "postgres", "redis"])
+def test_a_snapshot_that_is_too_large_is_neither_saved_nor_loaded(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # rel:B4
+    url = f"{kind}:{tmp_path}/store"
+    if kind in ("postgres", "redis"):
+        server = request.getfixturevalue("postgres")(18) if kind == "postgres" else request.getfixturevalue("valkey")()
+        url = f"{server}?{'schema' if kind == 'postgres' else 'prefix'}=too_large"
+    store = open_store(url)
+    lease = store.claim(KEY)
+    assert store.append([item(lease, 0)]) == [None]
+    snapshots(store).save(lease, 1, b"x" * 5000)
+    for limit, found in ((4999, None), (5000, (1, b"x" * 5000))):
+        for module in ("snapshots", "folder" if kind == "file" else kind):
+            monkeypatch.setattr(f"perdure.stores.{module}.MAX_BLOB", limit)
+        with pytest.raises(ValueError, match="and the limit is"):
+            snapshots(store).save(lease, 1, b"x" * (limit + 1))
+        other = open_store(url)
+        assert snapshots(other).load(KEY) == found
+        other.close()
+    store.close()
 
 
 def limit_memory(more: int) -> None:

@@ -26,7 +26,7 @@ from perdure.stores import open_store
 from perdure.stores.base import Store, Which
 from perdure.stores.postgres import PostgresStore
 from perdure.stores.postgres_setup import statements
-from perdure.testing.samples import item, posts
+from perdure.testing.samples import item, posts, snapshots
 from perdure.testing.servers import Valkey
 
 SECRET = "canary-of-b"
@@ -60,13 +60,29 @@ def fill(url: str, text: str, *keys: RunKey) -> None:
             with suppress(perdure.errors.RunSuspended):
                 manager.run_sync(flow, text, goal=key.goal)
         manager.submit(flow, text, goal=f"{text}-queued", queue="work")
+    store = open_store(url)
+    for key in keys:
+        lease = store.claim(key)
+        snapshots(store).save(lease, 1, text.encode())
+        store.release(lease)
+    store.close()
 
 
 def picture(url: str) -> object:
     """Everything that a store has."""
     store = open_store(url)
     rows = store.runs()
-    found = [(row.key, row.status, row.holder, store.read(row.key), store.posts({row.key: 0})) for row in rows]
+    found = [
+        (
+            row.key,
+            row.status,
+            row.holder,
+            store.read(row.key),
+            store.posts({row.key: 0}),
+            snapshots(store).load(row.key),
+        )
+        for row in rows
+    ]
     store.close()
     return found
 
@@ -149,6 +165,8 @@ VERBS: dict[str, Callable[[Store, RunKey], Any]] = {
     "blob": lambda store, key: store.blob(sha256(SECRET.encode()).hexdigest()),
     "warnings": lambda store, key: store.warnings(),
     "capabilities": lambda store, key: store.capabilities.durable,
+    "load": lambda store, key: snapshots(store).load(key),
+    "save": lambda store, key: snapshots(store).save(store.claim(key), 1, b"of a"),
     "close": lambda store, key: store.close(),
 }
 CALLS: dict[str, Callable[[perdure.Client, str], Any]] = {
@@ -242,7 +260,7 @@ def direct(url: str, sql: str) -> list[Any]:
         return cursor.fetchall() if cursor.description else []
 
 
-TABLES = ("runs", "journal", "inbox", "blobs", "owners", "versions")
+TABLES = ("runs", "journal", "inbox", "blobs", "refs", "snapshots", "owners", "versions")
 
 
 def test_sql_of_a_does_nothing_in_the_schema_of_b(two_roles: Tenants) -> None:  # rel:S9

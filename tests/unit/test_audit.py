@@ -27,7 +27,7 @@ from perdure.stores import Encryption, disk, open_store
 from perdure.stores.findings import KINDS, Copies
 from perdure.stores.sealed import SealedStore
 from perdure.testing.processes import Child
-from perdure.testing.samples import item
+from perdure.testing.samples import item, snapshots
 
 LONG = pytest.mark.long
 
@@ -384,6 +384,41 @@ def test_files_that_were_being_written_are_removed_and_those_of_others_told(make
         (place.root / name).touch(0o600)
     found, _ = place.audit(repair=True)
     assert [finding.kind for finding in found] == ["stray_file"] * 3
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
+def test_a_snapshot_whose_run_is_gone_is_removed_and_kept(make: Callable[[str], Place], kind: str) -> None:  # rel:S14
+    place, deleted = make(kind), RunKey("deleted")
+    store = place.open()
+    lease = store.claim(deleted)
+    assert store.append([item(lease, 0)]) == [None]
+    store.delete(lease)
+    store.close()
+    if kind == "redis":
+        with place.raw() as raw:
+            for key in (RunKey("never there"), deleted):
+                raw.set(place.keys.snapshot(key), b"3\nof nobody")
+        copies = [b"3\nof nobody"] * 2
+    else:
+        place.sql("INSERT INTO {t}snapshots VALUES (?, ?, ?)", 12345, 3, b"of nobody")
+        copies = [b"of nobody"]
+    mended(place, "leftover")
+    assert place.kept() == copies
+
+
+def test_nothing_is_odd_about_a_run_with_a_snapshot_whatever_it_is(place: Place) -> None:
+    store = place.open()
+    for key, seq in ((RUN, 3), (ASKING, 10**6)):
+        lease = store.claim(key)
+        snapshots(store).save(lease, seq, b"no snapshot at all")
+        store.release(lease)
+    size = {row.key: row.size for row in store.runs()}
+    store.close()
+    assert place.audit(repair=True)[0] == [] and place.audit(run=RUN)[0] == []
+    store = place.open()
+    assert [snapshots(store).load(key) for key in (RUN, ASKING)] == [(n, b"no snapshot at all") for n in (3, 10**6)]
+    assert {row.key: row.size for row in store.runs()} == size and size[ASKING] < 10**6
+    store.close()
 
 
 # -- what is only told -----------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from perdure.stores.sealed import SealedStore
 from perdure.stores.sealed_header import read_header
 from perdure.stores.sqlite import SqliteStore
 from perdure.testing.processes import Child
+from perdure.testing.samples import snapshots
 
 OLD = Encryption({"old": b"o" * 32})
 BOTH = Encryption({"new": b"n" * 32, "old": b"o" * 32})
@@ -368,15 +369,51 @@ def test_nobody_can_say_that_the_store_is_being_encrypted_or_was_never(thief: Th
         open_store(thief.url, encryption=OLD)
 
 
+def test_a_snapshot_is_unreadable_and_counts_in_its_own_place_only(thief: Thief, tmp_path: Path) -> None:  # rel:S6
+    store = open_store(thief.url, encryption=OLD)
+    for goal in ("found", "failed"):
+        lease = store.claim(RunKey(goal))
+        snapshots(store).save(lease, 2, f"{CANARY} of {goal}".encode())
+        store.release(lease)
+    load = snapshots(store).load
+    assert CANARY.encode() not in all_bytes(tmp_path)
+    run = "(SELECT run FROM perdure_runs WHERE goal = 'found')"
+    ((sealed,),) = thief.sql(f"SELECT content FROM perdure_snapshots WHERE run = {run}")
+    for seq, content in (
+        (3, sealed),
+        (2, sealed[:-1] + bytes([sealed[-1] ^ 1])),
+        (2, sealed.replace(b"old\n", b"evil\n", 1)),
+        (2, sealed[:9]),
+        (2, b"old"),
+        (2, b"\xff\n"),
+        (2, b"slipped in, in clear"),
+        (2, thief.sql(f"SELECT content FROM perdure_snapshots WHERE run <> {run}")[0][0]),
+    ):
+        thief.sql(f"UPDATE perdure_snapshots SET seq = ?, content = ? WHERE run = {run}", seq, content)
+        assert load(RunKey("found")) is None, content[:20]
+        assert load(RunKey("failed")) == (2, f"{CANARY} of failed".encode())
+    thief.sql(f"UPDATE perdure_snapshots SET seq = 2, content = ? WHERE run = {run}", sealed)
+    assert load(RunKey("found")) == (2, f"{CANARY} of found".encode())
+    store.close()
+
+
 # -- changing keys -----------------------------------------------------------------------------------------------------
 
 
 def test_a_key_is_changed_and_the_old_one_is_not_needed_any_more(url: str) -> None:  # rel:S7
     fill(url, OLD)
     told: list[tuple[int, int]] = []
+    store = open_store(url, encryption=OLD)
+    lease = store.claim(RunKey("found"))
+    snapshots(store).save(lease, 1, b"under the old key")
+    store.release(lease)
+    store.close()
     assert rekey(url, BOTH, dry=True).changed == 4
     done = rekey(url, BOTH, progress=lambda done: told.append((done.runs, done.changed)))
     assert done == Rekeyed(4, 4, []) and told[-1] == (4, 4)
+    store = open_store(url, encryption=BOTH)
+    assert snapshots(store).load(RunKey("found")) is None
+    store.close()
     assert rekey(url, BOTH) == Rekeyed(4, 0, [])
     with perdure.CheckpointManager(url, encryption=NEW) as manager:
         before = len(calls)
@@ -519,6 +556,11 @@ def test_killed_in_the_middle_of_a_run_the_encryption_leaves_nothing_of_it_in_cl
     with perdure.CheckpointManager(f"file:{whole}") as manager:
         manager.run_sync(search, CANARY, goal="found")
     shutil.rmtree(next(whole.glob("runs/*/outputs")))  # which are for other programs to read
+    store = open_store(f"file:{whole}")
+    lease = store.claim(RunKey("found"))
+    snapshots(store).save(lease, 1, CANARY.encode())
+    store.release(lease)
+    store.close()
 
     def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
         left = int(hear())

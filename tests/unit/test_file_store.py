@@ -17,7 +17,7 @@ from perdure.framing import frame
 from perdure.model import RunKey, RunMeta
 from perdure.stores import disk
 from perdure.stores.file import FileStore
-from perdure.testing.samples import item, meta, records, stored, summarise
+from perdure.testing.samples import item, meta, records, snapshots, stored, summarise
 
 KEY = RunKey("paper")
 
@@ -56,6 +56,60 @@ def test_outputs_go_beside_the_journal(root: Path) -> None:
     store = open_file(root)
     assert store.capabilities.outputs is not None
     assert store.capabilities.outputs / disk.run_folder_name(KEY) == journal(root).parent
+    store.close()
+
+
+# -- snapshots -----------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_one_file_that_only_its_owner_reads(root: Path) -> None:  # rel:S13
+    store = open_file(root)
+    lease = store.claim(KEY)
+    for content in (b"first" * 999, b"second"):
+        snapshots(store).save(lease, 3, content)
+        path = journal(root).parent / "snapshot"
+        assert path.read_bytes() == b"3\n" + content and path.stat().st_mode & 0o777 == 0o600
+    assert list((root / "tmp").iterdir()) == []
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\0" * 99, b"12", b"\n", b"x\nabc", b"-1\nabc", b" 1\nabc", b"1" * 17 + b"\nabc"]
+)
+def test_what_is_no_snapshot_is_none_and_the_next_one_takes_its_place(root: Path, text: bytes) -> None:  # rel:B3
+    (journal(root).parent / "snapshot").write_bytes(text)
+    store = open_file(root)
+    assert snapshots(store).load(KEY) is None and store.read(KEY) == list(records(KEY, 0, 3))
+    snapshots(store).save(store.claim(KEY), 3, b"sound")
+    assert snapshots(store).load(KEY) == (3, b"sound") and store.warnings() == []
+    store.close()
+
+
+def test_a_snapshot_that_is_no_file_is_none_and_nothing_behind_a_link_is_touched(root: Path) -> None:  # rel:S5
+    path, outside = journal(root).parent / "snapshot", root.parent / "outside"
+    outside.write_bytes(b"3\nsomebody's")
+    store = open_file(root)
+    lease = store.claim(KEY)
+    for make in (lambda: path.symlink_to(outside), lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
+        make()
+        assert snapshots(store).load(KEY) is None
+        snapshots(store).save(lease, 3, b"mine")
+        assert not path.is_symlink() and snapshots(store).load(KEY) == (3, b"mine")
+        path.unlink()
+    path.mkdir()
+    assert snapshots(store).load(KEY) is None
+    with pytest.raises(StoreError, match="snapshot"):
+        snapshots(store).save(lease, 3, b"mine")
+    assert outside.read_bytes() == b"3\nsomebody's"
+    store.close()
+
+
+def test_a_snapshot_larger_than_any_is_not_read(root: Path) -> None:  # rel:B4
+    path = journal(root).parent / "snapshot"
+    path.write_bytes(b"3\n")
+    os.truncate(path, 2**40)
+    store = open_file(root)
+    assert snapshots(store).load(KEY) is None
     store.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from perdure.errors import ConfigError, StoreBusy, StoreError
 from perdure.model import RunKey
 from perdure.stores import disk
 from perdure.stores.file import FileStore
-from perdure.testing.samples import item, records, summarise
+from perdure.testing.processes import Child
+from perdure.testing.samples import item, records, snapshots, summarise
 
 KEY = RunKey("paper")
 
@@ -43,7 +45,7 @@ class Died(BaseException):
 
 
 def story(root: Path, acknowledged: list[int], at: Callable[[FileStore], None] = lambda store: None) -> None:
-    """A life of a store: continue the run by two batches, make and delete another one, release."""
+    """A life of a store: continue the run by two batches and a snapshot each, make and delete another one, release."""
     store = open_file(root)
     at(store)
     lease = store.claim(KEY)
@@ -53,6 +55,7 @@ def story(root: Path, acknowledged: list[int], at: Callable[[FileStore], None] =
         assert result == [None]
         seq += 2
         acknowledged.append(seq)
+        snapshots(store).save(lease, seq, b"as of %d" % seq)
     other = store.claim(RunKey("another run"))
     assert store.append([item(other, len(store.read(other.key)))]) == [None]
     store.delete(other)
@@ -123,6 +126,7 @@ def check_goes_on(root: Path, acknowledged: int) -> None:
     store = open_file(root)
     before = len(store.read(KEY))
     assert before >= acknowledged
+    assert snapshots(store).load(KEY) in (None, *((seq, b"as of %d" % seq) for seq in range(2, before + 1, 2)))
     store.close()
     story(root, [])
     store = open_file(root)
@@ -131,6 +135,41 @@ def check_goes_on(root: Path, acknowledged: int) -> None:
     assert [path.name for path in (root / "tmp").iterdir()] == []
     assert len(list((root / "owners").iterdir())) == 1
     store.close()
+
+
+def test_a_process_killed_in_the_middle_of_a_snapshot_leaves_the_old_one_or_the_new_one(root: Path) -> None:  # rel:R1
+    old, new = (1, b"old" * 9), (3, b"new" * 99_999)
+
+    def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+        store, left = open_file(root), int(hear())
+        lease = store.claim(KEY)
+        snapshots(store).save(lease, *old)
+
+        def hook(doing: str, path: Path) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        disk.hook = hook
+        snapshots(store).save(lease, *new)
+        say("survived\n")
+
+    for number in range(1, 9):
+        child = Child(work)
+        child.say(f"{number}\n")
+        try:
+            survived = child.hear() == "survived"
+        except EOFError:
+            survived = False
+        child.kill()
+        store = open_file(root)
+        assert snapshots(store).load(KEY) == (new if survived else old)
+        assert list((root / "tmp").iterdir()) == [] and store.read(KEY) == list(records(KEY, 0, 3))
+        store.close()
+        if survived:
+            break
+    assert survived and number > 3, "it was killed at every change, and nowhere else"
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # rel:D11

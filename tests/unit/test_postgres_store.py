@@ -25,7 +25,7 @@ from perdure.stores.base import Which
 from perdure.stores.postgres import PostgresStore
 from perdure.stores.postgres_setup import statements
 from perdure.testing.processes import Child
-from perdure.testing.samples import item, meta, records
+from perdure.testing.samples import item, meta, records, snapshots
 from perdure.testing.servers import Postgres
 
 KEY = RunKey("paper")
@@ -61,15 +61,17 @@ def test_its_tables_stand_beside_the_users_own(server: str, url: str, schema: st
     store.append([item(store.claim(KEY), 0, 3)])
     store.close()
     tables = {name for (name,) in admin(server, f"SELECT tablename FROM pg_tables WHERE schemaname = '{schema}'")}
-    assert tables == {"runs", "journal", "inbox", "blobs", "refs", "owners", "versions"}
+    assert tables == {"runs", "journal", "inbox", "blobs", "refs", "snapshots", "owners", "versions"}
     assert before == admin(server, "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT LIKE 'p\\_%'")
 
 
+@pytest.mark.parametrize(("version", "next_"), [(1, "-- Which runs were given a blob"), (2, "-- What shortens")])
 def test_an_older_schema_is_migrated_and_knows_which_runs_were_given_a_blob(
-    server: str, url: str, schema: str
+    server: str, url: str, schema: str, version: int, next_: str
 ) -> None:  # X13 K5
-    first = statements(schema).split("-- Which runs were given a blob")[0]
+    first = statements(schema).split(next_)[0]
     admin(server, first + "COMMIT;")
+    assert admin(server, f"SELECT max(version) FROM {schema}.versions") == [(version,)]
     digest, unused = (sha256(content).hexdigest() for content in (b"shared", b"unused"))
     line = frame(KEY, b'{"seq":1,"status":"running","output":{"refs":["%b"]}}' % digest.encode())
     with psycopg.connect(server, autocommit=True) as db:
@@ -82,14 +84,21 @@ def test_an_older_schema_is_migrated_and_knows_which_runs_were_given_a_blob(
         db.execute(f"SELECT setval('{schema}.epochs', 7)")
         for name, content in ((digest, b"shared"), (unused, b"unused")):
             db.execute(f"INSERT INTO {schema}.blobs VALUES (%s, %s)", (name, content))
+        if version >= 2:
+            db.execute(f"INSERT INTO {schema}.refs VALUES (1, %s)", (digest,))
+            db.execute(f"UPDATE {schema}.runs SET size = %s", (len(line) + len(b"shared"),))
     store = PostgresStore(url)
     assert store.read(KEY) == [line] and store.runs()[0].size == len(line) + len(b"shared")
     other = store.claim(RunKey("other"))
     assert store.append([item(other, 0, shared=b"shared")]) == [None]
     store.delete(other)
-    assert store.blob(digest) == b"shared"
-    store.delete(store.claim(KEY))
+    assert store.blob(digest) == b"shared" and snapshots(store).load(KEY) is None
+    lease = store.claim(KEY)
+    snapshots(store).save(lease, 1, b"the first")
+    assert snapshots(store).load(KEY) == (1, b"the first")
+    store.delete(lease)
     assert admin(server, f"SELECT digest FROM {schema}.blobs") == [(unused,)]
+    assert admin(server, f"SELECT run FROM {schema}.snapshots") == []
     store.close()
 
 
@@ -112,7 +121,7 @@ def test_ten_processes_that_start_at_once_make_the_tables_once(server: str, url:
     for child in children:
         child.kill()
     assert len(set(epochs)) == 10
-    assert admin(server, f"SELECT version FROM {schema}.versions ORDER BY 1") == [(1,), (2,)]
+    assert admin(server, f"SELECT version FROM {schema}.versions ORDER BY 1") == [(1,), (2,), (3,)]
 
 
 def test_a_newer_schema_is_refused_and_left_alone(server: str, url: str, schema: str) -> None:  # rel:R6
@@ -125,7 +134,7 @@ def test_a_newer_schema_is_refused_and_left_alone(server: str, url: str, schema:
 def test_the_printed_sql_makes_the_tables_that_the_store_makes(server: str, url: str, schema: str) -> None:
     PostgresStore(url).close()
     admin(server, statements(f"{schema}_2"))
-    admin(server, statements(f"{schema}_2", after=2))
+    admin(server, statements(f"{schema}_2", after=3))
     columns = "SELECT table_name, column_name, data_type, column_default, is_nullable FROM information_schema.columns"
     made, printed = (
         admin(server, f"{columns} WHERE table_schema = '{name}' ORDER BY 1, 2") for name in (schema, f"{schema}_2")
@@ -262,6 +271,35 @@ def test_a_server_killed_under_a_handle_loses_nothing_and_the_handle_goes_on() -
         store.close()
     finally:
         server.throw_away()
+
+
+def test_a_claim_waits_for_a_snapshot_that_is_being_saved_and_a_snapshot_for_a_claim(
+    server: str, url: str, schema: str
+) -> None:  # rel:C1
+    owner, other = PostgresStore(f"{url}&lease=60"), PostgresStore(f"{url}&lease=60")
+    lease = owner.claim(KEY)
+    assert owner.append([item(lease, 0)]) == [None]
+    with psycopg.connect(server) as claiming:
+        claiming.execute(f"UPDATE {schema}.runs SET epoch = nextval('{schema}.epochs'), owner = '{other._owner}'")
+        refused: list[bool] = []
+
+        def save() -> None:
+            with pytest.raises(LeaseLost):
+                snapshots(owner).save(lease, 1, b"of a zombie")
+            refused.append(True)
+
+        saving = threading.Thread(target=save)
+        saving.start()
+        while not admin(
+            url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%WITH held%'"
+        ):
+            pass
+        assert refused == []
+        claiming.commit()
+        saving.join()
+    assert refused == [True] and snapshots(other).load(KEY) is None
+    for store in (owner, other):
+        store.close()
 
 
 def test_a_claim_waits_for_a_heartbeat_that_is_under_way(server: str, url: str, schema: str) -> None:  # rel:C4

@@ -37,7 +37,7 @@ from perdure.stores.base import Append, Which
 from perdure.stores.redis import RedisStore
 from perdure.stores.redis_link import Link
 from perdure.stores.redis_url import target
-from perdure.testing.samples import item, meta, posts, records
+from perdure.testing.samples import item, meta, posts, records, snapshots
 from perdure.testing.servers import Valkey
 
 KEY = RunKey("paper")
@@ -622,6 +622,20 @@ def test_a_deletion_is_done_and_a_later_run_not_deleted(spoilt: tuple[RedisStore
     assert again.epoch > lease.epoch and store.append([item(again, 0)]) == [None]
     deliver(proxy, how)
     assert store.append([item(again, 1)]) == [None] and len(store.runs()) == 1
+
+
+def test_a_snapshot_is_kept_and_none_of_an_earlier_lease_comes_back(spoilt: tuple[RedisStore, Proxy, str]) -> None:
+    store, proxy, how = spoilt  # rel:C1
+    lease = store.claim(KEY)
+    assert store.append([item(lease, 0)]) == [None]
+    proxy.spoil(how, "snapshot")
+    snapshots(store).save(lease, 1, b"old")
+    assert snapshots(store).load(KEY) == (1, b"old")
+    store.delete(lease)
+    again = store.claim(KEY)
+    assert store.append([item(again, 0)]) == [None]
+    deliver(proxy, how)
+    assert snapshots(store).load(KEY) is None
 
 
 def test_a_deletion_whose_reply_was_lost_is_done_though_somebody_made_the_run_again(place: Place, proxy: Proxy) -> None:

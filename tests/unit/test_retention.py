@@ -32,6 +32,7 @@ from perdure.runtime.retention import Keep, Retention, prune
 from perdure.runtime.settle import send, write
 from perdure.stores import open_store
 from perdure.stores.base import Store
+from perdure.testing.samples import snapshots
 
 NOW = 1_800_000_000.0
 DAY = 86400.0
@@ -544,17 +545,28 @@ def test_the_command_prunes_as_it_is_told(tmp_path: Path, capsys: pytest.Capture
         client.find("goal")
 
 
+def snap(url: str, goal: str, content: bytes) -> None:
+    """Somebody has kept a snapshot of a run."""
+    store = open_store(url)
+    lease = store.claim(RunKey(goal))
+    snapshots(store).save(lease, 1, content)
+    store.release(lease)
+    store.close()
+
+
 def test_what_was_removed_is_wiped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # rel:S14
     url = f"sqlite:{tmp_path / 'runs.db'}"
     with perdure.CheckpointManager(url) as manager:
         manager.run_sync(flow, 77, goal="c4n4ry", attribution=Attribution(tags={"t": "c4n4ry"}))
         manager.run_sync(flow, 1, goal="stays")
+    snap(url, "c4n4ry", b"c4n4ry 77 77 77" * 9000)
     assert main(["prune", "c4n4ry", "--compact", "--store", url]) == 0
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"c4n4ry" not in stored and b"77 77 77" not in stored and b"stays" in stored
     url = f"file:{tmp_path / 'files'}"
     with perdure.CheckpointManager(url) as manager:
         manager.run_sync(flow, 77, goal="c4n4ry")
+    snap(url, "c4n4ry", b"77 77 77")
     assert main(["prune", "c4n4ry", "--store", url]) == 0
     names = [str(path) for path in (tmp_path / "files").rglob("*")]
     contents = b"".join(Path(name).read_bytes() for name in names if os.path.isfile(name))

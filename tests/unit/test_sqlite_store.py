@@ -21,7 +21,7 @@ from perdure.stores import sqlite_setup
 from perdure.stores.base import Append, Which
 from perdure.stores.sqlite import SqliteStore
 from perdure.testing.processes import Child
-from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records
+from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records, snapshots
 
 KEY = RunKey("paper")
 
@@ -107,7 +107,7 @@ def test_the_users_own_tables_are_left_alone(tmp_path: Path) -> None:
     assert sql(path, "SELECT * FROM runs") == [(42,)]
     assert sql(path, "PRAGMA user_version") == [(7,)]
     names = {name for (name,) in sql(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    assert all(str(name).startswith("perdure_") for name in names - {"runs"}) and len(names) == 8
+    assert all(str(name).startswith("perdure_") for name in names - {"runs"}) and len(names) == 9
     strict = sql(path, "SELECT name FROM pragma_table_list WHERE name LIKE 'perdure%' AND NOT strict")
     assert strict == []
 
@@ -159,6 +159,9 @@ def test_a_store_of_an_older_schema_is_migrated_and_its_runs_go_on(tmp_path: Pat
     for seq, record in enumerate(lines, 1):
         sql(path, "INSERT INTO perdure_journal VALUES (1, ?, ?)", seq, record)
     sql(path, "INSERT INTO perdure_blobs VALUES (?, ?), (?, ?)", shared, b"shared", unused, b"unused")
+    if version >= 4:
+        sql(path, "INSERT INTO perdure_refs VALUES (1, ?)", shared)
+        sql(path, "UPDATE perdure_runs SET size = ?", sum(map(len, lines)) + len(b"shared"))
     store = SqliteStore(path, create=False)
     assert [row.key for row in store.runs(Which(due=9.0, flows=("crew",)))] == [KEY], "its holder has died"
     assert store.runs(Which(due=8.9)) == []
@@ -166,6 +169,9 @@ def test_a_store_of_an_older_schema_is_migrated_and_its_runs_go_on(tmp_path: Pat
     assert store.runs()[0].size == sum(map(len, lines)) + len(b"shared")
     lease = store.claim(KEY)
     assert lease.epoch == 8 and store.append([item(lease, 3)]) == [None]
+    assert snapshots(store).load(KEY) is None
+    snapshots(store).save(lease, 4, b"the first")
+    assert snapshots(store).load(KEY) == (4, b"the first")
     store.release(lease)
     assert [row.unread for row in store.runs(Which(due=1.0))] == [1]
     other = store.claim(RunKey("other"))
@@ -174,6 +180,7 @@ def test_a_store_of_an_older_schema_is_migrated_and_its_runs_go_on(tmp_path: Pat
     assert store.blob(shared) == b"shared", "a run has needed it since before such things were noted"
     store.delete(store.claim(KEY))
     assert sql(path, "SELECT digest FROM perdure_blobs") == [(unused,)]
+    assert sql(path, "SELECT run FROM perdure_snapshots") == []
     store.close()
 
 
@@ -248,6 +255,39 @@ def test_a_blob_with_other_content_is_damage(path: Path) -> None:
     sql(path, "UPDATE perdure_blobs SET content = x'00'")
     with pytest.raises(CorruptStore, match="content"):
         store.blob(digest)
+    store.close()
+
+
+def test_a_snapshot_needs_no_wait_for_the_device_and_leaves_the_setting_as_it_was(path: Path) -> None:  # rel:D3
+    store = SqliteStore(path)
+    lease, done = store.claim(KEY), list[str]()
+
+    def note(cursor: apsw.Cursor, statement: str, values: object) -> bool:
+        done.append(statement.partition(" SELECT")[0])
+        return True
+
+    store._db.exec_trace = note
+    snapshots(store).save(lease, 3, b"content")
+    store._db.exec_trace = None
+    assert done == [
+        "PRAGMA synchronous = NORMAL",
+        "BEGIN IMMEDIATE",
+        "INSERT OR REPLACE INTO perdure_snapshots",
+        "COMMIT",
+        "PRAGMA synchronous = FULL",
+    ]
+    assert store._select("PRAGMA synchronous") == [(2,)]
+    store.close()
+
+
+def test_a_snapshot_in_a_table_that_is_not_ours_is_none(path: Path) -> None:  # rel:B3
+    sql(path, "DROP TABLE perdure_snapshots; CREATE TABLE perdure_snapshots (run, seq, content)")
+    store = SqliteStore(path)
+    for seq, content in (("x", b"c"), (3, "text"), (None, b"c"), (3, None), (3.5, b"c")):
+        sql(path, "DELETE FROM perdure_snapshots")
+        sql(path, "INSERT INTO perdure_snapshots VALUES (1, ?, ?)", seq, content)
+        assert snapshots(store).load(KEY) is None
+    assert store.read(KEY) == list(records(KEY, 0, 3))
     store.close()
 
 

@@ -30,7 +30,7 @@ from perdure.framing import joined
 from perdure.limits import MAX_JOURNAL, MAX_NOTE, decoded
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
-from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Summarise, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Snapshots, Summarise, Which
 from perdure.stores.blobs import Blobs
 from perdure.stores.file_audit import FileAudit
 from perdure.stores.file_names import Names
@@ -47,6 +47,7 @@ from perdure.stores.handle import (
 )
 from perdure.stores.mounts import remote_warnings
 from perdure.stores.owners import Owner
+from perdure.stores.snapshots import refuse_too_large
 
 VERSION: Final = 2
 _AT_ONCE = 64
@@ -127,6 +128,7 @@ class FileStore(Handle):
             outputs=self.root / "runs",
             hurry=lambda _: None,  # a run has a file of its own, and nobody else writes that
             rewrite=self._rewrite,
+            snapshots=Snapshots(self._save_snapshot, self._load_snapshot),
             audit=audit,
         )
 
@@ -370,6 +372,23 @@ class FileStore(Handle):
             run.meta, run.cached = new.meta, False
             self._save_meta(run)
         return True
+
+    def _save_snapshot(self, lease: Lease, seq: int, content: bytes) -> None:
+        """See Snapshots.save."""
+        self._check()
+        refuse_too_large(content)
+        run = self._held.get(lease.key)
+        if run is None or run.lease != lease:
+            raise lost(lease)
+        with self._guard(), self._current(run) as current:
+            if not current:
+                raise lost(lease)
+            run.folder.save_snapshot(seq, content, self._temp())
+
+    def _load_snapshot(self, key: RunKey) -> tuple[int, bytes] | None:
+        """See Snapshots.load."""
+        self._check()
+        return RunFolder(self._path(key), key).snapshot()
 
     # -- listing ---------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,9 @@ from perdure.stores.findings import Audit, Copies, Finding, empty_run
 from perdure.stores.folder import WHOSE, Gone, RunFolder
 
 _TOP: Final = frozenset({"format.json", "runs", "blobs", "owners", "floor", "tmp"})
-_FILES: Final = frozenset({"run.json", "blobs", "journal.jsonl", "inbox.jsonl", "lease.json", "lock", "meta.json"})
+_EMPTY: Final = frozenset({"run.json", "journal.jsonl", "lock", "lease.json", "meta.json", "snapshot"})
+"""files that a run may have without having anything"""
+_FILES: Final = _EMPTY | {"blobs", "inbox.jsonl"}
 _TORN: Final = re.compile(r"journal\.torn-\d+")
 _TEMP: Final = re.compile(r"\..+\.\d+\.tmp")
 """made by disk.replace_file, and renamed when it is whole"""
@@ -139,8 +141,7 @@ class FileAudit(NamedTuple):
                 if grant is not None and self.alive(grant.owner):
                     return
                 again = {*self._tails(folder), *self._files(folder)}
-                known = {"run.json", "journal.jsonl", "lock", "lease.json", "meta.json"}
-                empty = not folder.size and not set(disk.list_dir(folder.path)) - known
+                empty = not folder.size and not set(disk.list_dir(folder.path)) - _EMPTY
         except (StoreBusy, Gone):
             return
         yield from (finding for finding in found if finding in again)

@@ -35,7 +35,10 @@ KINDS: Final[dict[str, tuple[Level, str]]] = {
     "row_differs": ("repair", "the row by which a run is listed and taken up is not what its journal says"),
     "index": ("repair", "the index of a Redis store overlooks a run"),
     "empty_run": ("repair", "a run without records: whoever claimed it died, or gave it up, before he wrote any"),
-    "leftover": ("repair", "a file that was being written when its process died"),
+    "leftover": (
+        "repair",
+        "a file that was being written when its process died; a snapshot whose run is gone",
+    ),
     "unmarked_blob": ("note", "a blob that records need, and of which the store does not know who was given it"),
     "parent": ("note", "runs whose parents are not there any more"),
     "stray_file": ("note", "a file in the store that is not Perdure's"),

@@ -8,6 +8,8 @@
   was never acknowledged, and is written over by the next post.
 - ``lease.json``: the last grant, replaced as a whole. ``lock`` holds a copy, so that one damaged file does not make the
   epoch start again, and its ``flock`` is held while a grant is checked together with the write that depends on it.
+- ``snapshot``: what shortens the reading of the journal, see snapshots.py. Replaced as a whole, never synced: whoever
+  reads it finds out whether it is whole.
 - ``meta.json``: the run's row in listings, and size and time of change of the journal it belongs to. A cache, never
   synced: it spares listings the journals of finished runs, and a journal that anybody touched since is read again.
 """
@@ -24,11 +26,12 @@ from typing import Annotated
 import msgspec
 
 from perdure.clock import Clock
-from perdure.errors import CorruptStore
+from perdure.errors import CorruptStore, StoreError
 from perdure.framing import Scan, joined, scan
-from perdure.limits import MAX_EPOCH, MAX_JOURNAL, MAX_NOTE, MAX_ROW, decoded
+from perdure.limits import MAX_BLOB, MAX_EPOCH, MAX_JOURNAL, MAX_NOTE, MAX_ROW, decoded
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk
+from perdure.stores.snapshots import HEAD, packed, unpacked
 
 _NOTE = re.compile(rb"^([0-9a-f]{64}) ([0-9]{1,15})$", re.M)
 
@@ -102,6 +105,7 @@ class RunFolder:
         self._lock = path / "lock"
         self._meta = path / "meta.json"
         self._blobs = path / "blobs"
+        self._snapshot = path / "snapshot"
 
     @classmethod
     def at(cls, path: Path) -> RunFolder | None:
@@ -252,8 +256,9 @@ class RunFolder:
         return fd
 
     def rewrite(self, records: Sequence[bytes], posts: Sequence[bytes], temp: Path) -> int:
-        """Replace the journal and the inbox, and forget the row. Returns the journal's size. Only while holding the
-        lock."""
+        """Replace the journal and the inbox, and forget the row and the snapshot. Returns the journal's size. Only
+        while holding the lock."""
+        disk.remove(self._snapshot)  # before the records: they tell that all is done
         disk.remove(self._meta)
         for path, lines in ((self.inbox, posts), (self.journal, records)):
             if lines or path is self.journal:
@@ -285,6 +290,20 @@ class RunFolder:
         """Names and sizes of what the run was given, as far as that is known; those that it was given twice twice."""
         found = _NOTE.findall(disk.read_file(self._blobs, MAX_JOURNAL) or b"")
         return [(digest.decode(), int(size)) for digest, size in found]
+
+    # -- the snapshot ------------------------------------------------------------------------------------------------
+
+    def save_snapshot(self, seq: int, content: bytes, temp: Path) -> None:
+        """Replace the snapshot, without waiting for the device. Only while holding the lock."""
+        disk.write_file(temp, packed(seq, content), durable=False)
+        disk.rename(temp, self._snapshot)
+
+    def snapshot(self) -> tuple[int, bytes] | None:
+        """The snapshot, None if there is none. One that cannot be read is none: the journal says all that it does."""
+        try:
+            return unpacked(disk.read_file(self._snapshot, MAX_BLOB + HEAD) or b"")
+        except StoreError:
+            return None
 
     # -- the inbox -------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ import msgspec
 from perdure.clock import SYSTEM, Clock, process_identity
 from perdure.errors import PerdureError
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Snapshots, Which
 from perdure.stores.findings import Audit, Copies, Finding
 from perdure.stores.handle import Handle, checked_digest, held, lost, not_found, sound_blob, stored_digest, wrong_seq
+from perdure.stores.snapshots import refuse_too_large
 
 
 class _Run(msgspec.Struct):
@@ -24,6 +25,7 @@ class _Run(msgspec.Struct):
     records: list[bytes] = []
     posts: list[bytes] = []
     blobs: set[str] = set()
+    snapshot: tuple[int, bytes] | None = None
     size: int = 0
     meta: RunMeta | None = None
 
@@ -52,7 +54,14 @@ class MemoryStore(Handle):
     @property
     def capabilities(self) -> Capabilities:
         audit = Audit(self._look, self._mend, self._stored_row, Path("perdure"))
-        return Capabilities(durable=False, shared=False, hurry=lambda _: None, rewrite=self._rewrite, audit=audit)
+        return Capabilities(
+            durable=False,
+            shared=False,
+            hurry=lambda _: None,
+            rewrite=self._rewrite,
+            snapshots=Snapshots(self._save_snapshot, self._load_snapshot),
+            audit=audit,
+        )
 
     def claim(self, key: RunKey) -> Lease:
         self._check()
@@ -161,10 +170,27 @@ class MemoryStore(Handle):
             if (len(run.records), len(run.posts)) != (len(new.records), len(new.posts)):
                 return False
             run.records, run.posts, run.meta, old = list(new.records), list(new.posts), new.meta, run.blobs
-            run.blobs, run.size = set(), new.size
+            run.blobs, run.size, run.snapshot = set(), new.size, None
             self._keep(run, new.blobs)
             self._collect(old)
             return True
+
+    def _save_snapshot(self, lease: Lease, seq: int, content: bytes) -> None:
+        """See Snapshots.save."""
+        self._check()
+        refuse_too_large(content)
+        with self._backend.lock:
+            run = self._current(lease)
+            if run is None:
+                raise lost(lease)
+            run.snapshot = (seq, content)
+
+    def _load_snapshot(self, key: RunKey) -> tuple[int, bytes] | None:
+        """See Snapshots.load."""
+        self._check()
+        with self._backend.lock:
+            run = self._backend.runs.get(key)
+            return run.snapshot if run else None
 
     def _look(self, key: RunKey | None) -> Iterator[Finding]:
         """See Audit.look."""

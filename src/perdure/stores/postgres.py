@@ -34,7 +34,7 @@ from perdure.framing import FRAME
 from perdure.limits import MAX_BLOB, MAX_RECORD, MAX_ROW
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import sql
-from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Transaction, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Snapshots, Transaction, Which
 from perdure.stores.expiring import term, trust
 from perdure.stores.handle import (
     Handle,
@@ -56,6 +56,7 @@ from perdure.stores.postgres_audit import PostgresAudit
 from perdure.stores.postgres_link import Connection, Link, failure, is_refusal, is_transient, parse
 from perdure.stores.postgres_listen import listener
 from perdure.stores.postgres_setup import channel, check_encoding, doubts, prepare
+from perdure.stores.snapshots import refuse_too_large
 
 T = TypeVar("T")
 _STATEMENTS: Final = sql.load("postgres")
@@ -121,6 +122,7 @@ class PostgresStore(Handle):
             transaction=self._lend,
             rewrite=self._rewrite,
             compact=self._compact,
+            snapshots=Snapshots(self._save_snapshot, self._load_snapshot),
             audit=PostgresAudit(self.url, self._sql, self._asked).audit(),
         )
 
@@ -387,8 +389,23 @@ class PostgresStore(Handle):
     def _compact(self) -> None:
         """See Capabilities.compact. The server leaves out what this user does not own, and sees to it in time."""
         self._check()
-        tables = ", ".join(f'"{self.place.schema}".{name}' for name in ("runs", "journal", "inbox", "blobs", "refs"))
+        names = ("runs", "journal", "inbox", "blobs", "refs", "snapshots")
+        tables = ", ".join(f'"{self.place.schema}".{name}' for name in names)
         self._call("compact", lambda db, _: db.execute(f"VACUUM {tables}"))
+
+    def _save_snapshot(self, lease: Lease, seq: int, content: bytes) -> None:
+        """See Snapshots.save."""
+        self._check()
+        refuse_too_large(content)
+        values = {"run": self._held(lease), "epoch": lease.epoch, "owner": lease.owner, "seq": seq, "content": content}
+        if values["run"] is None or not self._rows_of("save a snapshot in", "save_snapshot", values):
+            raise lost(lease)
+
+    def _load_snapshot(self, key: RunKey) -> tuple[int, bytes] | None:
+        """See Snapshots.load."""
+        self._check()
+        found = self._rows_of("read", "load_snapshot", {"goal": key.goal, "episode": key.episode})
+        return (found[0][0], bytes(found[0][1])) if found and found[0][1] is not None else None
 
     def _refused(self, db: Connection, item: Append, row: int | None, again: bool) -> PerdureError | None:
         """Why an item was not taken; None if it was, and the reply of the time before was lost."""

@@ -40,6 +40,9 @@ class PostgresAudit(NamedTuple):
             for run, count in self._pages(self.sql["audit_nobodys"].replace("{table}", table), -1):
                 what = f"{self.url}: {count} {things} are of a run {run} that has no row."
                 yield Finding(kind="damaged", what=what, place=f"{table} {run}")
+        for run, _ in self._pages(self.sql["audit_nobodys"].replace("{table}", "snapshots"), -1):
+            what = f"{self.url}: a snapshot is of a run {run} that has no row."
+            yield Finding(kind="leftover", what=what, place=str(run))
         for (digest,) in self._pages(self.sql["audit_orphans"], ""):
             what = f"blob {digest} was given to no run that is there, and no record needs it."
             yield Finding(kind="orphan_blob", what=what, place=digest)
@@ -48,7 +51,10 @@ class PostgresAudit(NamedTuple):
             yield None
 
     def mend(self, finding: Finding, keep: Copies) -> None:
-        """Only orphan blobs are this store's to mend."""
+        """Orphan blobs, and snapshots of runs that are not there, are this store's to mend."""
+        if finding.kind == "leftover":
+            self.call(lambda db, _: self._drop_snapshot(db, int(finding.place), keep))
+            return
         digest = finding.place
         values = {"digests": [digest]}
 
@@ -61,6 +67,11 @@ class PostgresAudit(NamedTuple):
                 db.execute(self.sql["collect"], values)
 
         self.call(collect)
+
+    def _drop_snapshot(self, db: Connection, run: int, keep: Copies) -> None:
+        with db.transaction():  # gone when the copy is there
+            for (content,) in db.execute(self.sql["audit_snapshot"], {"run": run}).fetchall():
+                keep.save(f"snapshots/{run}", bytes(content))
 
     def row(self, key: RunKey) -> bytes:
         found = self._ask(self.sql["audit_row"], goal=key.goal, episode=key.episode)

@@ -5,10 +5,10 @@ The name is never used again once its key is gone, so "the key is absent" means 
 look whether the holder lives and compare-and-set the run's (epoch, owner) afterwards, without both being one step. All
 times are the server's.
 
-**Writes.** A run is three keys in one slot: a hash (holder, last sequence, row for listings), the list of its records,
-its inbox. Each change of them is one script, which compares epoch, owner and sequence first: the fence. A batch is one
-round trip; one more when the index is to be narrowed, two more for items with blobs, which must be stored neither for a
-stale lease nor after the records that refer to them.
+**Writes.** A run is four keys in one slot: a hash (holder, last sequence, row for listings), the list of its records,
+its inbox, its snapshot. Each change of them is one script, which compares epoch, owner and sequence first: the fence. A
+batch is one round trip; one more when the index is to be narrowed, two more for items with blobs, which must be stored
+neither for a stale lease nor after the records that refer to them.
 
 **Lost replies.** See ``redis_link``. What is sent again finds its own work: an append compares what stands at its place
 with its records, a post likewise; a lease in our name that we do not know of is granted anew.
@@ -35,7 +35,7 @@ from perdure.errors import CorruptStore, LeaseLost, PerdureError, StoreError
 from perdure.limits import MAX_BLOB
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import redis_setup
-from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Ring, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Ring, Snapshots, Which
 from perdure.stores.expiring import term, trust
 from perdure.stores.handle import (
     Handle,
@@ -56,6 +56,7 @@ from perdure.stores.redis_link import FAILURES, Command, Link, unusable
 from perdure.stores.redis_look import Look
 from perdure.stores.redis_news import Listener
 from perdure.stores.redis_url import target
+from perdure.stores.snapshots import HEAD, packed, refuse_too_large, unpacked
 
 _T = TypeVar("_T")
 _OPENING: Final = 5.0
@@ -105,6 +106,7 @@ class RedisStore(Handle):
             trust=trust(lease),
             listen=self._listen,
             rewrite=self._rewrite,
+            snapshots=Snapshots(self._save_snapshot, self._load_snapshot),
             audit=RedisAudit(self._link, self._keys, self._audit, self.claim, self.release, clock).audit(),
         )
 
@@ -204,7 +206,7 @@ class RedisStore(Handle):
         key = lease.key
         if self._leases.get(key) != lease:
             raise lost(lease)
-        run = [self._keys.run(key), self._keys.journal(key), self._keys.inbox(key)]
+        run = self._keys.all_of_run(key)
 
         def attempt(again: bool) -> bool:
             command = self._link.call("delete", run, lease.epoch, lease.owner, int(again))
@@ -398,7 +400,7 @@ class RedisStore(Handle):
         key, lease, doing = new.lease.key, new.lease, "rewrite a run in"
         if self._leases.get(key) != lease:
             raise lost(lease)
-        run = [self._keys.run(key), self._keys.journal(key), self._keys.inbox(key)]
+        run = self._keys.all_of_run(key)
         row, inbox = self._ask(doing, [("HMGET", run[0], "epoch", "seq"), ("LLEN", run[2])])
         if row[0] is None or int(row[0]) != lease.epoch:
             raise lost(lease)
@@ -416,6 +418,23 @@ class RedisStore(Handle):
         if done < 0:
             raise lost(lease)
         return bool(done)
+
+    def _save_snapshot(self, lease: Lease, seq: int, content: bytes) -> None:
+        """See Snapshots.save. It waits for no append-only file."""
+        self._check()
+        refuse_too_large(content)
+        if self._leases.get(lease.key) != lease:
+            raise lost(lease)
+        keys = [self._keys.run(lease.key), self._keys.snapshot(lease.key)]
+        command = self._link.call("snapshot", keys, lease.epoch, lease.owner, packed(seq, content))
+        if not self._ask("save a snapshot in", [command])[0]:
+            raise lost(lease)
+
+    def _load_snapshot(self, key: RunKey) -> tuple[int, bytes] | None:
+        """See Snapshots.load."""
+        self._check()
+        bounded: Command = ("GETRANGE", self._keys.snapshot(key), 0, MAX_BLOB + HEAD)
+        return unpacked(self._ask("read", [bounded])[0])
 
     # -- listing -------------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,12 @@ class RedisAudit(NamedTuple):
         if key is not None:
             yield from self._confirmed(self._runs, [key])
             return
-        for kind, look in (("run", self._runs), ("journal", self._nobodys), ("given", self._given)):
+        for kind, look in (
+            ("run", self._runs),
+            ("journal", self._nobodys),
+            ("given", self._given),
+            ("snapshot", self._snapshots),
+        ):
             for names in self._scan(kind):
                 keys = [key for name in names if (key := self.keys.whose(name)) is not None]
                 yield from self._confirmed(look, keys)
@@ -74,6 +79,8 @@ class RedisAudit(NamedTuple):
     def mend(self, finding: Finding, keep: Copies) -> None:
         if finding.kind == "orphan_blob":
             self._drop(finding, keep)
+        elif finding.kind == "leftover":
+            self._drop_snapshot(finding, keep)
         elif finding.run is not None:
             self._enter(finding.run, keep)
 
@@ -233,6 +240,28 @@ class RedisAudit(NamedTuple):
         self.ask([self.link.call("drop", [blob, marks], mark)])
         if finding.run is not None:
             self.ask([("SREM", self.keys.given(finding.run), finding.place)])
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    def _snapshots(self, keys: Sequence[RunKey]) -> list[Finding]:
+        """Those of runs that are not there, or not there any more."""
+        commands: list[Command] = []
+        for key in keys:
+            commands += [("HMGET", self.keys.run(key), "epoch", "deleted"), ("EXISTS", self.keys.snapshot(key))]
+        told = self.ask(commands) if commands else []
+        found = []
+        for key, (epoch, deleted), there in zip(keys, told[::2], told[1::2], strict=True):
+            if there and int(epoch or 0) <= int(deleted or 0):
+                what = f"{self.link.url}: a snapshot is of run {key}, which is not there."
+                found.append(Finding(kind="leftover", what=what, run=key, place=self.keys.snapshot(key)))
+        return found
+
+    def _drop_snapshot(self, finding: Finding, keep: Copies) -> None:
+        """If the run is made again at this moment, it may lose its snapshot, as it may at any other."""
+        assert finding.run is not None
+        if self._snapshots([finding.run]):
+            keep.save(f"{run_folder_name(finding.run)}/snapshot", self.ask([("GET", finding.place)])[0] or b"")
+            self.ask([("DEL", finding.place)])
 
     # -- the index ---------------------------------------------------------------------------------------------------
 

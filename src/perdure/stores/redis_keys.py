@@ -54,6 +54,13 @@ class Keys:
     def inbox(self, key: RunKey) -> str:
         return self._of(key, "inbox")
 
+    def snapshot(self, key: RunKey) -> str:
+        return self._of(key, "snapshot")
+
+    def all_of_run(self, key: RunKey) -> list[str]:
+        """What goes when a run does, as the scripts take it. The blobs that it was given are counted elsewhere."""
+        return [self.run(key), self.journal(key), self.inbox(key), self.snapshot(key)]
+
     def given(self, key: RunKey) -> str:
         """The set of the blobs that a run was given, each with the epoch of the lease."""
         return self._of(key, "given")

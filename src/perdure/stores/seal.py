@@ -80,6 +80,9 @@ class Seal:
         key, _, body = sealed[len(SEALED_BLOB) : -32].partition(b"\n")
         return self.decrypt(key.decode(errors="replace"), "blob", RunKey(digest), 0, body)
 
+    def encrypt_snapshot(self, run: RunKey, seq: int, content: bytes) -> bytes:
+        return b"\n".join((self.write.encode(), self.encrypt("snapshot", run, seq, content)))
+
     def check(self, key: str) -> str:
         """What shows later whether a key is the one that it was, and tells nothing else."""
         return hmac.digest(self._derive(key, b"perdure check 1"), self.store.encode(), "sha256").hex()[:32]

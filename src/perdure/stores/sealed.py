@@ -29,11 +29,12 @@ from perdure.errors import ConfigError, CorruptStore, PerdureError
 from perdure.fold import summarise as fold_summary
 from perdure.framing import frame, unframe
 from perdure.model import OWN, Lease, RunKey, RunMeta
-from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Store, Summarise, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Snapshots, Store, Summarise, Which
 from perdure.stores.encryption import MARK, Encryption
 from perdure.stores.handle import damaged_row
 from perdure.stores.seal import Seal, from_text, refuse_wrong_key, to_text
 from perdure.stores.sealed_header import Header, add_key, begin_header, migrate_again, planned_header, read_header
+from perdure.stores.snapshots import refuse_too_large
 
 _IN_CLEAR: Final = (
     *("goal", "episode", "status", "flow", "created", "updated", "seq"),
@@ -70,7 +71,9 @@ class SealedStore:
     def capabilities(self) -> Capabilities:
         can = self.inner.capabilities
         audit = can.audit and can.audit._replace(names=self._names)
-        return replace(can, encrypted=True, outputs=None, rewrite=can.rewrite and self._rewrite, audit=audit)
+        snapshots = can.snapshots and Snapshots(self._save_snapshot, self._load_snapshot)
+        rewrite = can.rewrite and self._rewrite
+        return replace(can, encrypted=True, outputs=None, rewrite=rewrite, snapshots=snapshots, audit=audit)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -247,6 +250,28 @@ class SealedStore:
     def _sealed_blobs(self, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
         write = self._seal.write
         return {self._seal.name(write, digest): self._seal.encrypt_blob(digest, c) for digest, c in blobs.items()}
+
+    def _save_snapshot(self, lease: Lease, seq: int, content: bytes) -> None:
+        """See Snapshots.save."""
+        inner = self.inner.capabilities.snapshots
+        assert inner is not None
+        refuse_too_large(content)
+        inner.save(lease, seq, self._seal.encrypt_snapshot(lease.key, seq, content))
+
+    def _load_snapshot(self, key: RunKey) -> tuple[int, bytes] | None:
+        """See Snapshots.load. What does not belong there is none: it is not worth an error."""
+        inner = self.inner.capabilities.snapshots
+        assert inner is not None
+        found = inner.load(key)
+        if found is None:
+            return None
+        seq, data = found
+        name, _, body = data.partition(b"\n")
+        try:
+            self._know(name.decode())
+            return seq, self._seal.decrypt(name.decode(), "snapshot", key, seq, body)
+        except (CorruptStore, ValueError):  # in clear, another run's, changed, or under a key that is not to be had
+            return None
 
     def _rewrite(self, new: Rewrite) -> bool:
         rewrite = self.inner.capabilities.rewrite

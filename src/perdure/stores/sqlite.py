@@ -25,7 +25,7 @@ from perdure.framing import FRAME
 from perdure.limits import MAX_BLOB, MAX_EPOCH, MAX_RECORD, MAX_ROW
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk, sqlite_setup
-from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Transaction, Which
+from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Snapshots, Transaction, Which
 from perdure.stores.handle import (
     Handle,
     checked_digest,
@@ -44,6 +44,7 @@ from perdure.stores.handle import (
 from perdure.stores.listing import selection
 from perdure.stores.mounts import remote_warnings
 from perdure.stores.owners import Owner
+from perdure.stores.snapshots import refuse_too_large
 from perdure.stores.sqlite_audit import SqliteAudit
 
 _T = TypeVar("_T")
@@ -127,6 +128,7 @@ class SqliteStore(Handle):
             transaction=self._lend,
             rewrite=self._rewrite,
             compact=self._compact,
+            snapshots=Snapshots(self._save_snapshot, self._load_snapshot),
             audit=audit,
         )
 
@@ -255,6 +257,7 @@ class SqliteStore(Handle):
                 raise lost(lease)
             self._db.execute("DELETE FROM perdure_journal WHERE run = ?", (row,))
             self._db.execute("DELETE FROM perdure_inbox WHERE run = ?", (row,))
+            self._db.execute("DELETE FROM perdure_snapshots WHERE run = ?", (row,))
             self._collect(row)
             self._db.execute("UPDATE perdure_floor SET epoch = max(epoch, ?)", (lease.epoch,))
         del self._rows[lease.key]
@@ -404,6 +407,7 @@ class SqliteStore(Handle):
                     [(line, row, n) for n, line in enumerate(lines, 1)],
                 )
             self._collect(row)
+            self._db.execute("DELETE FROM perdure_snapshots WHERE run = ?", (row,))
             self._db.execute(
                 "UPDATE perdure_runs SET meta = ?, size = ? WHERE run = ?",
                 (msgspec.json.encode(new.meta).decode(), new.size, row),
@@ -418,6 +422,31 @@ class SqliteStore(Handle):
             self._db.execute("VACUUM")
             if self._wal:
                 self._select("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _save_snapshot(self, lease: Lease, seq: int, content: bytes) -> None:
+        """See Snapshots.save."""
+        self._check()
+        refuse_too_large(content)
+        with self._transaction("save a snapshot in", synced=False):
+            self._db.execute(
+                "INSERT OR REPLACE INTO perdure_snapshots SELECT run, ?, ? FROM perdure_runs "
+                "WHERE run = ? AND epoch = ? AND owner = ?",
+                (seq, content, self._rows.get(lease.key, -1), lease.epoch, self._owner.id),
+            )
+            if not self._db.changes():
+                raise lost(lease)
+
+    def _load_snapshot(self, key: RunKey) -> tuple[int, bytes] | None:
+        """See Snapshots.load."""
+        self._check()
+        with self._guard("read"):
+            found = self._select(
+                f"SELECT s.seq, {_bounded('s.content', MAX_BLOB)} FROM perdure_runs r JOIN perdure_snapshots s "
+                "USING (run) WHERE goal = ? AND episode = ?",
+                (key.goal, key.episode),
+            )
+        seq, content = found[0] if found else (None, None)
+        return (seq, content) if isinstance(seq, int) and isinstance(content, bytes) else None
 
     def _row(self, values: tuple[Any, ...]) -> _Row:
         try:

@@ -62,7 +62,10 @@ class SqliteAudit(NamedTuple):
             yield None
 
     def mend(self, finding: Finding, keep: Copies) -> None:
-        """Only orphan blobs are this store's to mend."""
+        """Orphan blobs, and snapshots of runs that are not there, are this store's to mend."""
+        if finding.kind == "leftover":
+            self._drop_snapshot(int(finding.place), keep)
+            return
         digest = finding.place
         with self.transaction():
             forget = "DELETE FROM perdure_refs WHERE digest = ? AND run NOT IN (SELECT run FROM perdure_runs)"
@@ -71,6 +74,13 @@ class SqliteAudit(NamedTuple):
             for (content,) in self.read(f"SELECT content {gone}", (digest,)):
                 keep.save_blob(digest, content)
             self.read(f"DELETE {gone}", (digest,))
+
+    def _drop_snapshot(self, run: int, keep: Copies) -> None:
+        gone = "FROM perdure_snapshots WHERE run = ?1 AND run NOT IN (SELECT run FROM perdure_runs)"
+        with self.transaction():
+            for (content,) in self.read(f"SELECT content {gone}", (run,)):
+                keep.save(f"snapshots/{run}", content)
+            self.read(f"DELETE {gone}", (run,))
 
     def row(self, key: RunKey) -> bytes:
         found = self.read("SELECT * FROM perdure_runs WHERE goal = ? AND episode = ?", (key.goal, key.episode))
@@ -103,6 +113,9 @@ class SqliteAudit(NamedTuple):
             for run, count in self._pages(_NOBODYS.format(table=table), -1):
                 what = f"{self.path}: {count} {things} in {table} are of a run {run} that has no row."
                 yield Finding(kind="damaged", what=what, place=f"{table} {run}")
+        for run, _ in self._pages(_NOBODYS.format(table="perdure_snapshots"), -1):
+            what = f"{self.path}: a snapshot is of a run {run} that has no row."
+            yield Finding(kind="leftover", what=what, place=str(run))
         for (digest,) in self._pages(_ORPHANS, ""):
             what = f"blob {digest} was given to no run that is there, and no record needs it."
             yield Finding(kind="orphan_blob", what=what, place=digest)

@@ -29,11 +29,12 @@ import msgspec
 import pytest
 
 from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost, PerdureError, RunNotFound
+from perdure.limits import MAX_BLOB
 from perdure.model import RunKey
 from perdure.stores.base import Append, Rewrite, Store, Which
 from perdure.testing.processes import Child
 from perdure.testing.random_store import check_random_histories
-from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records, stored
+from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records, snapshots, stored
 
 
 def _tell(children: Sequence[Child], text: str) -> None:
@@ -345,6 +346,74 @@ class StoreConformance:
         store.close()
         outside = [path for path in tmp_path.rglob("*") if place not in (path, *path.parents) and path.is_file()]
         assert outside == []
+
+    # -- snapshots -------------------------------------------------------------------------------------------------
+
+    def test_a_snapshot_comes_back_byte_for_byte_and_the_last_one_counts(self, tmp_path: Path) -> None:
+        store, other, key = self.open(tmp_path), self.open(tmp_path), RunKey("paper")
+        lease = store.claim(key)
+        assert store.append([item(lease, 0, 3)]) == [None]
+        assert snapshots(store).load(key) is None and snapshots(store).load(RunKey("nobody's")) is None
+        every = bytes(range(256))
+        for seq, content in ((1, every), (3, b"\n7\n" + every * 9000), (2, b""), (2**53 - 1, b"\0" * 9), (0, b"0")):
+            snapshots(store).save(lease, seq, content)
+            for handle in (store, other):
+                assert snapshots(handle).load(key) == (seq, content)
+                assert snapshots(handle).load(RunKey("paper", 1)) is None
+        with pytest.raises(ValueError, match="limit"):
+            snapshots(store).save(lease, 3, bytes(MAX_BLOB + 1))
+        assert snapshots(other).load(key) == (0, b"0")
+        assert store.read(key) == list(records(key, 0, 3)) and [stored(row) for row in other.runs()] == [meta(key, 3)]
+        assert store.append([item(lease, 3)]) == [None]
+        store.close()
+        assert snapshots(other).load(key) in ((0, b"0"), None), "it may be lost"
+        other.close()
+
+    def test_a_snapshot_of_whoever_does_not_hold_the_run_is_refused(self, tmp_path: Path) -> None:  # rel:C1, rel:C2
+        store, other, key, healthy = self.open(tmp_path), self.open(tmp_path), RunKey("paper"), RunKey("healthy")
+        stale, good = store.claim(key), store.claim(healthy)
+        assert store.append([item(stale, 0), item(good, 0)]) == [None, None]
+        snapshots(store).save(stale, 1, b"old")
+        store.release(stale)
+        for held in (False, True):
+            lease = other.claim(key) if held else stale
+            for handle, wrong in ((store, stale), (store, lease), (other, stale)):
+                with pytest.raises(LeaseLost):
+                    snapshots(handle).save(wrong, 1, b"of a zombie")
+                assert snapshots(handle).load(key) == (1, b"old")
+        assert other.append([item(lease, 1)]) == [None], "whoever is refused disturbs nobody"
+        snapshots(other).save(lease, 2, b"new")
+        snapshots(store).save(good, 1, b"of another run")
+        assert (snapshots(store).load(key), snapshots(other).load(healthy)) == ((2, b"new"), (1, b"of another run"))
+        other.delete(lease)
+        with pytest.raises(LeaseLost):
+            snapshots(other).save(lease, 2, b"of the dead")
+        store.close()
+        other.close()
+
+    def test_a_snapshot_goes_with_its_run_and_with_what_it_was_made_of(self, tmp_path: Path) -> None:  # rel:S7, rel:S14
+        store, other, key, kept = self.open(tmp_path), self.open(tmp_path), RunKey("paper"), RunKey("kept")
+        lease, beside = store.claim(key), store.claim(kept)
+        assert store.append([item(lease, 0), item(beside, 0)]) == [None, None]
+        snapshots(store).save(beside, 1, b"beside")
+        rewrite = store.capabilities.rewrite
+        assert rewrite is not None
+        snapshots(store).save(lease, 1, b"old form")
+        new = Rewrite(lease, records(key, 0, 1, pad="another form"), (), meta(key, 1), {})
+        assert rewrite(new) is True
+        assert snapshots(store).load(key) is snapshots(other).load(key) is None
+        snapshots(store).save(lease, 1, b"new form")
+        assert snapshots(other).load(key) == (1, b"new form")
+        store.delete(lease)
+        assert snapshots(store).load(key) is snapshots(other).load(key) is None
+        again = other.claim(key)
+        assert other.append([item(again, 0)]) == [None]
+        assert snapshots(store).load(key) is None, "a run made anew has none of the old one"
+        assert snapshots(other).load(kept) == (1, b"beside")
+        snapshots(other).save(again, 1, b"its own")
+        assert snapshots(store).load(key) == (1, b"its own")
+        store.close()
+        other.close()
 
     # -- the inbox -------------------------------------------------------------------------------------------------
 
@@ -670,7 +739,10 @@ class ExpiringStoreConformance(SharedStoreConformance):
             assert isinstance(store.append([item(lease, 1, 3, secret=b"of a zombie")])[0], LeaseLost)
             with pytest.raises(LeaseLost):
                 store.delete(lease)
+            with pytest.raises(LeaseLost):
+                snapshots(store).save(lease, 1, b"of a zombie")
             store.release(lease)
+            assert snapshots(other).load(lease.key) is None
         with pytest.raises(CorruptStore):
             other.blob(hashlib.sha256(b"of a zombie").hexdigest())
         assert other.append([item(again, 1)]) == [None]
@@ -689,6 +761,9 @@ class ExpiringStoreConformance(SharedStoreConformance):
         self.outlive(store)
         lease = other.claim(key)
         assert isinstance(store.append([item(stale, 1)])[0], LeaseLost)
+        with pytest.raises(LeaseLost):
+            snapshots(store).save(stale, 1, b"of a zombie")
+        assert snapshots(other).load(key) is None
         assert other.append([item(lease, 1, 2)]) == [None]
         assert isinstance(store.append([item(stale, 3)])[0], LeaseLost)
         assert other.read(key) == list(records(key, 0, 3))

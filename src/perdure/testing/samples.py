@@ -9,7 +9,7 @@ import msgspec
 
 from perdure.framing import frame, unframe
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.stores.base import Append
+from perdure.stores.base import Append, Snapshots, Store
 
 HOSTILE_GOALS: Sequence[str] = (
     "paper-17",
@@ -77,6 +77,13 @@ def summarise(key: RunKey, lines: list[bytes]) -> RunMeta:
     """The row of a journal made of ``records``."""
     entry = msgspec.json.decode(unframe(key, lines[-1]), type=dict[str, str | int])
     return meta(key, len(lines), str(entry["status"]))
+
+
+def snapshots(store: Store) -> Snapshots:
+    """Where a store keeps snapshots: all of ours do."""
+    found = store.capabilities.snapshots
+    assert found is not None
+    return found
 
 
 def item(lease: Lease, seq: int, count: int = 1, status: str = "running", **blobs: bytes) -> Append:

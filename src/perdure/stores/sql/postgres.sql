@@ -168,6 +168,8 @@ WITH gone AS (
     DELETE FROM {s}.journal USING gone WHERE journal.run = gone.run
 ), messages AS (
     DELETE FROM {s}.inbox USING gone WHERE inbox.run = gone.run
+), snapshot AS (
+    DELETE FROM {s}.snapshots USING gone WHERE snapshots.run = gone.run
 ), given AS (
     DELETE FROM {s}.refs USING gone WHERE refs.run = gone.run RETURNING refs.digest
 )
@@ -200,6 +202,8 @@ WITH records AS (
     ON CONFLICT DO NOTHING
 ), taken AS (
     DELETE FROM {s}.refs WHERE run = %(run)s AND digest <> ALL(%(digest)s::text[]) RETURNING digest
+), snapshot AS (
+    DELETE FROM {s}.snapshots WHERE run = %(run)s
 ), row AS (
     UPDATE {s}.runs SET meta = %(meta)s, size = %(size)s WHERE run = %(run)s
 )
@@ -207,6 +211,19 @@ SELECT coalesce(array_agg(digest), '{}') FROM taken
 
 -- name: blob
 SELECT CASE WHEN octet_length(content) <= {value} THEN content ELSE '' END FROM {s}.blobs WHERE digest = %(digest)s
+
+-- name: save_snapshot
+-- The run is locked: nobody takes it, or removes it, before its snapshot is there.
+WITH held AS (
+    SELECT run FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s FOR UPDATE
+)
+INSERT INTO {s}.snapshots (run, seq, content) SELECT run, %(seq)s::bigint, %(content)b FROM held
+ON CONFLICT (run) DO UPDATE SET seq = excluded.seq, content = excluded.content
+RETURNING run
+
+-- name: load_snapshot
+SELECT n.seq, CASE WHEN octet_length(n.content) <= {value} THEN n.content END
+FROM {s}.runs JOIN {s}.snapshots n USING (run) WHERE goal = %(goal)s AND episode = %(episode)s
 
 -- name: audit_epochs
 -- The epoch that was granted last (nothing if none was, or if we may not ask), and the largest that any run has.
@@ -216,7 +233,7 @@ SELECT pg_sequence_last_value('{s}.epochs'::regclass), coalesce(max(epoch), 0) F
 SELECT has_sequence_privilege('{s}.epochs'::regclass, 'USAGE') OR has_sequence_privilege('{s}.epochs'::regclass, 'SELECT')
 
 -- name: audit_nobodys
--- Records ({table}: journal) or posts ({table}: inbox) of runs that have no row.
+-- Records ({table}: journal), posts ({table}: inbox) or snapshots ({table}: snapshots) of runs that have no row.
 SELECT run, count(*) FROM {s}.{table} t
 WHERE run > %(after)s AND NOT EXISTS (SELECT FROM {s}.runs r WHERE r.run = t.run)
 GROUP BY run ORDER BY run LIMIT %(page)s
@@ -235,6 +252,10 @@ FROM {s}.runs r WHERE {which} ORDER BY run LIMIT %(page)s
 
 -- name: audit_row
 SELECT row_to_json(r)::text FROM {s}.runs r WHERE goal = %(goal)s AND episode = %(episode)s
+
+-- name: audit_snapshot
+DELETE FROM {s}.snapshots WHERE run = %(run)s AND NOT EXISTS (SELECT FROM {s}.runs r WHERE r.run = snapshots.run)
+RETURNING content
 
 -- name: audit_content
 -- That of a blob which no run was given: it is locked.
