@@ -138,6 +138,9 @@ class Steps(Mapping[int, Step]):
         step = self._packed.step(place)
         return self._made.setdefault(step.number, step)
 
+    def __contains__(self, number: object) -> bool:
+        return number in self._made or (isinstance(number, int) and self._index.has(number))
+
     def __iter__(self) -> Iterator[int]:
         return iter(dict.fromkeys((*self._packed.number, *self._made)))
 
@@ -167,6 +170,18 @@ class Steps(Mapping[int, Step]):
             return self[self._packed.number[place]] if place is not None else None
         return self[number] if number is not None else None
 
+    def before(self, scope: str, seq: int) -> Iterator[tuple[int, float]]:
+        """(number, seconds) of the steps in a scope, and inside of it, that had begun before an entry."""
+        inside = f"{scope}/" if scope else ""
+        packed = self._packed
+        kinds = {k for k, kind in enumerate(packed.kinds) if kind.scope == scope or kind.scope.startswith(inside)}
+        columns = zip(packed.kind, packed.number, packed.begun, packed.seconds, strict=True)
+        yield from ((number, seconds) for kind, number, begun, seconds in columns if kind in kinds and begun < seq)
+        for step in self._made.values():
+            where = step.identity.scope
+            if step.begun < seq and (where == scope or where.startswith(inside)):
+                yield step.number, step.seconds
+
     def uncertain(self) -> list[Step]:
         """All that may be something else than completed."""
         return list(self._made.values())
@@ -192,6 +207,11 @@ class _Index:
 
     def __init__(self, packed: Packed) -> None:
         self._packed = packed
+
+    def has(self, number: int) -> bool:
+        numbers = self._packed.number
+        place = number - numbers[0] if numbers else -1
+        return (0 <= place < len(numbers) and numbers[place] == number) or (bool(numbers) and number in self._by_number)
 
     def numbered(self, number: int) -> int:
         """Raises KeyError."""

@@ -7,7 +7,7 @@ about the meaning of the others, and whose absence means its default, may be add
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -357,9 +357,39 @@ class StepsReused(Entry, tag="steps_reused/1"):
     """Recorded results that this life has used since it last said so. Said with the next thing that it begins, or with
     how it ends."""
 
-    steps: tuple[int, ...]
+    steps: tuple[int, ...] = ()
     changed: tuple[int, ...] = ()
     """those of them whose code has changed since they were executed"""
+    spans: tuple[tuple[int, int], ...] = ()
+    """first and last of many, one after the other, besides ``steps``"""
+
+    @property
+    def numbers(self) -> Iterator[int]:
+        """All of them."""
+        yield from self.steps
+        for first, last in self.spans:
+            yield from range(first, last + 1)
+
+
+def spans_of(numbers: Iterable[int]) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Numbers as ``steps`` and ``spans`` of StepsReused; each stands in one of them once."""
+    single, spans = list[int](), list[tuple[int, int]]()
+    listed = sorted(set(numbers))
+    at = 0
+    while at < len(listed):
+        end = at
+        while end + 1 < len(listed) and listed[end + 1] == listed[end] + 1:
+            end += 1
+        if end - at >= _SPAN:
+            spans.append((listed[at], listed[end]))
+        else:
+            single += listed[at : end + 1]
+        at = end + 1
+    return tuple(single), tuple(spans)
+
+
+_SPAN = 8
+"""numbers that follow one another, from which on two say all of them"""
 
 
 class MessagesAdded(Entry, tag="messages_added/1"):

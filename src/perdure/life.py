@@ -216,7 +216,26 @@ class Life:
         """What was reused since this was asked last. Called with the lock held, as what it returns is journaled."""
         steps, self.unsaid = self.unsaid, []
         changed, self._outdated = self._outdated, []
-        return (j.StepsReused(steps=tuple(steps), changed=tuple(changed)),)
+        single, spans = j.spans_of(steps)
+        return (j.StepsReused(steps=single, changed=tuple(changed), spans=spans),)
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether what was done in earlier lives would be gone through just as then, so that it need not be."""
+        same = self.resumed and self.same_code and not (self.renew or self.diverged or self.state.diverged)
+        return same and self.rehearsal is None
+
+    def skip(self, scope: str, before: int) -> bool:
+        """Reuse everything in a scope, and inside of it, that had begun before the entry of that sequence. False, and
+        nothing is changed, if not all of it has a result."""
+        with self.lock:
+            found = dict(self.state.steps.before(scope, before))
+            if any(s.number in found and not s.recorded for s in self.state.steps.uncertain()):
+                return False
+            self.asked |= found.keys()
+            self.reused |= found
+            self.unsaid += found
+            return True
 
     def unused(self) -> tuple[int, ...]:
         """Recorded steps that this life did not ask for, and that no step contains whose result it reused."""
@@ -268,6 +287,8 @@ class Cursor:
         self._claims: dict[tuple[str, str], list[Hashable]] = {}
         self._names: set[str] = set()
         """of children that have a name of their own"""
+        self._skipped = 0
+        """what began before the entry of this sequence is claimed, and has ended"""
 
     @property
     def scope(self) -> str:
@@ -301,7 +322,7 @@ class Cursor:
                     hint=f"Start them with perdure.gather (or map), or tell them apart: {name}.options(key=...).",
                 )
             others.append(by)
-            n = self._used.get(key, 0)
+            n = self._next(key)
             self._used[key] = n + 1
             if request.options.child:
                 self.life.scope_path(Identity(self.scope, name, fingerprint, n))
@@ -312,7 +333,27 @@ class Cursor:
         key = (request.name, request.fingerprint)
         if request.options.child or any(other != by for other in self._claims.get(key, ())):
             return None
-        return self._used.get(key, 0)
+        return self._next(key)
+
+    def _next(self, key: tuple[str, str]) -> int:
+        n = self._used.get(key)
+        if n is None:
+            n = 0
+            while self._skipped and self._was_skipped(Identity(self.scope, *key, n)):
+                n += 1
+        return n
+
+    def _was_skipped(self, identity: Identity) -> bool:
+        step = self.life.state.steps.find(identity) if self.life is not None else None
+        return step is not None and step.begun < self._skipped
+
+    def skip(self, before: int) -> bool:
+        """See Life.skip. Only for a scope in which nothing but steps is asked for: no branches, no nested flows."""
+        asked = any(not name.startswith("/") for name, _ in self._used)
+        if self.life is None or asked or not self.life.skip(self.scope, before):
+            return False
+        self._skipped = before
+        return True
 
     def passed(self, request: Request, n: int) -> None:
         """The request has been claimed under that ordinal, and has ended."""

@@ -35,7 +35,7 @@ requests has *finished* is not noticed, since nothing overlaps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -262,9 +262,19 @@ def copy(life: Life, identity: Identity, request: Request, number: int, source: 
 def load(life: Life, payload: codec.Payload) -> Machine:
     """The value of a payload, fetched first where it is not in memory."""
     if payload.entry:
-        payload = (yield Read(payload.entry)).output
+        payload = life.read_ahead.get(payload.entry) or (yield Read(payload.entry)).output
     blobs = (yield Load(payload.refs)) if payload.refs else {}
     return codec.loads(payload, blobs, life.guard)
+
+
+def recall(life: Life, numbers: Sequence[int]) -> Machine:
+    """The results of steps."""
+    values = []
+    for number in numbers:
+        output = life.state.steps[number].output
+        assert output is not None
+        values.append((yield from load(life, output)))
+    return values
 
 
 def _settle(life: Life, step: Step, request: Request) -> Machine:

@@ -89,8 +89,11 @@ def restore(key: RunKey, content: bytes, record: bytes) -> State | None:
         return None
     try:
         unpacking = zlib.decompressobj()
-        body = _decoder().decode(unpacking.decompress(content[40:], _MOST))
+        plain = unpacking.decompress(content[40:], _MOST)
+        body = _decoder().decode(plain) if unpacking.eof else None  # its checksum is right, and no more would come
     except (zlib.error, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    if body is None:
         return None
     facts = {name: getattr(body.facts, name) for name in Facts.__struct_fields__}
     state = State(key, **facts)

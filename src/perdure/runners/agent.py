@@ -28,7 +28,7 @@ from perdure.errors import ConfigError, LimitReached, OutputRefused
 from perdure.model import check_name
 from perdure.runners.approval import Approved, Outcome
 from perdure.runners.conversation import Added, Conversation
-from perdure.runners.messages import Message, Model, Reply, ToolCall, as_reply, assistant
+from perdure.runners.messages import Message, Model, Reply, ToolCall, as_reply, assistant, tool_result
 from perdure.runners.shape import Plan, Shape, Side, Work, place
 from perdure.runners.tool import Tool, as_tool, told
 from perdure.runtime.branches import result
@@ -239,7 +239,10 @@ class _Loop(Shape):
 
     def plan(self, inputs: dict[str, Any]) -> Plan:
         conversation: Conversation = inputs["conversation"]
-        for _ in range(self.max_iterations):
+        replies = 0
+        if self.phase is None and not any(tool.needs_approval for tool in self.tools.values()):
+            replies = yield from conversation.catch_up()
+        for _ in range(replies, self.max_iterations):
             yield from self.agent.fit(conversation)
             work = Work(self.ask, (conversation,), {})
             message: Message = result((yield Side([work]))[0])
@@ -275,7 +278,7 @@ class _Loop(Shape):
             else:
                 assert work.request is not None
                 text, number = told(value), work.request.number
-            added.append(({"role": "tool", "content": text, "tool_call_id": call.id}, number, 0))
+            added.append((tool_result(text, call.id), number, 0))
         return added
 
     def _work(self, tool: Tool[..., Any], call: ToolCall) -> Work:

@@ -7,20 +7,36 @@ message is mixed into that of all before, so that asking the model costs what wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from hashlib import sha256
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from perdure import codec
 from perdure import journal as j
 from perdure.guard import OPEN
-from perdure.runners.messages import Message
+from perdure.runners.messages import Message, tool_result
+from perdure.runners.shape import Recall
+from perdure.runners.tool import told
 from perdure.runtime.context import Frame
 
 Added: TypeAlias = tuple[Message, int, int]
 """a message, the step whose output it is (0 for none), and how many messages before it a summary covers"""
+
+
+def _summary(text: str) -> Message:
+    return {"role": "user", "content": f"Summary of the conversation so far:\n\n{text}"}
+
+
+def _message(said: j.SpokenMessage, value: Any) -> Message:
+    """The message that a step's result became."""
+    if said.covers:
+        return _summary(value)
+    if said.role == "assistant":
+        message: Message = value
+        return message
+    return tool_result(told(value), said.call_id)
 
 
 class Conversation:
@@ -69,12 +85,8 @@ class Conversation:
         """From now on the model is shown the first ``keep`` messages and the summary instead of all."""
         self.add()
         shown, covered = self.messages[:keep], len(self.messages) - keep
-        self.messages, self.size, self.digest = [], 0, ""
-        place, self._frame, frame = self._place, None, self._frame
-        self.add(*((message, 0, 0) for message in shown))  # these are journaled already
-        self._place, self._frame = place, frame
-        text = f"Summary of the conversation so far:\n\n{summary}"
-        self.add(({"role": "user", "content": text}, step, covered))
+        self._become(shown)
+        self.add((_summary(summary), step, covered))
 
     def was_summarised(self) -> bool | None:
         """Whether an earlier life went on from here with a summary; None if none went on from here."""
@@ -82,6 +94,37 @@ class Conversation:
         if recorded[self._place : end] != self._unsaid or len(recorded) <= end:
             return None
         return recorded[end].covers > 0
+
+    def catch_up(self) -> Generator[Recall, list[Any], int]:
+        """Become what the conversation was when the model was last asked, if nothing has changed since: what came
+        before need not be asked for once more. Returns how many replies of the model that skips.
+
+        Only for an agent whose work is steps and nothing else: no phases, no approvals.
+        """
+        recorded, frame, here = self._recorded(), self._frame, self._place
+        last = next((n for n in range(len(recorded) - 1, here, -1) if recorded[n].role == "assistant"), 0)
+        if not last or frame is None or frame.run is None or not frame.run.life.may_skip:
+            return 0
+        if not all(said.step for said in recorded[here:last]):
+            return 0
+        if not frame.cursor.skip(frame.run.state.steps[recorded[last].step].begun):
+            return 0
+        shown: list[tuple[int, j.SpokenMessage]] = []
+        for n, said in enumerate(recorded[:last]):
+            del shown[len(shown) - said.covers :]
+            shown.append((n, said))
+        values = iter((yield Recall([said.step for n, said in shown if n >= here])))
+        messages = [self.messages[n] if n < here else _message(said, next(values)) for n, said in shown]
+        self._become(messages)
+        self._place = last
+        return sum(said.role == "assistant" for said in recorded[:last])
+
+    def _become(self, messages: Sequence[Message]) -> None:
+        """From now on the model is shown these, which are journaled already."""
+        self.messages, self.size, self.digest = [], 0, ""
+        place, self._frame, frame = self._place, None, self._frame
+        self.add(*((message, 0, 0) for message in messages))
+        self._place, self._frame = place, frame
 
     def _recorded(self) -> list[j.SpokenMessage]:
         if self._frame is None or self._frame.run is None:

@@ -69,6 +69,11 @@ Said: TypeAlias = Reply | str | Mapping[str, Any]
 Model: TypeAlias = Callable[[list[Message], Sequence[ToolSchema]], Said | Awaitable[Said]]
 
 
+def tool_result(content: str, call_id: str) -> Message:
+    """What came of a call, as a message."""
+    return {"role": "tool", "content": content, "tool_call_id": call_id}
+
+
 def as_reply(said: object) -> Reply:
     """What a model returned, as a Reply. Raises OutputRefused, saying what is wrong, for anything that is none, and for
     one that says nothing.

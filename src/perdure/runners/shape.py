@@ -5,6 +5,7 @@ A shape's ``plan`` is given the inputs and yields commands; the two drivers belo
     Side(works, limit)   run them side by side     -> their outcomes, in the order written
     Start(work)          begin one more            -> its place: 0 for the first that was started, 1, 2 ...
     Next()               wait for one that ends    -> (place, outcome); the order is journaled
+    Recall(steps)        the results of steps that are recorded -> the list of them
     Drop()               nothing more is needed of what was started: tasks are cancelled, threads waited for
 
 A work is one call of a step or flow; an outcome its value, or a Failure. A plan keeps everything it knows in its
@@ -18,8 +19,10 @@ import inspect
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from perdure.runtime.branches import Failure, Fan, outcomes, outcomes_async
+from perdure.replay import recall
+from perdure.runtime.branches import Failure, Fan, outcomes, outcomes_async, running_here
 from perdure.runtime.context import current
+from perdure.runtime.drive import NOBODY, drive, drive_async
 from perdure.runtime.steps import Flow, Invocation, Step
 
 Work: TypeAlias = Invocation
@@ -42,11 +45,17 @@ class Next(NamedTuple):
     """Wait until one of the works that were started has ended; the reply is (place, outcome)."""
 
 
+class Recall(NamedTuple):
+    """Read the results of recorded steps; the reply is the list of them."""
+
+    steps: Sequence[int]
+
+
 class Drop(NamedTuple):
     """Nothing more is needed of what was started: cancel tasks, wait for threads."""
 
 
-Plan: TypeAlias = Generator[Side | Start | Next | Drop, Any, Any]
+Plan: TypeAlias = Generator[Side | Start | Next | Recall | Drop, Any, Any]
 
 
 class Shape(Flow[..., Any]):
@@ -102,6 +111,10 @@ def carry_out(plan: Plan) -> Any:
             elif isinstance(command, Drop):
                 reply = None
                 fan.drop()
+            elif isinstance(command, Recall):
+                run = running_here()
+                assert run is not None
+                reply = drive(recall(run.life, command.steps), run, NOBODY)
             else:
                 reply = _alone(command.works[0]) if len(command.works) == 1 else outcomes(command.works, command.limit)
     finally:
@@ -135,6 +148,10 @@ async def carry_out_async(plan: Plan) -> Any:
                 reply = None
                 fan.unneeded()
                 await fan.cancel()
+            elif isinstance(command, Recall):
+                run = running_here()
+                assert run is not None
+                reply = await drive_async(recall(run.life, command.steps), run, NOBODY)
             else:
                 reply = await outcomes_async([_item(work) for work in command.works], command.limit)
     finally:

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from perdure import replay
 from perdure.clock import SYSTEM
@@ -37,6 +37,10 @@ class Body(NamedTuple):
     verify: Callable[[], object] | None
     is_flow: bool = False
     """it is the code of a child: what it does itself, outside of its steps, is nobody's step"""
+
+
+NOBODY: Final = Body("", False, None, lambda: None, None)
+"""for a machine that calls nothing"""
 
 
 def drive(machine: Machine, run: LiveRun | None, body: Body) -> Any:

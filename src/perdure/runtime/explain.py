@@ -116,7 +116,7 @@ class _Story:
             case j.StepCompleted():
                 (self._verified if entry.verified else self._ended).add(entry.step)
             case j.StepsReused():
-                self._reused |= {n: n in entry.changed for n in entry.steps}
+                self._reused |= {n: n in entry.changed for n in entry.numbers}
             case j.StepsInvalidated():
                 self._forced |= dict.fromkeys(entry.steps, entry.why)
 

@@ -291,7 +291,7 @@ class _Past:
 
 def _uses(entry: j.Entry) -> tuple[int, ...]:
     if isinstance(entry, j.StepsReused):
-        return entry.steps
+        return tuple(entry.numbers)
     started = isinstance(entry, j.StepStarted | j.StepPending | j.StepCopied | j.StepCompleted | j.StepEdited)
     return (entry.step,) if started else ()  # type: ignore[attr-defined]
 

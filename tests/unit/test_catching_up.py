@@ -1,0 +1,284 @@
+"""Resuming by way of snapshots, and agents that go on where they were without going through what they did (W4 X8)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import perdure
+from perdure import journal as j
+from perdure import snapshot
+from perdure.fold import State
+from perdure.runners import Agent, Reply, ToolCall, tool
+from perdure.runners.transcript import transcript
+from perdure.runtime import past
+from perdure.runtime.steps import Step
+
+RAN: Counter[str] = Counter()
+STOP: list[int] = []
+"""after so many bodies the process is as good as dead"""
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    RAN.clear()
+    STOP.clear()
+    monkeypatch.setattr(snapshot, "_FEW", 6)  # short runs are to have snapshots too
+    monkeypatch.setattr(past, "_AHEAD", 3)
+
+
+@pytest.fixture(params=["sqlite:{}/runs.db", "file:{}"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    name = request.param.format(tmp_path)
+    return str(name)
+
+
+def ran(what: str) -> None:
+    RAN[what] += 1
+    if STOP and sum(RAN.values()) == STOP[0]:
+        RAN[what] -= 1
+        if not RAN[what]:
+            del RAN[what]
+        STOP.clear()
+        raise Stopped
+
+
+class Stopped(Exception):
+    """What ends a life in the middle of a body."""
+
+
+@tool
+def double(n: int) -> int:
+    ran(f"double {n}")
+    return 2 * n
+
+
+@tool
+async def slowly(n: int) -> int:
+    ran(f"slowly {n}")
+    return n
+
+
+class Answers:
+    """A model that answers by how long the conversation is, as the run has it."""
+
+    def __init__(self, name: str, replies: Sequence[Any]) -> None:
+        self.name, self.replies = name, replies
+
+    def __call__(self, messages: list[Any], tools: Sequence[Any]) -> Any:
+        heard = sum(message["role"] == "assistant" for message in messages)
+        said = len([key for key in RAN if key.startswith(f"{self.name} says")])
+        ran(f"{self.name} says {said}")
+        return self.replies[min(said if SUMMARISED in str(messages) else heard, len(self.replies) - 1)]
+
+
+SUMMARISED = "Summary of the conversation so far"
+
+
+def calls(*numbers: int, name: str = "double") -> Reply:
+    return Reply(f"{numbers}", tuple(ToolCall(name, {"n": n}) for n in numbers))
+
+
+def plain() -> Agent:
+    """The same call again and again, alone and beside itself."""
+    replies = [calls(1), calls(2), calls(1), calls(1, 1), calls(2), calls(1), "done"]
+    return Agent(Answers("model", replies), [double], instructions="Count.", retries=0)
+
+
+def compacting() -> Agent:
+    def compact(messages: Sequence[Any]) -> str:
+        ran(f"compact {len([key for key in RAN if key.startswith('compact')])}")
+        return f"{len(messages)} messages"
+
+    replies = [calls(n) for n in range(9)]
+    return Agent(
+        Answers("model", [*replies, "done"]),
+        [double],
+        retries=0,
+        transcript_limit=100,
+        on_overflow="compact",
+        compact=compact,
+    )
+
+
+def nested() -> Agent:
+    inner = Agent(Answers("inner", [calls(5), calls(6), calls(5), "inner done"]), [double], name="inner", retries=0)
+    replies = [calls(1), Reply("", (ToolCall("inner", {"task": "a"}),)), calls(2)]
+    return Agent(
+        Answers("model", [*replies, Reply("", (ToolCall("inner", {"task": "b"}),)), "done"]), [inner, double], retries=0
+    )
+
+
+def asynchronous() -> Agent:
+    replies = [calls(1, name="slowly"), calls(1, 2, name="slowly"), calls(1), calls(3, name="slowly"), "done"]
+    return Agent(Answers("model", replies), [slowly, double], retries=0)
+
+
+SHAPES: dict[str, Callable[[], Agent]] = {
+    "plain": plain,
+    "compacting": compacting,
+    "nested": nested,
+    "asynchronous": asynchronous,
+}
+
+
+def run(agent: Agent, url: str) -> object:
+    return perdure.run(agent, "go", goal="g", store=url)
+
+
+def said(url: str) -> list[tuple[str, str, str, int]]:
+    with perdure.Client(url) as client:
+        return [(line.scope, line.role, line.content, line.covers) for line in transcript(client, "g")]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_agent_that_is_stopped_anywhere_ends_as_one_that_never_was(shape: str, tmp_path: Path) -> None:  # B7 W4
+    whole = f"sqlite:{tmp_path}/whole.db"
+    result = run(SHAPES[shape](), whole)
+    bodies, expected = dict(RAN), said(whole)
+    assert sum(bodies.values()) >= 10
+    for place in range(1, sum(bodies.values()) + 1):
+        url = f"sqlite:{tmp_path}/{place}.db"
+        RAN.clear()
+        STOP[:] = [place]
+        with pytest.raises(Exception):  # noqa: B017 - a tool's error is told in many ways
+            run(SHAPES[shape](), url)
+        assert run(SHAPES[shape](), url) == result
+        assert (+RAN, said(url)) == (bodies, expected), f"stopped in body {place}"
+        with perdure.Client(url) as client:
+            end = list(client.entries("g"))[-1]
+            recorded = sum(step.recorded for step in client.state("g").steps.values())
+        assert isinstance(end, j.RunCompleted) and end.unused == () and 0 <= end.reused < recorded
+
+
+def test_an_agent_that_goes_on_asks_for_nothing_that_it_had_done(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # W4: its state is known
+    replies = [calls(n % 3) for n in range(40)]
+    STOP[:] = [75]
+    with pytest.raises(Stopped):
+        run(Agent(Answers("model", [*replies, "done"]), [double], retries=0), url)
+    asked: list[str] = []
+    request = Step.request
+
+    def counting(self: Step[..., Any], *args: Any) -> Any:
+        asked.append(self.name)
+        return request(self, *args)
+
+    monkeypatch.setattr(Step, "request", counting)
+    assert run(Agent(Answers("model", [*replies, "done"]), [double], retries=0), url) == "done"
+    assert len(asked) == 2 * 4 + 1, "the last reply that it had, what came of that, and all after it"
+    with perdure.Client(url) as client:
+        entries = list(client.entries("g"))
+        explained = client.explain("g")
+    assert explained.count("reused") == 75 - 1
+    assert sum(len(entry.steps) for entry in entries if isinstance(entry, j.StepsReused)) < 10, "many are told as spans"
+
+
+@pytest.mark.parametrize("change", ["renew", "edit", "rerun"])
+def test_what_has_changed_is_gone_through(change: str, url: str) -> None:  # W3
+    def agent(factor: int) -> Agent:
+        def times(n: int) -> int:
+            ran(f"times {n}")
+            return factor * n
+
+        return Agent(Answers("model", [*(calls(n, name="times") for n in range(6)), "done"]), [times], retries=0)
+
+    STOP[:] = [12]
+    with pytest.raises(Stopped):
+        run(agent(2), url)
+    if change == "rerun":
+        assert perdure.run(agent(2), "go", goal="g", store=url, rerun="times") == "done"
+        assert RAN["times 0"] == 2
+    elif change == "edit":
+        assert run(agent(3), url) == "done"
+        assert RAN["times 0"] == 1
+    else:
+        assert perdure.run(agent(3), "go", goal="g", store=url, rerun="changed") == "done"
+        assert RAN["times 0"] == 2
+
+
+def test_a_flow_is_resumed_from_its_snapshot_as_from_its_journal(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @perdure.step
+    def work(n: int, text: str) -> str:
+        ran(f"work {n}")
+        return f"{text} {n};" * (n + 1)
+
+    @perdure.flow
+    def flow(text: str) -> str:
+        return "".join(work(n, text) for n in range(20))
+
+    STOP[:] = [19]
+    caplog.set_level("INFO", "perdure")
+    with pytest.raises(Stopped):
+        perdure.run(flow, "one", goal="g", store=url)
+    folded: list[int] = []
+    take = State.take
+    monkeypatch.setattr(State, "take", lambda state, line: (folded.append(1), take(state, line))[1])
+    assert perdure.run(flow, "one", goal="g", store=url) == "".join(f"one {n};" * (n + 1) for n in range(20))
+    assert max(RAN.values()) == 1 and 0 < len(folded) < 20, "most of it was not folded"
+    assert "18 steps are recorded" in caplog.text
+
+
+def test_a_snapshot_that_is_damaged_or_of_another_journal_is_not_believed(url: str) -> None:  # rel:R6
+    @perdure.step
+    def work(n: int) -> int:
+        ran(f"work {n}")
+        return n
+
+    @perdure.flow
+    def flow() -> int:
+        return sum(work(n) for n in range(12))
+
+    STOP[:] = [12]
+    with perdure.CheckpointManager(url) as manager:
+        with pytest.raises(Stopped):
+            manager.run_sync(flow, goal="g")
+        writer = manager._lives.writer
+        assert writer is not None
+        store = writer.store
+        kept = store.capabilities.snapshots
+        assert kept is not None
+        (row,) = store.runs()
+        found = writer.call(lambda: kept.load(row.key)).result()
+        assert found is not None
+        seq, content = found
+        records = store.read(row.key)
+        assert snapshot.restore(row.key, content, records[seq - 1]) is not None
+        assert snapshot.restore(row.key, content, records[seq - 2]) is None, "of another record"
+        assert snapshot.restore(row.key, b"another form" + content[12:], records[seq - 1]) is None
+        for place in range(40, len(content), 7):
+            broken = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+            assert snapshot.restore(row.key, broken, records[seq - 1]) is None
+            assert snapshot.restore(row.key, content[:place], records[seq - 1]) is None
+        lease = writer.call(lambda: store.claim(row.key)).result()
+        writer.call(lambda: (kept.save(lease, seq, broken), store.release(lease))).result()
+        assert manager.run_sync(flow, goal="g") == 66
+    assert max(RAN.values()) == 1
+
+
+def test_a_difference_is_told_with_arguments_that_the_snapshot_does_not_have(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:  # W2
+    day = ["monday"]
+
+    @perdure.step
+    def work(n: int, day: str) -> int:
+        ran(f"work {n} {day}")
+        return n
+
+    @perdure.flow
+    def flow() -> int:
+        return sum(work(n, day[0]) for n in range(9))
+
+    STOP[:] = [9]
+    with pytest.raises(Stopped):
+        perdure.run(flow, goal="g", store=url)
+    day[0] = "tuesday"
+    perdure.run(flow, goal="g", store=url)
+    assert 'day was "monday", now "tuesday"' in caplog.text
