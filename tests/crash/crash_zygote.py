@@ -12,8 +12,11 @@ import signal
 import subprocess
 import sys
 import traceback
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+
+from perdure import snapshot
 
 _PATIENCE = 60
 _END = "end\n"
@@ -99,6 +102,8 @@ def serve() -> None:
 def _child(sink: int, function: str, arguments: dict[str, Any]) -> NoReturn:
     signal.alarm(_PATIENCE)
     os.dup2(2, 1)  # what a child prints is no answer
+    if zlib.crc32(f"{arguments.get('store')} {arguments.get('job')}".encode()) % 2:
+        snapshot._FEW = 3  # half of the cases resume by way of snapshots
     try:
         module, _, name = function.partition(":")
         answer = (getattr(importlib.import_module(module), name)(**arguments), "")

@@ -73,6 +73,8 @@ class _Held(msgspec.Struct):
     """meta.json says what ``meta`` says"""
     given: set[str] = set()
     """blobs that were kept under this lease"""
+    lines: list[bytes] = []
+    """its records, as of some moment: those that are there do not change"""
 
 
 class FileStore(Handle):
@@ -166,8 +168,16 @@ class FileStore(Handle):
 
     def read(self, key: RunKey, after: int = 0, most: int | None = None) -> list[bytes]:
         self._check()
+        run = self._held.get(key)
+        if most is not None and run is not None:  # piece by piece, as whoever goes on from a snapshot reads
+            if len(run.lines) < after + most:
+                run.lines = self._lines(key)
+            return run.lines[after : after + most]
+        return self._lines(key)[after:][:most]
+
+    def _lines(self, key: RunKey) -> list[bytes]:
         folder = RunFolder.at(self._path(key))
-        return folder.scan()[0].lines[after:][:most] if folder else []
+        return folder.scan()[0].lines if folder else []
 
     def runs(self, which: Which = EVERY) -> list[RunMeta]:
         self._check()
@@ -369,7 +379,7 @@ class FileStore(Handle):
             self._blobs.drop(run.folder.mark, old - new.blobs.keys())  # before the records: they tell that all is done
             run.size = run.folder.rewrite(new.records, new.posts, self._temp())
             run.folder.note_blobs(new.blobs, anew=True)
-            run.meta, run.cached = new.meta, False
+            run.meta, run.cached, run.lines = new.meta, False, []
             self._save_meta(run)
         return True
 
