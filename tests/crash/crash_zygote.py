@@ -77,6 +77,7 @@ def serve() -> None:
         "crash_endings",
         "crash_waits",
         "crash_forks",
+        "crash_costs",
         "perdure.stores.file",
         "perdure.stores.sqlite",
     ):
