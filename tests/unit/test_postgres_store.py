@@ -273,9 +273,7 @@ def test_a_server_killed_under_a_handle_loses_nothing_and_the_handle_goes_on() -
         server.throw_away()
 
 
-def test_a_claim_waits_for_a_snapshot_that_is_being_saved_and_a_snapshot_for_a_claim(
-    server: str, url: str, schema: str
-) -> None:  # rel:C1
+def test_a_snapshot_waits_for_a_claim_that_is_under_way(server: str, url: str, schema: str) -> None:  # rel:C1
     owner, other = PostgresStore(f"{url}&lease=60"), PostgresStore(f"{url}&lease=60")
     lease = owner.claim(KEY)
     assert owner.append([item(lease, 0)]) == [None]
@@ -290,9 +288,8 @@ def test_a_claim_waits_for_a_snapshot_that_is_being_saved_and_a_snapshot_for_a_c
 
         saving = threading.Thread(target=save)
         saving.start()
-        while not admin(
-            url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%WITH held%'"
-        ):
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%WITH held%'"
+        while saving.is_alive() and not admin(url, waiting):
             pass
         assert refused == []
         claiming.commit()
