@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import apsw
 import pytest
 
 from perdure.clock import SYSTEM
@@ -14,6 +17,7 @@ from perdure.model import Lease, RunKey, RunMeta
 from perdure.runtime.writer import Item, Ticket, Writer
 from perdure.stores.base import Append
 from perdure.stores.memory import MemoryStore
+from perdure.stores.sqlite import SqliteStore
 
 DEADLINE = 20.0
 """seconds for what takes none"""
@@ -27,9 +31,14 @@ class Counting(MemoryStore):
         self.batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.threads: list[int] = []
+        self.during: Callable[[], object] = lambda: None
+        """what happens in the middle of a commit"""
 
     def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         assert self.gate.wait(DEADLINE)
+        self.threads.append(threading.get_ident())
+        self.during()
         self.batches.append(sum(len(item.records) for item in batch))
         return super().append(batch)
 
@@ -144,6 +153,151 @@ def test_threads_and_tasks_that_queue_at_once_all_get_their_answer(writer: Write
         assert not thread.is_alive()
     writer.call(lambda: None).result(DEADLINE)
     assert sum(store.batches) == 10 * 200
+
+
+# -- who is at the store -----------------------------------------------------------------------------------------------
+
+
+def test_a_thread_that_waits_commits_by_itself_unless_somebody_is_at_the_store(
+    writer: Writer, store: Counting
+) -> None:  # X8
+    run, other = begin(writer), begin(writer, "other")
+    run.put().wait()
+    assert store.threads == [threading.get_ident()]
+    store.gate.clear()
+    waits = threading.Thread(target=lambda: other.put().wait(), daemon=True)
+    waits.start()
+    while not writer._at_store.locked():
+        SYSTEM.sleep(0.0005)
+    ticket = run.put()
+    store.during = store.gate.clear  # only the commit that is under way may end now
+    done = threading.Thread(target=ticket.wait, daemon=True)
+    done.start()
+    store.gate.set()
+    waits.join(DEADLINE)
+    store.gate.set()
+    done.join(DEADLINE)
+    assert ticket.done and not waits.is_alive()
+
+
+def test_an_event_loop_commits_by_itself_as_long_as_that_is_quick(writer: Writer, store: Counting) -> None:  # X8
+    async def main() -> None:
+        run = begin(writer)
+        for _ in range(100):
+            await run.put()
+        assert store.threads[-1] == threading.get_ident(), "the store has been quick for long enough"
+        store.during = lambda: SYSTEM.sleep(0.02)
+        await run.put()
+        store.during = lambda: None
+        await run.put()
+        assert store.threads[-1] == writer._thread.ident, "and now it has not"
+
+    asyncio.run(main())
+
+
+def test_an_event_loop_goes_on_while_a_slow_store_commits(writer: Writer, store: Counting) -> None:
+    async def main() -> None:
+        run = begin(writer)
+        store.gate.clear()
+
+        async def goes_on() -> None:
+            store.gate.set()
+
+        ticket = run.put()
+        await asyncio.gather(_awaited(ticket), goes_on())
+        assert ticket.done
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+async def _awaited(ticket: Ticket) -> None:
+    await ticket
+
+
+def test_tasks_that_wait_in_one_round_of_their_loop_share_a_commit(writer: Writer, store: Counting) -> None:  # X8
+    async def main() -> None:
+        runs = [begin(writer, f"run {n}") for n in range(10)]
+        for _ in range(100):
+            await asyncio.gather(*(_awaited(run.put()) for run in runs))
+
+    asyncio.run(main())
+    assert sum(store.batches) == 1000 and len(store.batches) < 200
+
+
+def test_a_locked_store_is_not_waited_for_in_an_event_loop(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "runs.db")
+    writer = Writer(store)
+    other = apsw.Connection(str(tmp_path / "runs.db"))
+
+    async def main() -> None:
+        run = begin(writer)
+        for _ in range(200):
+            await run.put()
+        writer._pace = 0.0  # however slow this machine is
+        other.execute("BEGIN IMMEDIATE")
+        ticket = run.put()
+
+        async def unlocks() -> None:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # by now the loop has tried
+            assert not ticket.done
+            other.execute("COMMIT")
+
+        await asyncio.gather(_awaited(ticket), unlocks())
+        assert ticket.done and ticket.error is None
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    writer.close()
+    other.close()
+
+
+@pytest.mark.parametrize("colour", ["thread", "loop"])
+def test_ctrl_c_in_the_middle_of_a_commit_comes_after_it(writer: Writer, store: Counting, colour: str) -> None:  # B8
+    run = begin(writer)
+    run.put().wait()
+    handler = signal.getsignal(signal.SIGINT)
+    told: list[bool] = []
+    store.during = lambda: (signal.raise_signal(signal.SIGINT), told.append(True))
+
+    async def main() -> None:
+        writer._pace = 0.0
+        await run.put()
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            if colour == "thread":
+                run.put().wait()
+            else:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                loop = asyncio.new_event_loop()  # not asyncio.run, which has a handler of its own
+                try:
+                    loop.run_until_complete(main())
+                finally:
+                    loop.close()
+        assert told == [True] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    store.during = lambda: None
+    run.put().wait()
+    assert sum(store.batches) == 3
+
+
+def test_what_else_breaks_a_commit_off_is_raised_and_the_store_is_not_believed_any_more(
+    writer: Writer, store: Counting
+) -> None:  # rel:D4
+    def exits() -> None:
+        raise SystemExit(3)
+
+    run = begin(writer)
+    run.put().wait()
+    store.during = exits
+    ticket = run.put()
+    with pytest.raises(SystemExit):
+        ticket.wait()
+    assert ticket.done and ticket.error is not None
+    store.during = lambda: None
+    with pytest.raises(PerdureError):
+        run.put().wait()
 
 
 def test_closing_commits_what_is_queued(store: Counting) -> None:
