@@ -35,14 +35,14 @@ requests has *finished* is not noticed, since nothing overlaps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
-from typing import Any, Final, TypeAlias
-
-import msgspec
+from collections.abc import Hashable, Sequence
+from typing import Any, Final
 
 from perdure import codec, states
 from perdure import journal as j
 from perdure.checks import refusal
+from perdure.commands import Append, Call, Found, Load, Machine, Now, Outcome, Read, Wait
+from perdure.difference import tell_difference
 from perdure.errors import (
     CodecError,
     CorruptStore,
@@ -50,7 +50,6 @@ from perdure.errors import (
     Halted,
     InDoubt,
     MutatedInput,
-    Nondeterminism,
     OutputRefused,
     PerdureError,
     RunPaused,
@@ -60,78 +59,9 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.life import Cursor, Life, Request, idempotency_key
-from perdure.model import ArgInfo
-from perdure.record import Identity, Step, changes, code_changed
+from perdure.record import Identity, Step, code_changed
 from perdure.redaction import discreet
 from perdure.retry import retry_after
-
-
-class Load(msgspec.Struct, frozen=True):
-    digests: tuple[str, ...]
-
-
-class Read(msgspec.Struct, frozen=True):
-    seq: int
-
-
-class Append(msgspec.Struct, frozen=True):
-    entries: tuple[j.Entry, ...]
-    wait: bool
-    blobs: dict[str, bytes] = {}
-    flush: bool = False
-    """others are going to look at it: whatever the durability, nothing before it is held back"""
-
-
-class Call(msgspec.Struct, frozen=True):
-    """Run the body (or, for ``what="verify"``, the callable that finds out whether it had its effect; for
-    ``what="notify"``, what tells people of a question)."""
-
-    what: str
-    step: int
-    attempt: int
-    idempotency_key: Callable[[], str]
-    progress: object
-    partial_text: str
-    inner: Cursor | None
-    commit: Commit | None = None
-    """for a step that takes a transaction: what is to be recorded of its outcome in that, if it is to be committed"""
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    value: object
-    error: Exception | None
-    seconds: float
-    progress: object = None
-    text: str = ""
-    """what the attempt saved and streamed, for the next one where there is no journal"""
-    committed: bool = False
-    """its completion is recorded already"""
-
-
-class Found(msgspec.Struct, frozen=True):
-    """What ``verify`` may return to say that the step had its effect, whatever its result is; None is one too."""
-
-    value: object
-
-
-class Wait(msgspec.Struct, frozen=True):
-    until: float
-    """seconds since 1970; 0: no date"""
-    is_up: Callable[[], bool] | None = None
-    """whether what is waited for has come from outside; None: only the date counts"""
-
-
-class Post(msgspec.Struct, frozen=True):
-    entry: j.Posted
-
-
-class Now(msgspec.Struct, frozen=True):
-    pass
-
-
-Commit: TypeAlias = Callable[[Outcome], tuple[j.Entry, dict[str, bytes]] | None]
-Command: TypeAlias = Load | Read | Append | Call | Wait | Post | Now
-Machine: TypeAlias = Generator[Command, Any, Any]
 
 
 def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -> Machine:
@@ -146,7 +76,7 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
         if life.rehearsal is not None:
             return (yield from life.rehearsal.answer(step, identity, request))
         if step is None:
-            yield from _tell_difference(life, identity, request)
+            yield from tell_difference(life, identity, request)
             number = request.number = next(life.numbers)
             life.asked.add(number)
             source = (yield from _cached(life, request)) if request.options.cache else None
@@ -544,34 +474,3 @@ def _outcome_word(error: Exception) -> str:
     if isinstance(error, StepTimeout):
         return "timed_out"
     return "refused" if isinstance(error, OutputRefused) else "failed"
-
-
-def difference(args: tuple[ArgInfo, ...], identity: Identity, request: Request) -> str:
-    """What tells a request from a record that could have been meant, in words."""
-    found = [change.told(120) for change in changes(args, request.args)]
-    if not found and identity.fingerprint != request.fingerprint:
-        found = ["its key is another"]
-    return "; ".join(found) or "it is asked for more often than before"
-
-
-def _tell_difference(life: Life, identity: Identity, request: Request) -> Machine:
-    """A request without a record, though records of that name are left over under unchanged code, is not what happened
-    last time: say which argument differs, or refuse in strict mode."""
-    named = (identity.scope, identity.name)
-    if life.diverged or not life.same_code or named in life.used_up:
-        return
-    with life.lock:
-        unasked = (life.state.steps[n] for n in life.state.steps.named(*named) if n not in life.asked)
-        left = next((step for step in unasked if step.recorded and not step.unused), None)
-    if left is None:
-        life.used_up.add(named)
-        return
-    args = left.args or (yield Read(left.begun)).args
-    message = (
-        f"run {life.state.key}: step {identity.name!r} is asked for with inputs that no record has, although the code "
-        f"is unchanged: {difference(args, left.identity, request)}. Recorded step {left.number} was not asked for."
-    )
-    if life.strict:
-        raise Nondeterminism(message, hint="Make the argument deterministic, for example by computing it in a step.")
-    life.diverged = True
-    life.tell(message + " It is executed.")

@@ -17,11 +17,12 @@ import msgspec
 
 from perdure import codec, inbox
 from perdure import journal as j
+from perdure.commands import Append, Call, Machine, Now, Post, Wait
 from perdure.errors import AnswerRefused, ConfigError, DeadlinePassed, Halted
 from perdure.life import Cursor, Life, Request
 from perdure.record import Identity, Step
 from perdure.redaction import discreet
-from perdure.replay import Append, Call, Machine, Now, Post, Wait, copy, load, reuse
+from perdure.replay import copy, load, reuse
 
 
 class Dropped(Halted):

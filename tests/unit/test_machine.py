@@ -15,12 +15,13 @@ from msgspec.structs import replace
 from perdure import codec, snapshot, states
 from perdure import journal as j
 from perdure.checks import not_empty
+from perdure.commands import Append, Call, Load, Machine, Now, Outcome, Read, Wait
 from perdure.errors import OutputRefused, RateLimited
 from perdure.facts import Facts
 from perdure.fold import State, fold
 from perdure.life import Cursor, Life, Request, StepOptions
 from perdure.model import RunKey
-from perdure.replay import NOT_AT_HAND, Append, Call, Load, Machine, Now, Outcome, Read, Wait, at_hand, execute
+from perdure.replay import NOT_AT_HAND, at_hand, execute
 from perdure.retry import RetryPolicy
 
 KEY = RunKey("machine")

@@ -13,11 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from perdure import inbox
 from perdure import journal as j
+from perdure.commands import Append, Call, Load, Machine, Now, Post, Wait
 from perdure.errors import AnswerRefused, DeadlinePassed
 from perdure.fold import State, fold
 from perdure.life import Cursor, Life, Request, StepOptions
 from perdure.model import RunKey
-from perdure.replay import Append, Call, Load, Machine, Now, Post, Wait
 from perdure.waits import Spec, execute
 
 KEY = RunKey("waits")

@@ -14,7 +14,8 @@ import pytest
 from perdure.clock import SYSTEM
 from perdure.errors import PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
-from perdure.runtime.writer import Item, Ticket, Writer
+from perdure.runtime.tickets import Item, Ticket
+from perdure.runtime.writer import Writer
 from perdure.stores.base import Append
 from perdure.stores.memory import MemoryStore
 from perdure.stores.sqlite import SqliteStore

@@ -15,13 +15,14 @@ from typing import Any, Final
 
 from perdure import codec
 from perdure.clock import SYSTEM
+from perdure.commands import Machine, Wait
 from perdure.errors import AnswerRefused, ConfigError
 from perdure.guard import OPEN, Guard
 from perdure.journal import Asked
 from perdure.life import Request, StepOptions
 from perdure.model import Question, check_name
 from perdure.redaction import discreet
-from perdure.replay import NOT_AT_HAND, Machine, Wait
+from perdure.replay import NOT_AT_HAND
 from perdure.retry import RetryPolicy
 from perdure.runtime.context import Frame, current, requester
 from perdure.runtime.drive import Body, drive, drive_async

@@ -10,13 +10,13 @@ from typing import Any
 
 from perdure import codec
 from perdure import journal as j
+from perdure.commands import Call
 from perdure.errors import ConfigError, StepTimeout
 from perdure.guard import OPEN, Guard, Veil
 from perdure.life import Cursor
 from perdure.model import RunKey, Usage
-from perdure.replay import Call
 from perdure.runtime.live import Durability, LiveRun
-from perdure.runtime.writer import Ticket
+from perdure.runtime.tickets import Ticket
 
 
 class StepContext:

@@ -9,8 +9,8 @@ from typing import Any, get_type_hints
 import msgspec
 
 from perdure import codec
+from perdure.commands import Found
 from perdure.errors import AnswerRefused, ConfigError
-from perdure.replay import Found
 from perdure.runtime.ask import asking
 from perdure.runtime.context import context
 from perdure.runtime.forms import convert, schema_of

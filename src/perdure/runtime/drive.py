@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any, Final, NamedTuple, cast
 
-from perdure import replay
+from perdure import commands, replay
 from perdure.clock import SYSTEM
+from perdure.commands import Call, Command, Machine, Outcome
 from perdure.errors import ConfigError, Halted, RunCancelled, RunStopped, StepTimeout
 from perdure.journal import Entry, Posted
 from perdure.life import Cursor
-from perdure.replay import Call, Command, Machine, Outcome
 from perdure.runtime import past
 from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
@@ -81,20 +81,20 @@ def perform(command: Command, run: LiveRun | None) -> object:
     """Do what a command other than Call asks for, blocking."""
     clock = run.clock if run else SYSTEM
     match command:
-        case replay.Append(entries, wait, blobs, flush):
+        case commands.Append(entries, wait, blobs, flush):
             assert run is not None
             ticket = run.emit(entries, blobs, last=flush)
             if wait:
                 run.wait(ticket)
-        case replay.Load(digests):
+        case commands.Load(digests):
             assert run is not None
             return fetch(run, digests)
-        case replay.Read(seq):
+        case commands.Read(seq):
             assert run is not None
             return recorded(run, seq).result()
-        case replay.Now():
+        case commands.Now():
             return clock.now()
-        case replay.Wait(until, is_up):
+        case commands.Wait(until, is_up):
             if run is None:
                 clock.sleep(until - clock.now())
                 return None
@@ -105,7 +105,7 @@ def perform(command: Command, run: LiveRun | None) -> object:
                 return parked.left() <= 0
             finally:
                 run.strands.unpark(parked)
-        case replay.Post(entry):
+        case commands.Post(entry):
             assert run is not None
             post(run, entry).result()
     return None
@@ -114,20 +114,20 @@ def perform(command: Command, run: LiveRun | None) -> object:
 async def _perform_async(command: Command, run: LiveRun | None) -> object:
     clock = run.clock if run else SYSTEM
     match command:
-        case replay.Append(entries, wait, blobs, flush):
+        case commands.Append(entries, wait, blobs, flush):
             assert run is not None
             ticket = run.emit(entries, blobs, last=flush)
             if wait:
                 await run.wait_async(ticket)
-        case replay.Load(digests):
+        case commands.Load(digests):
             assert run is not None
             return await asyncio.wrap_future(_fetch(run, digests))
-        case replay.Read(seq):
+        case commands.Read(seq):
             assert run is not None
             return await asyncio.wrap_future(recorded(run, seq))
-        case replay.Now():
+        case commands.Now():
             return clock.now()
-        case replay.Wait(until, is_up):
+        case commands.Wait(until, is_up):
             if run is None:
                 await clock.sleep_async(until - clock.now())
                 return None
@@ -145,7 +145,7 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
                 raise
             finally:
                 run.strands.unpark(parked)
-        case replay.Post(entry):
+        case commands.Post(entry):
             assert run is not None
             await asyncio.wrap_future(post(run, entry))
     return None

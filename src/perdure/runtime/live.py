@@ -25,7 +25,8 @@ from perdure.model import Lease, RunKey
 from perdure.runtime import past
 from perdure.runtime.outputs import Outputs
 from perdure.runtime.strands import Strands, is_late, strand_of
-from perdure.runtime.writer import Item, Ticket, Writer
+from perdure.runtime.tickets import Item, Ticket
+from perdure.runtime.writer import Writer
 from perdure.stores.base import Store
 from perdure.waits import Dropped
 

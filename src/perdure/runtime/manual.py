@@ -19,11 +19,12 @@ from typing import Any, Self
 from perdure import codec
 from perdure.checks import not_empty
 from perdure.clock import SYSTEM
+from perdure.commands import Call, Outcome
 from perdure.errors import ConfigError
 from perdure.guard import Guard
 from perdure.life import Cursor, Request, Seen, StepOptions
 from perdure.model import RunKey, check_name
-from perdure.replay import Call, Outcome, execute
+from perdure.replay import execute
 from perdure.runtime.context import Frame, StepContext, entered, requester
 from perdure.runtime.drive import perform, post
 from perdure.runtime.endings import completed, finalised, unanswered

@@ -25,12 +25,13 @@ from typing import Any, Final, NamedTuple
 from perdure import codec, states
 from perdure import journal as j
 from perdure.clock import SYSTEM
+from perdure.commands import Call, Machine, Outcome, Wait
 from perdure.errors import CodecError, ConfigError, Halted, PerdureError, StoreError
 from perdure.fold import State, fold
 from perdure.life import Cursor, Life, Place, Request, idempotency_key
 from perdure.model import Lease, RunKey
 from perdure.record import Identity, Step, code_changed
-from perdure.replay import NO_FAULT, Call, Machine, Outcome, Wait, load, reuse
+from perdure.replay import NO_FAULT, load, reuse
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.drive import fetch
 from perdure.runtime.execute import carry_out, carry_out_async

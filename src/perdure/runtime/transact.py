@@ -16,10 +16,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from perdure.commands import Commit, Outcome
 from perdure.errors import ConfigError, LeaseLost, RetryError, StoreError
-from perdure.replay import Commit, Outcome
 from perdure.runtime.live import LiveRun
-from perdure.runtime.writer import Item
+from perdure.runtime.tickets import Item
 from perdure.stores.base import Transaction
 
 Body = Callable[[Any], Outcome]

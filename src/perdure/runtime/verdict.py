@@ -27,11 +27,11 @@ import msgspec
 from perdure import journal as j
 from perdure import states
 from perdure.codec import describe_error
+from perdure.difference import difference
 from perdure.errors import RunPaused
 from perdure.model import head
 from perdure.record import Step, code_changed, enclosing
 from perdure.redaction import discreet
-from perdure.replay import difference
 from perdure.runtime.rehearsal import Asked, Found, Rehearsed
 
 Verdict = Literal["follows", "diverges", "undecided", "refused"]

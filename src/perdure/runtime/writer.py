@@ -15,26 +15,22 @@ queues up while somebody is at the store, and records that nobody waits for.
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # without the enums of ``signal``, which take as long as a commit
 import asyncio
 import logging
 import os
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from math import inf, isinf
-from signal import SIGINT
-from types import FrameType
 from typing import Any, Final, TypeAlias, TypeVar, cast
-
-import msgspec
 
 from perdure.clock import SYSTEM
 from perdure.errors import Bug, ConfigError, PerdureError, RetryError, StoreBusy, StoreError
-from perdure.model import Lease, RunMeta
+from perdure.model import Lease
+from perdure.runtime.tickets import Item, Ticket, resolve
+from perdure.runtime.undisturbed import undisturbed
 from perdure.stores.base import Append, Store
 
 _T = TypeVar("_T")
@@ -45,63 +41,6 @@ _QUICK: Final = 0.001
 _FORGETS: Final = 0.9
 """part of the slowest commit that is remembered at the next one: after 10 ms it takes 22 quick ones"""
 log = logging.getLogger("perdure")
-
-
-class Ticket(msgspec.Struct, eq=False, kw_only=True):
-    """The promise that queued records become durable. ``wait()`` in threads, ``await`` in event loops."""
-
-    done: bool = False
-    error: PerdureError | None = None
-    writer: Any = None
-    """the Writer where it is queued"""
-    waiters: list[Any] = []
-    """threading.Lock, asyncio.Future or a function, to be told"""
-
-    def wait(self) -> None:
-        """Block until durable. Raises the store's error if it is not going to be."""
-        if not self.done and self.writer is not None:
-            self.writer.commit_here()
-        if not self.done:
-            gate = threading.Lock()
-            gate.acquire()
-            self.waiters.append(gate)
-            if not self.done:  # the writer sets done before it looks for waiters, so none is missed
-                if self.writer is not None:
-                    self.writer.ring()
-                gate.acquire()
-        if self.error is not None:
-            raise self.error
-
-    def __await__(self) -> Generator[Any, None, None]:
-        if not self.done:
-            loop = asyncio.get_running_loop()
-            future = loop.create_future()
-            self.waiters.append(future)
-            if not self.done:
-                if self.writer is not None:
-                    self.writer.commit_soon(loop)
-                yield from future
-        if self.error is not None:
-            raise self.error
-
-    def then(self, callback: Callable[[], None]) -> None:
-        """Call back, from whoever commits it, when durable or failed; at once if it is already."""
-        self.waiters.append(callback)
-        if self.done and self.waiters.count(callback):
-            self.waiters.remove(callback)
-            callback()
-
-
-class Item(Ticket, eq=False):
-    """Records of one run on their way to the store."""
-
-    lease: Lease
-    seq: int
-    records: tuple[bytes, ...]
-    meta: RunMeta
-    blobs: dict[str, bytes] = {}
-    before: tuple[Callable[[], None], ...] = ()
-    """work that must be done before these records are durable: the files of C4"""
 
 
 _Verb: TypeAlias = tuple[Callable[[], Any], Future[Any]]
@@ -165,7 +104,7 @@ class Writer:
         """Commit what is queued in this thread, which waits for some of it: unless somebody else is at the store, who
         looks at the queue again when he leaves."""
         if not self._at_store.locked():
-            with _Undisturbed():
+            with undisturbed():
                 self._use_here(None)
 
     def commit_soon(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -179,7 +118,7 @@ class Writer:
         if self._hurry is None or self._pace > _QUICK or self._at_store.locked():
             self.ring()
             return
-        with _Undisturbed():
+        with undisturbed():
             self._use_here(self._hurry)
 
     def _use_here(self, hurry: Callable[[bool], None] | None) -> None:
@@ -340,7 +279,7 @@ class Writer:
         """Tell whoever waits for items that they are durable, or are not going to be."""
         if isinstance(error, StoreError):
             self._error = self._error or error
-        _resolve([(item, error) for item in items])
+        resolve([(item, error) for item in items])
 
     def _answer(self, verb: Callable[[], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
@@ -371,34 +310,9 @@ class Writer:
         except BaseException as error:
             self._error, ended = _broken(error), error
             errors = [self._error] * len(groups)
-        _resolve([(item, error) for group, error in zip(groups, errors, strict=True) for item in group])
+        resolve([(item, error) for group, error in zip(groups, errors, strict=True) for item in group])
         if ended is not None and not isinstance(ended, Exception):
             raise ended
-
-
-class _Undisturbed:
-    """The block is not broken off by Ctrl-C, which has its effect when it ends. Of a commit that is broken off nobody
-    knows what the store has."""
-
-    __slots__ = ("_came", "_handler")
-
-    def __enter__(self) -> None:
-        self._came: FrameType | None = None
-        self._handler: Any = None
-        if threading.current_thread() is threading.main_thread():  # no other is disturbed
-            handler = _signal.getsignal(SIGINT)
-            if callable(handler):
-                self._handler = handler
-                _signal.signal(SIGINT, self._note)
-
-    def _note(self, _: int, frame: FrameType | None) -> None:
-        self._came = frame or sys._getframe()
-
-    def __exit__(self, *_: object) -> None:
-        if self._handler is not None:
-            _signal.signal(SIGINT, self._handler)
-            if self._came is not None:
-                self._handler(SIGINT, self._came)
 
 
 def _broken(error: BaseException) -> PerdureError:
@@ -431,37 +345,3 @@ def _merge(group: list[Item]) -> Append:
         blobs.update(item.blobs)
     records = tuple(record for item in group for record in item.records)
     return Append(group[0].lease, group[0].seq, records, group[-1].meta, blobs)
-
-
-def _resolve(results: list[tuple[Ticket, PerdureError | None]]) -> None:
-    """Wake everybody who waits; one call into each event loop, however many of its tasks wait."""
-    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for ticket, error in results:
-        ticket.error = error
-        ticket.done = True
-        while ticket.waiters:
-            waiter = ticket.waiters.pop(0)
-            if isinstance(waiter, asyncio.Future):
-                loops.setdefault(waiter.get_loop(), []).append(waiter)
-            elif callable(waiter):
-                try:
-                    waiter()
-                except Exception:
-                    log.exception("an observer of durable records failed; the run is not affected")
-            else:
-                waiter.release()
-    here = asyncio._get_running_loop()
-    for loop, futures in loops.items():
-        if loop is here:
-            _wake(futures)
-            continue
-        try:
-            loop.call_soon_threadsafe(_wake, futures)
-        except RuntimeError:  # the loop was closed while its task waited: nobody is left to tell
-            continue
-
-
-def _wake(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)

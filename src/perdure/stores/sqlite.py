@@ -12,17 +12,16 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import apsw
 import msgspec
 
 from perdure.clock import SYSTEM, Clock
 from perdure.errors import CorruptStore, PerdureError, StoreError
-from perdure.framing import FRAME
-from perdure.limits import MAX_BLOB, MAX_EPOCH, MAX_RECORD, MAX_ROW
+from perdure.limits import MAX_BLOB, MAX_EPOCH, MAX_ROW
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores import disk, sqlite_setup
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Snapshots, Transaction, Which
@@ -46,6 +45,7 @@ from perdure.stores.mounts import remote_warnings
 from perdure.stores.owners import Owner
 from perdure.stores.snapshots import refuse_too_large
 from perdure.stores.sqlite_audit import SqliteAudit
+from perdure.stores.sqlite_sql import APPEND_ONE, advance_sql, bounded, chunks, insert_sql
 
 _T = TypeVar("_T")
 _to_json = msgspec.json.Encoder().encode
@@ -184,7 +184,7 @@ class SqliteStore(Handle):
         self._check()
         with self._guard("read"):
             found = self._select(
-                f"SELECT r.seq, j.seq, {_bounded('j.record')} FROM perdure_runs r LEFT JOIN perdure_journal j "
+                f"SELECT r.seq, j.seq, {bounded('j.record')} FROM perdure_runs r LEFT JOIN perdure_journal j "
                 "ON j.run = r.run AND j.seq > ? WHERE r.goal = ? AND r.episode = ? ORDER BY j.seq "
                 "LIMIT ?",
                 (after, key.goal, key.episode, -1 if most is None else most),
@@ -233,7 +233,7 @@ class SqliteStore(Handle):
         with self._guard("read"):
             for key, number in after.items():
                 rows = self._select(
-                    f"SELECT i.number, {_bounded('i.record')} "
+                    f"SELECT i.number, {bounded('i.record')} "
                     "FROM perdure_runs r JOIN perdure_inbox i ON i.run = r.run "
                     "WHERE r.goal = ? AND r.episode = ? AND i.number > ? ORDER BY i.number",
                     (key.goal, key.episode, number),
@@ -267,7 +267,7 @@ class SqliteStore(Handle):
         stored_digest(digest, self.url)
         with self._guard("read"):
             found = self._select(
-                f"SELECT {_bounded('content', MAX_BLOB)} FROM perdure_blobs WHERE digest = ?", (digest,)
+                f"SELECT {bounded('content', MAX_BLOB)} FROM perdure_blobs WHERE digest = ?", (digest,)
             )
         return sound_blob(digest, found[0][0] if found else None, str(self.path))
 
@@ -304,8 +304,8 @@ class SqliteStore(Handle):
     def _advance_all(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         """Move the rows of all runs on whose leases are current: the check that fences every write."""
         moved = 0
-        for some in _chunks(batch, 1):
-            self._db.execute(_advance_sql(len(some)), [value for item in some for value in self._move(item)])
+        for some in chunks(batch, 1):
+            self._db.execute(advance_sql(len(some)), [value for item in some for value in self._move(item)])
             moved += self._db.changes()
         if moved == len(batch):
             return [None] * len(batch)
@@ -316,7 +316,7 @@ class SqliteStore(Handle):
         return [self._advance(item) for item in batch]
 
     def _advance(self, item: Append) -> PerdureError | None:
-        self._db.execute(_advance_sql(1), self._move(item))
+        self._db.execute(advance_sql(1), self._move(item))
         if self._db.changes():
             return None
         found = self._select(
@@ -341,17 +341,11 @@ class SqliteStore(Handle):
         it waits. False, and nothing is changed, if there is more to do for them, or something is wrong with them."""
         row, count = self._rows.get(item.lease.key), len(item.records)
         told = _told(item.meta)
-        if (
-            row is None
-            or item.blobs
-            or self._lent
-            or count not in _APPEND_ONE
-            or told != self._noted.get(item.meta.key)
-        ):
+        if row is None or item.blobs or self._lent or count not in APPEND_ONE or told != self._noted.get(item.meta.key):
             return False
         with self._guard("append to"):
             try:
-                self._db.execute(_APPEND_ONE[count], (*self._move(item), *self._journaled(item)))
+                self._db.execute(APPEND_ONE[count], (*self._move(item), *self._journaled(item)))
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -370,8 +364,8 @@ class SqliteStore(Handle):
             self._noted[meta.key] = told
 
     def _insert(self, rows: list[int | bytes]) -> None:
-        for some in _chunks(rows, 3):
-            self._db.execute(_insert_sql(len(some) // 3), some)
+        for some in chunks(rows, 3):
+            self._db.execute(insert_sql(len(some) // 3), some)
 
     def _keep(self, row: int, blobs: Mapping[str, bytes]) -> None:
         """Store what a run is given, once, and that it was given it."""
@@ -441,7 +435,7 @@ class SqliteStore(Handle):
         self._check()
         with self._guard("read"):
             found = self._select(
-                f"SELECT s.seq, {_bounded('s.content', MAX_BLOB)} FROM perdure_runs r JOIN perdure_snapshots s "
+                f"SELECT s.seq, {bounded('s.content', MAX_BLOB)} FROM perdure_runs r JOIN perdure_snapshots s "
                 "USING (run) WHERE goal = ? AND episode = ?",
                 (key.goal, key.episode),
             )
@@ -576,51 +570,6 @@ class SqliteStore(Handle):
 def _told(meta: RunMeta) -> tuple[float | str, ...]:
     """What the indices have of a run."""
     return meta.begun, meta.flow, meta.queue, meta.priority, meta.posts, meta.wake
-
-
-def _chunks(items: Sequence[_T], width: int) -> Iterator[Sequence[_T]]:
-    """The items of rows of so many, in parts whose lengths are powers of two: few statements for any number of rows,
-    and few kinds of statements.
-
-    Few statements matter because each gives up the interpreter's lock, and gets it back late while a flow computes.
-    """
-    at, rows = 0, len(items) // width
-    while at < rows:
-        size = min(1 << ((rows - at).bit_length() - 1), 128)
-        yield items[at * width : (at + size) * width]
-        at += size
-
-
-def _bounded(column: str, most: int = 0) -> str:
-    """A column whose content (by default a record) is not even looked at if it is too large: it is empty then."""
-    return f"CASE WHEN length({column}) <= {most or MAX_RECORD + FRAME} THEN {column} ELSE '' END"
-
-
-@cache
-def _advance_sql(rows: int) -> str:
-    places = ",".join(["(?,?,?,?,?,?,?,?)"] * rows)
-    return (
-        f"WITH new(run, epoch, owner, seq, last, status, meta, grown) AS (VALUES {places}) "
-        "UPDATE perdure_runs AS r SET seq = new.last, status = new.status, meta = new.meta, size = size + new.grown "
-        "FROM new WHERE r.run = new.run AND r.epoch = new.epoch AND r.owner = new.owner AND r.seq = new.seq"
-    )
-
-
-@cache
-def _insert_sql(rows: int) -> str:
-    return f"INSERT INTO perdure_journal VALUES {','.join(['(?,?,?)'] * rows)}"
-
-
-_FEW: Final = 4
-"""records that go with one call"""
-_APPEND_ONE: Final = {
-    count: "BEGIN IMMEDIATE; "
-    "UPDATE perdure_runs SET seq = ?5, status = ?6, meta = ?7, size = size + ?8 "
-    "WHERE run = ?1 AND epoch = ?2 AND owner = ?3 AND seq = ?4; "
-    f"INSERT INTO perdure_journal SELECT * FROM (VALUES {','.join(['(?,?,?)'] * count)}) WHERE changes() = 1; "
-    "COMMIT"
-    for count in range(1, _FEW + 1)
-}
 
 
 def _leak_in_child() -> None:
