@@ -1,7 +1,8 @@
 """Observers: one method each, told of every journal entry after it is durable.
 
 An observer sees facts, not intentions: when it hears of ``step_completed`` the record is on stable storage. It runs on
-the thread that commits, so it must be quick; what it raises is logged and never reaches the run.
+the thread that commits, one at a time: the flow's, an event loop's, or one of ours. So it must be quick; what it raises
+is logged and never reaches the run.
 """
 
 from __future__ import annotations

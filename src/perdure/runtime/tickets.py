@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -16,15 +16,28 @@ from perdure.model import Lease, RunMeta
 log = logging.getLogger("perdure")
 
 
+class Committer(Protocol):
+    """Where records are queued: see writer.py."""
+
+    def commit_here(self) -> None: ...
+
+    def commit_soon(self, loop: asyncio.AbstractEventLoop) -> None: ...
+
+    def ring(self) -> None: ...
+
+
+Waiter: TypeAlias = "threading.Lock | asyncio.Future[None] | Callable[[], None]"
+
+
 class Ticket(msgspec.Struct, eq=False, kw_only=True):
     """The promise that queued records become durable. ``wait()`` in threads, ``await`` in event loops."""
 
     done: bool = False
     error: PerdureError | None = None
-    writer: Any = None
-    """the Writer where it is queued"""
-    waiters: list[Any] = []
-    """threading.Lock, asyncio.Future or a function, to be told"""
+    writer: Committer | None = None
+    """where it is queued"""
+    waiters: list[Waiter] = []
+    """who is to be told"""
 
     def wait(self) -> None:
         """Block until durable. Raises the store's error if it is not going to be."""
