@@ -206,6 +206,11 @@ def test_no_copy_leaves_its_folder_whatever_a_blob_is_called(make: Callable[[str
 @pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
 def test_records_without_a_row_are_told(make: Callable[[str], Place], kind: str) -> None:
     place = make(kind)
+    store = place.open()
+    lease = store.claim(RUN)
+    snapshots(store).save(lease, 3, b"of what is damaged now")
+    store.release(lease)
+    store.close()
     place.lose_row()
     found, _ = place.audit(repair=True)
     assert "damaged" in {finding.kind for finding in found}

@@ -40,8 +40,8 @@ class PostgresAudit(NamedTuple):
             for run, count in self._pages(self.sql["audit_nobodys"].replace("{table}", table), -1):
                 what = f"{self.url}: {count} {things} are of a run {run} that has no row."
                 yield Finding(kind="damaged", what=what, place=f"{table} {run}")
-        for run, _ in self._pages(self.sql["audit_nobodys"].replace("{table}", "snapshots"), -1):
-            what = f"{self.url}: a snapshot is of a run {run} that has no row."
+        for (run,) in self._pages(self.sql["audit_snapshots"], -1):
+            what = f"{self.url}: a snapshot is of a run {run} that is not there."
             yield Finding(kind="leftover", what=what, place=str(run))
         for (digest,) in self._pages(self.sql["audit_orphans"], ""):
             what = f"blob {digest} was given to no run that is there, and no record needs it."

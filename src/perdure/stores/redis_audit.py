@@ -244,14 +244,15 @@ class RedisAudit(NamedTuple):
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
     def _snapshots(self, keys: Sequence[RunKey]) -> list[Finding]:
-        """Those of runs that are not there, or not there any more."""
+        """Those of runs that are not there, or not there any more. If there are records, the run is damaged."""
         commands: list[Command] = []
         for key in keys:
             commands += [("HMGET", self.keys.run(key), "epoch", "deleted"), ("EXISTS", self.keys.snapshot(key))]
+            commands.append(("EXISTS", self.keys.journal(key)))
         told = self.ask(commands) if commands else []
         found = []
-        for key, (epoch, deleted), there in zip(keys, told[::2], told[1::2], strict=True):
-            if there and int(epoch or 0) <= int(deleted or 0):
+        for key, (epoch, deleted), there, records in zip(keys, told[::3], told[1::3], told[2::3], strict=True):
+            if there and not records and int(epoch or 0) <= int(deleted or 0):
                 what = f"{self.link.url}: a snapshot is of run {key}, which is not there."
                 found.append(Finding(kind="leftover", what=what, run=key, place=self.keys.snapshot(key)))
         return found

@@ -26,6 +26,11 @@ _NOBODYS: Final = """
 SELECT run, count(*) FROM {table} t WHERE run > ? AND NOT EXISTS (SELECT 1 FROM perdure_runs r WHERE r.run = t.run)
 GROUP BY run ORDER BY run LIMIT ?
 """
+_GONE: Final = """
+NOT EXISTS (SELECT 1 FROM perdure_runs r WHERE r.run = s.run)
+AND NOT EXISTS (SELECT 1 FROM perdure_journal j WHERE j.run = s.run)
+"""
+"""condition: neither the row nor any record of a snapshot's run is there. If there are records, it is damaged"""
 _ORPHANS: Final = """
 SELECT digest FROM perdure_blobs b WHERE digest > ? AND NOT EXISTS
 (SELECT 1 FROM perdure_refs f JOIN perdure_runs USING (run) WHERE f.digest = b.digest) ORDER BY digest LIMIT ?
@@ -76,7 +81,7 @@ class SqliteAudit(NamedTuple):
             self.read(f"DELETE {gone}", (digest,))
 
     def _drop_snapshot(self, run: int, keep: Copies) -> None:
-        gone = "FROM perdure_snapshots WHERE run = ?1 AND run NOT IN (SELECT run FROM perdure_runs)"
+        gone = f"FROM perdure_snapshots AS s WHERE run = ?1 AND {_GONE}"
         with self.transaction():
             for (content,) in self.read(f"SELECT content {gone}", (run,)):
                 keep.save(f"snapshots/{run}", content)
@@ -113,8 +118,9 @@ class SqliteAudit(NamedTuple):
             for run, count in self._pages(_NOBODYS.format(table=table), -1):
                 what = f"{self.path}: {count} {things} in {table} are of a run {run} that has no row."
                 yield Finding(kind="damaged", what=what, place=f"{table} {run}")
-        for run, _ in self._pages(_NOBODYS.format(table="perdure_snapshots"), -1):
-            what = f"{self.path}: a snapshot is of a run {run} that has no row."
+        text = f"SELECT run FROM perdure_snapshots s WHERE run > ? AND {_GONE} ORDER BY run LIMIT ?"
+        for (run,) in self._pages(text, -1):
+            what = f"{self.path}: a snapshot is of a run {run} that is not there."
             yield Finding(kind="leftover", what=what, place=str(run))
         for (digest,) in self._pages(_ORPHANS, ""):
             what = f"blob {digest} was given to no run that is there, and no record needs it."

@@ -233,7 +233,7 @@ SELECT pg_sequence_last_value('{s}.epochs'::regclass), coalesce(max(epoch), 0) F
 SELECT has_sequence_privilege('{s}.epochs'::regclass, 'USAGE') OR has_sequence_privilege('{s}.epochs'::regclass, 'SELECT')
 
 -- name: audit_nobodys
--- Records ({table}: journal), posts ({table}: inbox) or snapshots ({table}: snapshots) of runs that have no row.
+-- Records ({table}: journal) or posts ({table}: inbox) of runs that have no row.
 SELECT run, count(*) FROM {s}.{table} t
 WHERE run > %(after)s AND NOT EXISTS (SELECT FROM {s}.runs r WHERE r.run = t.run)
 GROUP BY run ORDER BY run LIMIT %(page)s
@@ -253,8 +253,18 @@ FROM {s}.runs r WHERE {which} ORDER BY run LIMIT %(page)s
 -- name: audit_row
 SELECT row_to_json(r)::text FROM {s}.runs r WHERE goal = %(goal)s AND episode = %(episode)s
 
+-- name: audit_snapshots
+-- Those of whose runs neither the row nor any record is there. If there are records, the run is damaged.
+SELECT run FROM {s}.snapshots n
+WHERE run > %(after)s AND NOT EXISTS (SELECT FROM {s}.runs r WHERE r.run = n.run)
+  AND NOT EXISTS (SELECT FROM {s}.journal j WHERE j.run = n.run)
+ORDER BY run LIMIT %(page)s
+
 -- name: audit_snapshot
-DELETE FROM {s}.snapshots WHERE run = %(run)s AND NOT EXISTS (SELECT FROM {s}.runs r WHERE r.run = snapshots.run)
+-- Remove one of them.
+DELETE FROM {s}.snapshots n
+WHERE run = %(run)s AND NOT EXISTS (SELECT FROM {s}.runs r WHERE r.run = n.run)
+  AND NOT EXISTS (SELECT FROM {s}.journal j WHERE j.run = n.run)
 RETURNING content
 
 -- name: audit_content
