@@ -57,6 +57,11 @@ def _form() -> bytes:
     return sha256(repr((_FORM, fields)).encode()).digest()[:8]
 
 
+def is_long(entries: int) -> bool:
+    """Whether a run of so many entries may have a snapshot."""
+    return entries > _FEW
+
+
 def is_due(state: State, last: int) -> bool:
     """Whether a snapshot is worth making of a run, ``last`` being the sequence of the one before it, or 0."""
     return state.seq > last + max(last // 2, _FEW)

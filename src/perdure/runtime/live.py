@@ -124,7 +124,7 @@ class LiveRun:
             renew=renew,
         )
         self._degrade = degrade
-        self._snapshots = durability != "exit" and writer.store.capabilities.snapshots is not None
+        self._snapshots = durability != "exit" and writer.can.snapshots is not None
         """they are made of it"""
         self._observers = tuple(observers)
         running.add(self)

@@ -24,7 +24,7 @@ from perdure.errors import (
 from perdure.fold import State, fold
 from perdure.guard import Guard
 from perdure.hooks import Observer
-from perdure.model import ArgInfo, Attribution, Budget, Lease, RunKey
+from perdure.model import ArgInfo, Attribution, Budget, Lease, RunKey, RunMeta
 from perdure.record import code_changed
 from perdure.runtime.config import CheckpointConfig
 from perdure.runtime.endings import cancelled, stopped
@@ -111,15 +111,15 @@ class Lives:
         return self.writer.call(partial(self._begin, self.writer.store, start))
 
     def _begin(self, store: Store, start: Start) -> LiveRun | Finished:
-        key, status = _which(store, start)
-        if status == states.COMPLETED and not start.rerun:
-            state = present(store, key)
+        key, row = _which(store, start)
+        if row is not None and row.status == states.COMPLETED and not start.rerun:
+            state = present(store, key, row.seq)
             if not self._differences(state, start):
                 return self._finished(store, state, start)
         lease = store.claim(key)
         try:
             tell_warnings(store)
-            state = present(store, key)
+            state = present(store, key, row.seq if row is not None else 0)
             if state.status is not None:  # nobody can have posted to a run without records
                 move(store, lease, state, self.clock)
             if state.status == states.COMPLETED and not start.rerun and not self._differences(state, start):
@@ -426,15 +426,15 @@ def _deafening(run: LiveRun) -> Iterator[None]:
         log.error("run %s goes on without what others post to it: %s", run.key, error)
 
 
-def _which(store: Store, start: Start) -> tuple[RunKey, str]:
-    """The run that is meant, and its status ("" when there is none)."""
+def _which(store: Store, start: Start) -> tuple[RunKey, RunMeta | None]:
+    """The run that is meant, and its row if there is one."""
     rows = {row.episode: row for row in store.runs(Which(goal=start.goal))}
     latest = max(rows, default=-1)
     episode = start.episode if start.episode is not None else latest + 1 if start.new else max(latest, 0)
     key = RunKey.of(start.goal, episode)
     if start.new and episode <= latest and start.episode is not None:
         raise ConfigError(f"run {key} is there already, and new=True asks for a fresh one.", hint="Leave episode out.")
-    return key, rows[episode].status if episode in rows else ""
+    return key, rows.get(episode)
 
 
 def select(state: State, wanted: Sequence[str]) -> list[j.StepsInvalidated]:

@@ -22,9 +22,10 @@ _AHEAD: Final = 256
 log = logging.getLogger("perdure")
 
 
-def present(store: Store, key: RunKey) -> State:
-    """The state of a run, by way of its snapshot if there is one. Raises CorruptStore, NewerFormat, StoreError."""
-    kept = store.capabilities.snapshots
+def present(store: Store, key: RunKey, length: int | None = None) -> State:
+    """The state of a run, by way of its snapshot if there is one. ``length``: how many entries it had, if that is
+    known. Raises CorruptStore, NewerFormat, StoreError."""
+    kept = store.capabilities.snapshots if length is None or snapshot.is_long(length) else None
     found = kept.load(key) if kept is not None else None
     if found is None:
         return fold(key, store.read(key))

@@ -60,7 +60,7 @@ class Writer:
         self._queue: deque[_Work] = deque()
         self._at_store = threading.Lock()
         """held by whoever uses the store, and takes what is queued"""
-        self._hurry = store.capabilities.hurry
+        self.can = store.capabilities
         self._pace = 10 * _QUICK
         """seconds that the slowest commit took of late"""
         self._expecting: set[asyncio.AbstractEventLoop] = set()
@@ -115,11 +115,11 @@ class Writer:
 
     def _commit_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._expecting.discard(loop)
-        if self._hurry is None or self._pace > _QUICK or self._at_store.locked():
+        if self.can.hurry is None or self._pace > _QUICK or self._at_store.locked():
             self.ring()
             return
         with undisturbed():
-            self._use_here(self._hurry)
+            self._use_here(self.can.hurry)
 
     def _use_here(self, hurry: Callable[[bool], None] | None) -> None:
         """Commit what is queued in this thread, if nobody is at the store; with ``hurry`` only if that keeps nobody
