@@ -7,16 +7,15 @@ twentieth of what it takes to make steps; a packed step is made when somebody as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Final
 
 import msgspec
 
 from perdure import states
-from perdure.codec import Payload
 from perdure.model import Usage
-from perdure.record import Attempt, Identity, Step
+from perdure.record import Attempt, Identity, Step, Unread
 
 
 class Kind(msgspec.Struct, frozen=True, array_like=True):
@@ -67,6 +66,20 @@ class Packed(msgspec.Struct):
         if attempt.usage:
             self.used[step.number] = attempt.usage
 
+    def is_sound(self) -> bool:
+        """Whether these are columns of one another."""
+        alike = {len(getattr(self, name)) for name in _COLUMNS} == {len(set(self.number))}
+        return alike and (not self.kind or (min(self.kind) >= 0 and max(self.kind) < len(self.kinds)))
+
+    def without(self, numbers: Collection[int]) -> Packed:
+        """The same, but for some."""
+        places = [place for place, number in enumerate(self.number) if number not in numbers]
+        whole = len(places) == len(self.number)
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        kept = {name: column[:] if whole else [column[p] for p in places] for name, column in columns.items()}
+        used = {number: usage for number, usage in self.used.items() if number not in numbers}
+        return Packed(kinds=self.kinds[:], used=used, **kept)
+
     def step(self, place: int) -> Step:
         """The step at a place in the columns; where its result is stands in it, and not the result."""
         number, kind, at = self.number[place], self.kinds[self.kind[place]], self.at[place]
@@ -86,7 +99,7 @@ class Packed(msgspec.Struct):
             kind.digest,
             states.COMPLETED,
             [attempt],
-            Payload(entry=at),
+            Unread(entry=at),
             spoken=kind.spoken,
             begun=self.begun[place],
             at=at,
@@ -94,6 +107,7 @@ class Packed(msgspec.Struct):
 
 
 _NOTHING: Final = Usage()
+_COLUMNS: Final = [name for name in Packed.__struct_fields__ if name not in ("kinds", "used")]
 
 
 def is_plain(step: Step) -> bool:
@@ -195,9 +209,13 @@ class Steps(Mapping[int, Step]):
     def pack(self) -> tuple[Packed, list[Step], list[int]]:
         """As a snapshot keeps them: most of them packed, all others, and which of the others are the latest of their
         name and fingerprint."""
-        packed, others, kinds = Packed(), list[Step](), dict[Kind, int]()
-        for step in self.values():
-            packed.add(step, kinds) if is_plain(step) else others.append(step)
+        others = [step for step in self._made.values() if not is_plain(step)]
+        packed = self._packed.without({step.number for step in others})
+        kinds = {kind: place for place, kind in enumerate(packed.kinds)}
+        there = set(packed.number)
+        for step in self._made.values():
+            if step.number not in there and is_plain(step):
+                packed.add(step, kinds)
         latest = [step.number for step in others if self.latest(step.name, step.identity.fingerprint) is step]
         return packed, others, latest
 
@@ -258,6 +276,7 @@ def steps_of(packed: Packed, others: Iterable[Step], latest: Iterable[int]) -> S
     """From what ``Steps.pack`` gave."""
     steps = Steps(packed)
     for step in others:
+        step.output = Unread(entry=step.at) if step.at else None
         steps.add(step)
     for number in latest:
         steps.completed(steps[number])

@@ -96,8 +96,6 @@ class Payload(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """sha256 of every blob the value needs"""
     whole: bool = False
     """the JSON itself is the blob refs[0]"""
-    entry: int = 0
-    """in memory only: all of this stands in the journal's entry of that sequence, and was not read yet"""
 
 
 class Loaded(NamedTuple):

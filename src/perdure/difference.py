@@ -29,7 +29,7 @@ def tell_difference(life: Life, identity: Identity, request: Request) -> Machine
     if left is None:
         life.used_up.add(named)
         return
-    args = left.args or (yield Read(left.begun)).args
+    args = left.args or getattr((yield Read(left.begun)), "args", ())
     message = (
         f"run {life.state.key}: step {identity.name!r} is asked for with inputs that no record has, although the code "
         f"is unchanged: {difference(args, left.identity, request)}. Recorded step {left.number} was not asked for."

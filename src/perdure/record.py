@@ -26,6 +26,12 @@ def code_changed(old: str, new: str) -> bool:
     return bool(old and new) and old != new and old.startswith(CODE_FORM) == new.startswith(CODE_FORM)
 
 
+class Unread(Payload, frozen=True, gc=False):
+    """A result that stands in the journal's entry of that sequence, and was not read yet. Only in memory."""
+
+    entry: int = 0
+
+
 class Attempt(msgspec.Struct, gc=False):
     """One execution of a step's body."""
 

@@ -59,7 +59,7 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.life import Cursor, Life, Request, idempotency_key
-from perdure.record import Identity, Step, code_changed
+from perdure.record import Identity, Step, Unread, code_changed
 from perdure.redaction import discreet
 from perdure.retry import retry_after
 
@@ -119,7 +119,7 @@ def at_hand(life: Life, cursor: Cursor, request: Request, by: Hashable) -> Any:
         if n is None or step is None or not step.recorded or _is_outdated(life, step, request):
             return NOT_AT_HAND
         output = life.read_ahead.get(step.at, step.output)
-        if output is None or output.refs or output.entry:
+        if output is None or output.refs or isinstance(output, Unread):
             return NOT_AT_HAND
         cursor.passed(request, n)
         request.number = step.number
@@ -191,10 +191,16 @@ def copy(life: Life, identity: Identity, request: Request, number: int, source: 
 
 def load(life: Life, payload: codec.Payload) -> Machine:
     """The value of a payload, fetched first where it is not in memory."""
-    if payload.entry:
-        payload = life.read_ahead.get(payload.entry) or (yield Read(payload.entry)).output
+    if isinstance(payload, Unread):
+        payload = life.read_ahead.get(payload.entry) or _output(life, payload.entry, (yield Read(payload.entry)))
     blobs = (yield Load(payload.refs)) if payload.refs else {}
     return codec.loads(payload, blobs, life.guard)
+
+
+def _output(life: Life, seq: int, entry: j.Entry) -> codec.Payload:
+    if not isinstance(entry, j.StepCompleted | j.StepEdited):
+        raise CorruptStore(f"run {life.state.key}: entry {seq} was to have a result, and is {j.kind_of(entry)!r}.")
+    return entry.output
 
 
 def recall(life: Life, numbers: Sequence[int]) -> Machine:

@@ -16,15 +16,16 @@ from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from perdure.book import Packed, steps_of
 from perdure.facts import Facts
 from perdure.fold import State
-from perdure.limits import MAX_BLOB
+from perdure.limits import MAX_BLOB, MAX_SCOPE
 from perdure.model import RunKey
 from perdure.pending import Pending
 from perdure.record import Attempt, Identity, Step
-from perdure.states import RUNNING
+from perdure.states import RUN, RUNNING, STEP
 
 _FORM: Final = 1
 """to be raised when the fold comes to mean something else by the same fields"""
@@ -74,7 +75,7 @@ def take(state: State) -> bytes:
         _Body(
             facts=Facts(**{name: getattr(state, name) for name in Facts.__struct_fields__}),
             packed=packed,
-            others=others,
+            others=[_without_values(step) for step in others],
             latest=latest,
             scopes=[(identity, path) for identity, path in state.scopes.items()],
             taken=[(scope, fan, branches) for (scope, fan), branches in state.taken.items()],
@@ -98,7 +99,7 @@ def restore(key: RunKey, content: bytes, record: bytes) -> State | None:
         body = _decoder().decode(plain) if unpacking.eof else None  # its checksum is right, and no more would come
     except (zlib.error, msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    if body is None:
+    if body is None or not _is_sound(body):
         return None
     facts = {name: getattr(body.facts, name) for name in Facts.__struct_fields__}
     state = State(key, **facts)
@@ -107,6 +108,19 @@ def restore(key: RunKey, content: bytes, record: bytes) -> State | None:
     state.taken = {(scope, fan): branches for scope, fan, branches in body.taken}
     state.running = {step.number: step for step in body.others if step.status == RUNNING}
     return state
+
+
+def _without_values(step: Step) -> Step:
+    """A step without what its journal has, and only few ask for."""
+    attempts = [replace(a, text=[]) if step.recorded and a.text else a for a in step.attempts]
+    return replace(step, output=None, args=() if step.recorded else step.args, attempts=attempts)
+
+
+def _is_sound(body: _Body) -> bool:
+    """Whether its parts fit together, so that only Perdure's errors can come of what they say."""
+    counted = body.facts.counts.keys() == set(STEP.values()) and body.facts.status in {*RUN.values()}
+    known = all(step.attempts and step.status in STEP.values() for step in body.others)
+    return counted and known and body.packed.is_sound() and all(len(path) <= MAX_SCOPE for _, path in body.scopes)
 
 
 _MOST: Final = 2**28

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import apsw
+import msgspec
 import pytest
 
 import perdure
 from perdure import journal as j
 from perdure import snapshot
+from perdure.errors import PerdureError
 from perdure.fold import State
+from perdure.model import RunKey
 from perdure.runners import Agent, Reply, ToolCall, tool
 from perdure.runners.transcript import transcript
 from perdure.runtime import past
@@ -260,6 +265,72 @@ def test_a_snapshot_that_is_damaged_or_of_another_journal_is_not_believed(url: s
         writer.call(lambda: (kept.save(lease, seq, broken), store.release(lease))).result()
         assert manager.run_sync(flow, goal="g") == 66
     assert max(RAN.values()) == 1
+
+
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.long)])
+def test_a_snapshot_that_somebody_made_up_harms_nobody(tmp_path: Path, every: int) -> None:  # rel:S1 rel:R6
+    url = f"sqlite:{tmp_path}/runs.db"
+
+    @perdure.step
+    def work(n: int) -> int:
+        ran(f"work {n}")
+        return n + 1
+
+    @perdure.flow
+    def flow() -> int:
+        return sum(work(n) for n in range(9))
+
+    STOP[:] = [9]
+    with pytest.raises(Stopped):
+        perdure.run(flow, goal="g", store=url)
+    sound = apsw.Connection(f"{tmp_path}/runs.db")
+    ((seq, content),) = sound.execute("SELECT seq, content FROM perdure_snapshots").fetchall()
+    body = msgspec.json.decode(zlib.decompress(content[40:]))
+    believed = gone_on = 0
+    for number, (path, value) in [*enumerate(lies(body))][::every]:
+        lie = msgspec.json.decode(msgspec.json.encode(body))
+        part = lie
+        for name in path[:-1]:
+            part = part[name]
+        part[path[-1]] = value
+        made_up = content[:40] + zlib.compress(msgspec.json.encode(lie), 1)
+        believed += snapshot.restore(RunKey("g"), made_up, record(sound, seq)) is not None
+        sound.execute("UPDATE perdure_snapshots SET content = ?", (made_up,))
+        copy = tmp_path / f"copy-{number}.db"
+        with apsw.Connection(str(copy)) as there, there.backup("main", sound, "main") as backup:
+            backup.step()
+        there.close()
+        try:
+            perdure.run(flow, goal="g", store=f"sqlite:{copy}")
+            gone_on += 1
+        except PerdureError:
+            pass
+        except Exception as error:
+            pytest.fail(f"{path} = {value!r}: {error!r}")
+    assert believed > 9 and gone_on > 9, "many lies are not seen at once, and many do no harm"
+    sound.close()
+
+
+def record(db: apsw.Connection, seq: int) -> bytes:
+    ((found,),) = db.execute("SELECT record FROM perdure_journal WHERE seq = ?", (seq,)).fetchall()
+    assert isinstance(found, bytes)
+    return found
+
+
+def lies(body: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Places in a snapshot, and what else could stand there."""
+    for part in body:
+        yield (part,), [] if isinstance(body[part], dict) else {}
+    for name, told in body["facts"].items():
+        for other in (None, 0, -1, 10**9, "", "x", [], {}, {"completed": 1}):
+            if type(other) is not type(told) or other != told:
+                yield ("facts", name), other
+    for name, column in body["packed"].items():
+        if column and isinstance(column, list):
+            for other in (-1, 0, 1, 10**6, 0.5, "x", None):
+                yield ("packed", name, 0), other
+                yield ("packed", name, len(column) - 1), other
+            yield ("packed", name), column[:-1]
 
 
 def test_a_difference_is_told_with_arguments_that_the_snapshot_does_not_have(

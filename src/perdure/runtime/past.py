@@ -11,7 +11,7 @@ from typing import Final
 
 from perdure import journal as j
 from perdure import snapshot
-from perdure.errors import PerdureError
+from perdure.errors import CorruptStore, PerdureError
 from perdure.fold import State, fold
 from perdure.life import Life
 from perdure.model import Lease, RunKey
@@ -44,7 +44,10 @@ def read(store: Store, life: Life, seq: int) -> j.Entry:
     """An entry of the journal of the run that ``life`` executes. The results that follow are kept for it in
     ``read_ahead``. Raises CorruptStore, StoreError."""
     key = life.state.key
-    entries = [j.decode(key, line, n) for n, line in enumerate(store.read(key, seq - 1, _AHEAD), seq)]
+    lines = store.read(key, seq - 1, _AHEAD) if seq > 0 else []
+    if not lines:
+        raise CorruptStore(f"run {key}: its snapshot speaks of entry {seq}, which is not there. Nothing was changed.")
+    entries = [j.decode(key, line, n) for n, line in enumerate(lines, seq)]
     life.read_ahead = {e.seq: e.output for e in entries if isinstance(e, j.StepCompleted | j.StepEdited)}
     return entries[0]
 
