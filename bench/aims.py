@@ -67,7 +67,7 @@ def _best_peer(workload: str, one: Contender) -> Measured:
 
 
 def _figure(workload: str, one: Contender, key: str, size: int = -1, over_key: str = "") -> Measured:
-    """A figure itself; of one size, or the ``size``-th from the end; over another of the same sample, if one is named."""
+    """A figure, of the ``size``-th size (the last: -1); over another figure of the same sample, if one is named."""
 
     def measured(tables: Tables) -> list[float]:
         table = tables.get(workload, Table())

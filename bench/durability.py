@@ -2,8 +2,8 @@
 
 Syncs are counted with strace, of the contender's process or of the server that it talks to, in two short runs of W1:
 their difference over that of their lengths is what a step costs, however many an opening needs. The kill is that of the
-process, right after its n-th step was reported done to the code that called it: whatever is executed again then was lost.
-A kill is not a power cut: what was written and not synced survives it.
+process, right after its n-th step was reported done to the code that called it: whatever is executed again then was
+lost. A kill is not a power cut: what was written and not synced survives it.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ def _settled(trace: Path) -> int:
     return seen
 
 
-def repeated(stage: Stage, contender: Contender) -> int:
+def repeated(stage: Stage, contender: Contender, kills: Sequence[int] = KILLS) -> int:
     """In how many of the kills a step that had been reported done was executed again. Raises Failed."""
     words, count = stage.words(contender.program), 0
-    for steps in KILLS:
+    for steps in kills:
         with stage.place(contender.store) as place:
             job = {"workload": "W4 kill", **contender.options, **place.job, "size": steps, "shape": "flow"}
             if contender.role == OURS:
@@ -149,7 +149,7 @@ def look(stage: Stage, one_run: Workload, quick: bool) -> Seen:
                 found["syncs"] = syncs.a_step(contender, one_run)
         with _told(contender):
             if contender.role != RAW:
-                found["repeated"] = float(repeated(stage, contender))
+                found["repeated"] = float(repeated(stage, contender, KILLS[:1] if quick else KILLS))
     return seen
 
 

@@ -66,7 +66,7 @@ def _many_runs(peers: Sequence[Peer], runs: int, steps: int) -> list[Entry]:
 
 
 def _resumed(peers: Sequence[Peer], quick: bool) -> list[Entry]:
-    sizes = (4, 8) if quick else (1000, 10_000, 100_000)
+    sizes = (4,) if quick else (1000, 10_000, 100_000)
     entries: list[Entry] = []
     for shape in ("flow", "agent"):
         for store in ("sqlite",) if quick else ("sqlite", "file", "postgresql"):

@@ -38,7 +38,7 @@ class Player:
     """One process that does jobs until it is closed. ``words`` start it; ``before`` stands in front of them."""
 
     def __init__(self, words: Sequence[str], before: Sequence[str] = ()) -> None:
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
             [*before, *words],
             cwd=ROOT,

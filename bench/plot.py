@@ -39,7 +39,7 @@ class Axis(NamedTuple):
     def of(cls, values: Sequence[float], start: float, end: float) -> Axis:
         """From the power of ten, or a fifth or a half of it, below all of them, to that above all."""
         low, high = min(values), max(values)
-        ticks = [t for t in _ticks(low / 10, high * 10)]
+        ticks = _ticks(low / 10, high * 10)
         below = max((t for t in ticks if t <= low), default=low)
         above = min((t for t in ticks if t >= high and t > below), default=high)
         return cls(below, above, start, end)
@@ -63,10 +63,10 @@ def curves(title: str, across: str, up: str, lines: Mapping[str, Sequence[Point]
     body = [*_frame(title, across, up), *_grid(x_axis, y_axis)]
     for number, (name, points) in enumerate(shown.items()):
         body += _line(name, points, x_axis, y_axis, number)
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     return "\n".join(
         (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
-            f'height="{HEIGHT}" font-family="sans-serif" font-size="12">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
             f"<title>{escape(title)}</title>",
             f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
             *body,
@@ -78,12 +78,11 @@ def curves(title: str, across: str, up: str, lines: Mapping[str, Sequence[Point]
 
 def _frame(title: str, across: str, up: str) -> list[str]:
     middle = (_LEFT + WIDTH - _RIGHT) / 2
-    height = (_TOP + HEIGHT - _BOTTOM) / 2
+    turned = f"translate(16 {(_TOP + HEIGHT - _BOTTOM) / 2:.0f}) rotate(-90)"
     return [
         f'<text x="{_LEFT}" y="22" font-size="15" fill="#1f2328">{escape(title)}</text>',
         f'<text x="{middle:.0f}" y="{HEIGHT - 10}" text-anchor="middle" fill="#57606a">{escape(across)}</text>',
-        f'<text transform="translate(16 {height:.0f}) rotate(-90)" text-anchor="middle" fill="#57606a">'
-        f"{escape(up)}</text>",
+        f'<text transform="{turned}" text-anchor="middle" fill="#57606a">{escape(up)}</text>',
     ]
 
 

@@ -109,12 +109,13 @@ def _page(outcome: Outcome) -> str:
 
 _HEAD = """# What was measured
 
-Written by `make bench`; [docs/performance.md](../docs/performance.md) says what is measured, and how to read it. Absolute figures
-are those of one machine at one time. Ratios are of things that were measured in the same round, one after the other."""
+Written by `make bench`; [docs/performance.md](../docs/performance.md) says what is measured, and how to read it.
+Absolute figures are those of one machine at one time. Ratios are of things that were measured in the same round, one
+after the other."""
 
-_DURABILITY = f"""`fsync` and `fdatasync` calls a step were counted with strace, in the contender's process or in its server. *Repeated*:
-in how many of {len(KILLS)} kills, each right after some step had been reported done to the code that called it, that step was executed
-again. A kill is not a power cut: what was written and not synced survives it."""
+_DURABILITY = f"""`fsync` and `fdatasync` calls a step were counted with strace, in the contender's process or in its
+server. *Repeated*: in how many of {len(KILLS)} kills, each right after some step had been reported done to the code
+that called it, that step was executed again. A kill is not a power cut: what was written and not synced survives it."""
 
 
 def _machine(outcome: Outcome) -> str:

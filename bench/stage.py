@@ -26,7 +26,7 @@ SETTINGS = {"shared_buffers": "128MB"}
 class Place:
     """A fresh store for one contender: a folder, and where a server keeps the data a database of its own."""
 
-    def __init__(self, folder: Path, server: str = "", size: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, folder: Path, server: str = "", size: Callable[[], int] | None = None) -> None:
         self.folder, self.server = folder, server
         self._server_size = size
 
@@ -35,10 +35,11 @@ class Place:
         """What a program is told of it."""
         return {"folder": str(self.folder), "server": self.server}
 
-    def size(self) -> int:
-        """Bytes that it has on the disk, logs included; of a server, those of the database."""
-        files = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return files + self._server_size()
+    def size(self) -> dict[str, int]:
+        """Bytes that it has on the disk, logs included; of a server, those of the database, if it has any."""
+        if self.server:
+            return {"bytes": self._server_size()} if self._server_size is not None else {}
+        return {"bytes": sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())}
 
 
 class Stage:

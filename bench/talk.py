@@ -31,7 +31,7 @@ _SAYS: list[int] = []
 
 @cache
 def text(number: int, size: int) -> str:
-    """The payload of a step: ``size`` characters that no two steps share, and that no compression makes much shorter."""
+    """The payload of a step: ``size`` characters that no two steps share, and that compression makes little shorter."""
     raw = hashlib.shake_128(f"payload {number}".encode()).digest(size * 3 // 4 + 3)
     return base64.b64encode(raw).decode()[:size]
 

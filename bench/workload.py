@@ -138,10 +138,8 @@ class Workload:
 
     def told(self) -> str:
         """What is measured, with the sizes of this run."""
-        first = self.entries[0]
-        return self.about.format(
-            size=f"{max(e.size for e in self.entries):,}", **{"runs": first.job.get("runs", ""), **first.job}
-        )
+        size, runs = (max(found) for found in zip(*((e.size, e.job.get("runs", 0)) for e in self.entries), strict=True))
+        return self.about.format(size=f"{size:,}", runs=runs)
 
     # -- what subclasses may say -----------------------------------------------------------------------------------
 
@@ -153,7 +151,7 @@ class Workload:
         """One round of an entry, in a fresh place. Raises Failed."""
         with stage.place(entry.contender.store) as place:
             sample = stage.player(entry.contender.program).ask(self.job(entry, place))
-            return {**sample, "bytes": place.size()}
+            return {**sample, **place.size()}
 
     def finish(self, table: Table) -> None:
         """Figures that follow from all rounds together."""

@@ -21,7 +21,7 @@ from perdure.model import ErrorInfo, Lease, RunKey
 from perdure.runtime.lease import clock_of
 from perdure.runtime.queues import Offer, Search
 from perdure.stores import open_store
-from perdure.stores.base import Append, Store, Which
+from perdure.stores.base import Append, Which
 
 _DUE = ("ready",) * 40 + ("queued",) * 40 + ("interrupted",) * 20
 """the kinds of the first runs, at every size: those that can go on now"""

@@ -1,6 +1,7 @@
 """The least that the same durability costs: a driver, a statement, a wait for the device.
 
-No step, no journal, no codec: 1 KiB is sent and is durable before the next is. What Perdure needs beyond this is its own.
+No step, no journal, no codec: 1 KiB is sent and is durable before the next is. What Perdure needs beyond this is its
+own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def one_by_one(job: Job) -> Sample:
 
 
 def in_groups(job: Job) -> Sample:
-    """W3: a bare asyncio program with one writer thread that commits whatever is queued; records a second, one a step."""
+    """W3: a bare asyncio program with one writer thread that commits whatever is queued: records a second."""
     texts(job["size"], 1024)
     commit, close = _OPEN[job["store"]](job)
     commit([b"warm"])

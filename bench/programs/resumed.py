@@ -62,7 +62,9 @@ def model(messages: list[Any], tools: object) -> Reply:
 
 
 def _execute(job: Job, durability: str) -> object:
-    flow, inputs = (sequence, ()) if job["shape"] == "flow" else (Agent(model, [look], max_iterations=10**6), ("go",))
+    flow, inputs = (
+        (sequence, ()) if job["shape"] == "flow" else (Agent(model, [look], max_iterations=10**6, retries=0), ("go",))
+    )
     config = perdure.CheckpointConfig(durability=durability)  # type: ignore[arg-type]
     with perdure.CheckpointManager(url(job) + job.get("more", ""), config) as manager:
         while True:
