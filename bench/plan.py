@@ -30,8 +30,9 @@ def programme(quick: bool, with_peers: bool) -> list[Workload]:
 
 def _parts(peers: Sequence[Peer], workload: str, sizes: Sequence[int], **job: object) -> list[Entry]:
     """The entries of those peers that can do a workload, in those sizes that they can do."""
+    shape = f", {job['shape']}" if "shape" in job else ""
     return [
-        Entry(peer.contender, size, peer.does[workload].rounds, job)
+        Entry(peer.contender._replace(name=peer.contender.name + shape), size, peer.does[workload].rounds, job)
         for peer in peers
         if workload in peer.does
         for size in sizes

@@ -23,8 +23,9 @@ PATIENCE = 600.0
 """seconds for one job: far more than any takes that is worth waiting for"""
 
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-"""of the programs: compiled modules are kept, as everywhere where nobody forbids it"""
+_FOR_ALL = {"LANGSMITH_TRACING": "false"}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | _FOR_ALL
+"""of the programs: compiled modules are kept, as everywhere where nobody forbids it; nobody reports to a service"""
 
 
 class Failed(Exception):
