@@ -48,6 +48,8 @@ def fill(job: Job) -> Sample:
         numbers = range(first, min(first + _BATCH, count))
         batch = [_item(store.claim(RunKey(f"paper {n // 3:06}", n % 3)), n, now) for n in numbers]
         assert store.append(batch) == [None] * len(batch)
+        for item in batch:
+            store.release(item.lease)
     store.close()
     return {}
 
