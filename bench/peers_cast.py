@@ -52,7 +52,7 @@ PEERS: Sequence[Peer] = (
         "functional",
         "sqlite",
         f"{_WAL}; {_FUNCTIONAL}",
-        {"W1": _FULL, "W2": _FULL, "W3": _FULL, "W4 flow": Part(rounds=2)},
+        {"W1": _FULL, "W2": _FULL, "W3": _FULL, "W4 flow": Part(rounds=1)},
     ),
     _langgraph(
         "graph",
@@ -62,15 +62,15 @@ PEERS: Sequence[Peer] = (
             "W1": _FULL,
             "W2": Part(rounds=1),  # 4 GB
             "W3": _FULL,
-            "W4 flow": Part(rounds=3),
-            "W4 agent": Part(largest=1000, rounds=3),
+            "W4 flow": Part(rounds=2),
+            "W4 agent": Part(largest=1000, rounds=2),
         },
     ),
     _langgraph(
         "graph",
         "sqlite",
         f"{_WAL}; what is new is written after each node, and now and then the whole state",
-        {"W2": Part(rounds=3), "W4 agent": Part(largest=1000, rounds=3)},
+        {"W2": Part(rounds=3), "W4 agent": Part(largest=1000, rounds=2)},
         delta=True,
     ),
     _langgraph("functional", "postgresql", _FUNCTIONAL, {"W1": _FULL, "W3": _FULL}),
@@ -79,18 +79,18 @@ PEERS: Sequence[Peer] = (
     _dbos(
         "sqlite",
         _STEP,
-        {"W1": _FULL, "W2": Part(rounds=3), "W3": Part(rounds=3), "W4 flow": Part(rounds=3)},
+        {"W1": _FULL, "W2": Part(rounds=3), "W3": Part(rounds=3), "W4 flow": Part(rounds=2)},
         safe=True,
     ),
     _dbos(
         "postgresql",
         _STEP,
-        {"W1": Part(rounds=3), "W3": Part(rounds=3), "W4 flow": Part(largest=1000, rounds=3)},
+        {"W1": Part(rounds=3), "W3": Part(rounds=3), "W4 flow": Part(largest=1000, rounds=2)},
     ),
     Peer(
         Contender("Absurd, postgresql", "postgresql", "peers.absurd", PEER, {"store": "postgresql"}, True, _STEP),
-        {"W1": _FULL, "W2": _FULL, "W3": _FULL, "W4 flow": Part(rounds=3)},
+        {"W1": _FULL, "W2": _FULL, "W3": _FULL, "W4 flow": Part(rounds=2)},
     ),
     _burr(f"{_JOURNAL}; {_GRAPH}", {"W1": _FULL}),
-    _burr(_GRAPH, {"W1": _FULL, "W2": Part(largest=1000, rounds=1), "W4 flow": Part(rounds=3)}, safe=True),
+    _burr(_GRAPH, {"W1": _FULL, "W2": Part(largest=1000, rounds=1), "W4 flow": Part(rounds=2)}, safe=True),
 )

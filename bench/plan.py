@@ -67,7 +67,7 @@ def _many_runs(peers: Sequence[Peer], runs: int, steps: int) -> list[Entry]:
 
 
 def _resumed(peers: Sequence[Peer], quick: bool) -> list[Entry]:
-    sizes = (4,) if quick else (1000, 10_000, 100_000)
+    sizes: Sequence[int] = (4,) if quick else (1000, 10_000, 100_000)
     entries: list[Entry] = []
     for shape in ("flow", "agent"):
         for store in ("sqlite",) if quick else ("sqlite", "file", "postgresql"):
@@ -89,5 +89,6 @@ def _streams(size: int) -> list[Entry]:
 def _workers(quick: bool) -> list[Entry]:
     entries = [Entry(perdure("sqlite", what="suspended"), 8 if quick else 1000)]
     for store in ("sqlite",) if quick else ("sqlite", *SERVERS):
-        entries += [Entry(perdure(store, what=what), 8 if quick else 1000) for what in ("claims", "runs")]
+        kinds = ("claims",) if quick else ("claims", "runs")
+        entries += [Entry(perdure(store, what=what), 8 if quick else 1000) for what in kinds]
     return entries

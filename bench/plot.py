@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 760, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 230, 40, 50
+WIDTH, HEIGHT = 900, 440
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 310, 40, 50
 _COLOURS = (
     "#1f6feb",
     "#d1495b",
