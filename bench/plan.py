@@ -18,12 +18,12 @@ def programme(quick: bool, with_peers: bool) -> list[Workload]:
     return [
         w.Import([Entry(perdure("(none)"), 1)]),
         w.OneRun(_one_run(peers, 5 if quick else 1000)),
-        w.Growing(_growing(peers, (4, 8, 16) if quick else (500, 1000, 2000))),
-        w.ManyRuns(_many_runs(peers, *((3, 2) if quick else (100, 20)))),
+        w.Growing(_growing(peers, quick)),
+        w.ManyRuns(_many_runs(peers, quick)),
         w.Resume(_resumed(peers, quick)),
         w.Floor([Entry(perdure("(none)", colour=colour), 100 if quick else 20_000) for colour in ("sync", "async")]),
         w.Crowd(_crowds(quick)),
-        w.Streaming(_streams(50 if quick else 10_000)),
+        w.Streaming(_streams(quick)),
         w.Workers(_workers(quick)),
     ]
 
@@ -50,15 +50,18 @@ def _one_run(peers: Sequence[Peer], size: int) -> list[Entry]:
     return entries
 
 
-def _growing(peers: Sequence[Peer], sizes: Sequence[int]) -> list[Entry]:
-    entries = [Entry(perdure(store), size) for store in ("sqlite", "file", "postgresql") for size in sizes]
+def _growing(peers: Sequence[Peer], quick: bool) -> list[Entry]:
+    sizes = (4, 8, 16) if quick else (500, 1000, 2000)
+    stores = STORES[:1] if quick else STORES[:3]
+    entries = [Entry(perdure(store), size) for store in stores for size in sizes]
     return entries + _parts(peers, "W2", sizes)
 
 
-def _many_runs(peers: Sequence[Peer], runs: int, steps: int) -> list[Entry]:
+def _many_runs(peers: Sequence[Peer], quick: bool) -> list[Entry]:
     """The raw limit that commits one after the other does as many commits as there are steps."""
+    runs, steps = (3, 2) if quick else (100, 20)
     entries: list[Entry] = []
-    for store in STORES:
+    for store in STORES[:2] if quick and not peers else STORES:
         entries += [Entry(raw(store), steps, job={"workload": "W1", "size": runs * steps})]
         entries += [Entry(raw(store, GROUPS), steps, job={"runs": runs})]
         entries += [Entry(perdure(store), steps, job={"runs": runs})]
@@ -79,11 +82,13 @@ def _resumed(peers: Sequence[Peer], quick: bool) -> list[Entry]:
 
 def _crowds(quick: bool) -> list[Entry]:
     sizes = (150, 300) if quick else (1000, 10_000, 100_000)
-    return [Entry(perdure(store), size) for store in ("sqlite", "postgresql") for size in sizes]
+    stores = ("sqlite",) if quick else ("sqlite", "postgresql")
+    return [Entry(perdure(store), size) for store in stores for size in sizes]
 
 
-def _streams(size: int) -> list[Entry]:
-    return [Entry(perdure(store, colour=colour), size) for store in STORES for colour in ("sync", "async")]
+def _streams(quick: bool) -> list[Entry]:
+    size, stores = (50, STORES[:1]) if quick else (10_000, STORES)
+    return [Entry(perdure(store, colour=colour), size) for store in stores for colour in ("sync", "async")]
 
 
 def _workers(quick: bool) -> list[Entry]:
