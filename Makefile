@@ -5,6 +5,7 @@ BIN := .venv/bin
 DOC ?=
 JOBS ?= auto
 SECONDS ?= 60
+BENCH ?=
 FUZZ := journal_file entry post value toml url name schema reply
 
 .PHONY: help setup demo test test-long fuzz check format bench lock clean
@@ -38,14 +39,16 @@ format: .venv/dev.stamp ## put imports and layout in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/dev.stamp ## ratios against raw SQLite commits of the same run
-	$(BIN)/python -m bench
+bench: .venv/dev.stamp .venv/peers.stamp ## speed against the raw device and peers, into bench/RESULTS.md; BENCH="--only W1"
+	@$(BIN)/python -m compileall -q src bench
+	$(BIN)/python -m bench $(BENCH)
 
 lock: ## renew requirements/*.txt from pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(call compile,run) pyproject.toml --group build
 	$(call compile,dev) pyproject.toml --all-extras --group build --group dev
+	$(call compile,peers) --group pyproject.toml:peers
 
 define compile
 $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
@@ -71,6 +74,13 @@ clean: ## remove what the targets made, but no runs
 .venv/dev.stamp: requirements/dev.txt .venv/run.stamp
 	@echo "Installing the tools for tests and checks ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# What Perdure is measured with, in an environment of its own: neither can import the other.
+.venv/peers.stamp: requirements/peers.txt .venv/dev.stamp
+	@echo "Setting up .venv/peers ..."
+	@test -x .venv/peers/bin/python || $(PYTHON) -m venv .venv/peers
+	@.venv/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/peers.txt
 	@touch $@
 
 # Not in the lock: it is there for few platforms, and only this target needs it.

@@ -1,85 +1,87 @@
-"""``python -m bench``: ratios against raw commits that are measured in turn with each scenario: SQLite's, or for
-scenarios of a server those of its own driver.
+"""``python -m bench``: Perdure, the raw limit of the device, and peers, measured in turn on the same payloads.
 
-Machines are noisy, so that absolute figures mean nothing; the ratio of neighbours in time does.
+Machines are noisy, so that absolute figures mean little; the ratio of neighbours in time does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from bench.scenarios import SCENARIOS, Scenario, import_cost, raw
-from bench.servers import SERVER_SCENARIOS
+from bench import durability, machine, report, tables
+from bench.plan import programme
+from bench.player import ROOT
+from bench.stage import Stage
+from bench.workload import Workload, tell
 
-_RAW_SIZE = 800
-
-
-def measure(scenario: Scenario, folder: str | None, rounds: int, scale: float) -> dict[str, Any]:
-    """Raw, scenario, raw, scenario, ..., raw; each ratio is against the mean of its neighbours."""
-    bases, rates = [], []
-    base = scenario.base or raw
-    for _ in range(rounds):
-        bases.append(_fresh(base, folder, max(int(_RAW_SIZE * scale), 20)))
-        rates.append(_fresh(scenario.work, folder, max(int(scenario.size * scale), 2)))
-    bases.append(_fresh(base, folder, max(int(_RAW_SIZE * scale), 20)))
-    ratios = [rate * 2 / (bases[n] + bases[n + 1]) for n, rate in enumerate(rates)]
-    return {
-        "name": scenario.name,
-        "ratio": statistics.median(ratios),
-        "min": min(ratios),
-        "max": max(ratios),
-        "aim": scenario.aim,
-        "per_second": statistics.median(rates),
-        "raw_per_second": statistics.median(bases),
-    }
+PEERS_PYTHON = ROOT / ".venv" / "peers" / "bin" / "python"
+DURABILITY = "durability"
+"""what ``--only`` calls the part that looks at what durability really is"""
 
 
-def _fresh(work: Any, folder: str | None, size: int) -> float:
-    with tempfile.TemporaryDirectory(dir=folder, prefix="perdure-bench-") as place:
-        return float(work(Path(place), size))
-
-
-def line(row: dict[str, Any]) -> str:
-    """One row of the table."""
-    aim = f"{row['aim']:.2f} {'met' if row['ratio'] >= row['aim'] else 'NOT MET'}" if row["aim"] is not None else "-"
-    spread = f"{row['min']:.2f}..{row['max']:.2f}"
-    return f"{row['name']:<44}{row['ratio']:6.2f}  {spread:<14}{aim:<14}{row['per_second']:8.0f}"
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--only", metavar="W3,W4", help=f"these workloads alone; {DURABILITY} is one too")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and one round: shows that it works")
+    parser.add_argument("--rounds", type=int, help="default 5, and 1 with --quick")
+    parser.add_argument("--no-peers", action="store_true", help="Perdure and the raw limit alone")
+    parser.add_argument("--peers", type=Path, default=PEERS_PYTHON, help="the Python that has the peers installed")
+    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="a folder on the device to measure")
+    parser.add_argument("--out", type=Path, help="write RESULTS.md and plots/ there; default bench/, of a whole run")
+    parser.add_argument("--json", metavar="FILE", help="write every sample there; - for the standard output")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if an aim is missed or somebody left out")
+    return parser.parse_args()
 
 
 def main() -> int:
-    """Measure, print, and say with --check whether every aim is met."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--dir", help="a folder on the device to measure (default: that of the working directory)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, measures nothing")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", help="scenarios whose name contains this")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if an aim is not met")
-    chosen = parser.parse_args()
-    rounds, scale = (1, 0.01) if chosen.quick else (chosen.rounds, 1.0)
-    folder = chosen.dir or str(Path.cwd())
-    rows = []
-    if not chosen.json:
-        print(f"{'scenario':<44}{'ratio':>6}  {'min..max':<14}{'aim':<14}{'per s':>8}   (raw commits = 1)")
-    for scenario in (*SCENARIOS, *SERVER_SCENARIOS):
-        if chosen.only and chosen.only not in scenario.name:
-            continue
-        rows.append(measure(scenario, folder, rounds, scale))
-        if not chosen.json:
-            print(line(rows[-1]), flush=True)
-    cost = import_cost(rounds * 2)
-    if chosen.json:
-        print(json.dumps({"scenarios": rows, "import_ms": cost}))
-    else:
-        print(f"import perdure after asyncio: {cost['median']:.0f} ms ({cost['min']:.0f}..{cost['max']:.0f}), aim 60")
-    missed = [row["name"] for row in rows if row["aim"] is not None and row["ratio"] < row["aim"]]
-    return 1 if chosen.check and (missed or cost["median"] > cost["aim"]) else 0
+    """0; 1 with --check if an aim is missed; 2 if it cannot be measured as asked for."""
+    chosen = _arguments()
+    if not chosen.no_peers and not chosen.peers.exists():
+        print("The peers' environment is not there: `make bench` makes it; or pass --no-peers.", file=sys.stderr)
+        return 2
+    workloads = programme(chosen.quick, with_peers=not chosen.no_peers)
+    known = [*(workload.id for workload in workloads), DURABILITY]
+    only = chosen.only.split(",") if chosen.only else known
+    if not set(only) <= set(known):
+        print(f"--only takes some of {', '.join(known)}.", file=sys.stderr)
+        return 2
+    outcome = _measured(chosen, workloads, only)
+    lines, missed = tables.judged(outcome.measured)
+    if chosen.json != "-":
+        print(f"Aims\n{tables.plain(lines)}")
+    _written(chosen, outcome, whole=only == known and not chosen.quick)
+    left_out = any(table.problems for table in outcome.measured.values())
+    return 1 if chosen.check and (missed or left_out) else 0
+
+
+def _measured(chosen: argparse.Namespace, workloads: list[Workload], only: list[str]) -> report.Outcome:
+    rounds = chosen.rounds or (1 if chosen.quick else 5)
+    there = {} if chosen.no_peers else machine.versions_there(chosen.peers, report.PACKAGES)
+    stage = Stage(chosen.dir, None if chosen.no_peers else chosen.peers)
+    measured, taking_part = {}, [workload for workload in workloads if workload.id in only]
+    try:
+        for workload in taking_part:
+            table = measured[workload.id] = workload.run(stage, rounds)
+            if chosen.json != "-":
+                print(f"{workload.id}: {workload.title}\n{tables.plain(tables.cells(workload, table))}\n", flush=True)
+        seen = durability.look(stage, workloads[1], chosen.quick) if DURABILITY in only else {}
+    finally:
+        tell("tidying up")
+        stage.close()
+    facts, versions, cast = machine.facts(chosen.dir), machine.our_versions(), workloads[1].contenders
+    return report.Outcome(facts, versions, there, rounds, taking_part, measured, seen, cast)
+
+
+def _written(chosen: argparse.Namespace, outcome: report.Outcome, whole: bool) -> None:
+    folder = chosen.out or (ROOT / "bench" if whole else None)
+    if folder is not None:
+        report.write(outcome, folder)
+    if chosen.json == "-":
+        print(json.dumps(outcome.as_json()))
+    elif chosen.json:
+        Path(chosen.json).write_text(json.dumps(outcome.as_json(), indent=1))
 
 
 if __name__ == "__main__":

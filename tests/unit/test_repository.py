@@ -56,7 +56,7 @@ def test_every_name_of_the_runners_is_there_and_says_what_it_is() -> None:
     assert all(getattr(runners, name).__doc__ for name in runners.__all__)
 
 
-@pytest.mark.parametrize("name", ["run", "dev"])
+@pytest.mark.parametrize("name", ["run", "dev", "peers"])
 def test_lock_files_have_a_hash_for_every_package_and_name_no_host(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     packages = re.split(r"\n(?=\S)", text.strip())

@@ -1,0 +1,1 @@
+"""What is measured in the peers' environment. Nothing here may import Perdure."""
