@@ -71,14 +71,13 @@ class Packed(msgspec.Struct):
         alike = {len(getattr(self, name)) for name in _COLUMNS} == {len(set(self.number))}
         return alike and (not self.kind or (min(self.kind) >= 0 and max(self.kind) < len(self.kinds)))
 
-    def without(self, numbers: Collection[int]) -> Packed:
-        """The same, but for some."""
+    def remove(self, numbers: Collection[int]) -> None:
+        """Take some out."""
         places = [place for place, number in enumerate(self.number) if number not in numbers]
-        whole = len(places) == len(self.number)
-        columns = {name: getattr(self, name) for name in _COLUMNS}
-        kept = {name: column[:] if whole else [column[p] for p in places] for name, column in columns.items()}
-        used = {number: usage for number, usage in self.used.items() if number not in numbers}
-        return Packed(kinds=self.kinds[:], used=used, **kept)
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            setattr(self, name, [column[place] for place in places])
+        self.used = {number: usage for number, usage in self.used.items() if number not in numbers}
 
     def step(self, place: int) -> Step:
         """The step at a place in the columns; where its result is stands in it, and not the result."""
@@ -124,14 +123,16 @@ class Steps(Mapping[int, Step]):
     """Number -> step, in the order in which they first started (in a run that was resumed from a snapshot: first those
     that were packed there)."""
 
-    def __init__(self, packed: Packed | None = None) -> None:
+    def __init__(self, packed: Packed | None = None, others: Iterable[Step] = (), latest: Iterable[int] = ()) -> None:
+        """Of what ``pack`` gave."""
         self._packed = packed or Packed()
-        self._made: dict[int, Step] = {}
-        self._by_identity: dict[Identity, int] = {}
-        self._by_name: dict[tuple[str, str], list[int]] = {}
-        self._latest: dict[tuple[str, str], int] = {}
+        self._made: dict[int, Step]
+        self._by_identity: dict[Identity, int]
+        self._by_name: dict[tuple[str, str], list[int]]
+        self._latest: dict[tuple[str, str], int]
         """(name, fingerprint) -> the step that was executed and completed last, in whatever scope"""
-        self._index = _Index(self._packed)
+        self._index: _Index
+        self._fill(others, latest)
 
     def add(self, step: Step) -> None:
         """A step that first starts."""
@@ -208,16 +209,27 @@ class Steps(Mapping[int, Step]):
 
     def pack(self) -> tuple[Packed, list[Step], list[int]]:
         """As a snapshot keeps them: most of them packed, all others, and which of the others are the latest of their
-        name and fingerprint."""
+        name and fingerprint. From now on they are so here too: what a long run has done is not all kept in memory.
+        """
         others = [step for step in self._made.values() if not is_plain(step)]
-        packed = self._packed.without({step.number for step in others})
-        kinds = {kind: place for place, kind in enumerate(packed.kinds)}
-        there = set(packed.number)
-        for step in self._made.values():
-            if step.number not in there and is_plain(step):
-                packed.add(step, kinds)
         latest = [step.number for step in others if self.latest(step.name, step.identity.fingerprint) is step]
-        return packed, others, latest
+        changed = {step.number for step in others if self._index.has(step.number)}
+        new = [step for step in self._made.values() if is_plain(step) and not self._index.has(step.number)]
+        if changed:
+            self._packed.remove(changed)
+        kinds = {kind: place for place, kind in enumerate(self._packed.kinds)}
+        for step in new:
+            self._packed.add(step, kinds)
+        self._fill(others, latest)
+        return self._packed, others, latest
+
+    def _fill(self, others: Iterable[Step], latest: Iterable[int]) -> None:
+        self._made, self._by_identity, self._by_name, self._latest = {}, {}, {}, {}
+        self._index = _Index(self._packed)
+        for step in others:
+            self.add(step)
+        for number in latest:
+            self.completed(self[number])
 
 
 class _Index:
@@ -270,14 +282,3 @@ class _Index:
     def _identity(self, place: int) -> Identity:
         kind = self._packed.kinds[self._packed.kind[place]]
         return Identity(kind.scope, kind.name, self._packed.fingerprint[place], self._packed.n[place])
-
-
-def steps_of(packed: Packed, others: Iterable[Step], latest: Iterable[int]) -> Steps:
-    """From what ``Steps.pack`` gave."""
-    steps = Steps(packed)
-    for step in others:
-        step.output = Unread(entry=step.at) if step.at else None
-        steps.add(step)
-    for number in latest:
-        steps.completed(steps[number])
-    return steps

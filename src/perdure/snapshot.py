@@ -4,8 +4,8 @@ A snapshot only shortens the fold. It says nothing that the journal does not, ma
 only if the record at its sequence is the one that it was made after, and if it is of this form. Results and arguments
 of finished steps are not in it: where they stand in the journal is, and they are read when somebody asks for them.
 
-One is worth making when the run has grown by half since the last: then making them costs, over all of a run's time, a
-fixed amount a step, and what is left to be folded is at most a third.
+One is worth making when the run has grown by an eighth since the last: then making them costs, over all of a run's
+time, a fixed amount a step, and what is left to be folded is at most a ninth.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from perdure.book import Packed, steps_of
+from perdure.book import Packed, Steps
 from perdure.facts import Facts
 from perdure.fold import State
 from perdure.limits import MAX_BLOB, MAX_SCOPE
 from perdure.model import RunKey
 from perdure.pending import Pending
-from perdure.record import Attempt, Identity, Step
+from perdure.record import Attempt, Identity, Step, Unread
 from perdure.states import RUN, RUNNING, STEP
 
 _FORM: Final = 1
@@ -65,11 +65,12 @@ def is_long(entries: int) -> bool:
 
 def is_due(state: State, last: int) -> bool:
     """Whether a snapshot is worth making of a run, ``last`` being the sequence of the one before it, or 0."""
-    return state.seq > last + max(last // 2, _FEW)
+    return state.seq > last + max(last // 8, _FEW)
 
 
 def take(state: State) -> bytes:
-    """The state in a form of its own; to be finished by ``sealed``, which takes longer and needs no state."""
+    """The state in a form of its own; to be finished by ``sealed``, which takes longer and needs no state. What it has
+    of finished steps is from now on in the journal only."""
     packed, others, latest = state.steps.pack()
     return _ENCODER.encode(
         _Body(
@@ -103,7 +104,9 @@ def restore(key: RunKey, content: bytes, record: bytes) -> State | None:
         return None
     facts = {name: getattr(body.facts, name) for name in Facts.__struct_fields__}
     state = State(key, **facts)
-    state.steps = steps_of(body.packed, body.others, body.latest)
+    for step in body.others:
+        step.output = Unread(entry=step.at) if step.at else None
+    state.steps = Steps(body.packed, body.others, body.latest)
     state.scopes = {Identity(*identity): path for identity, path in body.scopes}
     state.taken = {(scope, fan): branches for scope, fan, branches in body.taken}
     state.running = {step.number: step for step in body.others if step.status == RUNNING}

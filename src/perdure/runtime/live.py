@@ -171,7 +171,8 @@ class LiveRun:
                     state.size += len(record)
                     if self.outputs is not None:
                         before += self.outputs.work(state, entry, blobs or {})
-                body = snapshot.take(state) if self._snapshots and snapshot.is_due(state, state.snapshot) else b""
+                due = self._snapshots and self.durability.durable and snapshot.is_due(state, state.snapshot)
+                body = snapshot.take(state) if due else b""
             except BaseException as error:  # the state may be ahead of the journal: nothing may follow
                 self.broken = error
                 raise

@@ -19,6 +19,9 @@ from perdure.stores.base import Store
 
 _AHEAD: Final = 256
 """entries that are read at a time"""
+_RESULT: Final = b'"kind":"step_completed/'
+_BEGINNING: Final = 80
+"""bytes of a record in which its kind stands"""
 log = logging.getLogger("perdure")
 
 
@@ -47,9 +50,11 @@ def read(store: Store, life: Life, seq: int) -> j.Entry:
     lines = store.read(key, seq - 1, _AHEAD) if seq > 0 else []
     if not lines:
         raise CorruptStore(f"run {key}: its snapshot speaks of entry {seq}, which is not there. Nothing was changed.")
-    entries = [j.decode(key, line, n) for n, line in enumerate(lines, seq)]
-    life.read_ahead = {e.seq: e.output for e in entries if isinstance(e, j.StepCompleted | j.StepEdited)}
-    return entries[0]
+    first = j.decode(key, lines[0], seq)
+    results = ((n, line) for n, line in enumerate(lines, seq) if _RESULT in line[:_BEGINNING])
+    entries = [j.decode(key, line, n) for n, line in results]
+    life.read_ahead = {entry.seq: entry.output for entry in entries if isinstance(entry, j.StepCompleted)}
+    return first
 
 
 def save(store: Store, lease: Lease, seq: int, body: bytes, record: bytes) -> None:
