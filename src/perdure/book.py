@@ -7,9 +7,12 @@ twentieth of what it takes to make steps; a packed step is made when somebody as
 
 from __future__ import annotations
 
+import re
+import sys
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -28,24 +31,39 @@ class Kind(msgspec.Struct, frozen=True, array_like=True):
     metered: bool
 
 
-class Packed(msgspec.Struct):
-    """Steps in columns, in the order in which they first started."""
+class Columns(msgspec.Struct):
+    """How packed steps are written down: numbers as they lie in memory, eight bytes each, the lowest first."""
 
     kinds: list[Kind] = []
-    kind: list[int] = []
-    """the place of each step's among them"""
-    number: list[int] = []
-    fingerprint: list[str] = []
-    n: list[int] = []
-    begun: list[int] = []
-    """sequence of the entry with which it started"""
-    at: list[int] = []
-    """sequence of the entry that has its result"""
-    started: list[float] = []
-    ended: list[float] = []
-    seconds: list[float] = []
+    fingerprint: bytes = b""
+    kind: bytes = b""
+    number: bytes = b""
+    n: bytes = b""
+    begun: bytes = b""
+    at: bytes = b""
+    started: bytes = b""
+    ended: bytes = b""
+    seconds: bytes = b""
     used: dict[int, Usage] = {}
-    """number -> what its attempt used, if it did"""
+
+
+_WHOLE: Final = ("kind", "number", "n", "begun", "at")
+_REAL: Final = ("started", "ended", "seconds")
+
+
+class Packed:
+    """Steps in columns, in the order in which they first started."""
+
+    def __init__(self) -> None:
+        self.kinds: list[Kind] = []
+        self.fingerprint = bytearray()
+        """of each step sixteen bytes"""
+        self.kind, self.number, self.n, self.begun, self.at = (array("q") for _ in _WHOLE)
+        """``kind``: the place of each step's among them; ``begun``: sequence of the entry with which it started;
+        ``at``: of the one that has its result"""
+        self.started, self.ended, self.seconds = (array("d") for _ in _REAL)
+        self.used: dict[int, Usage] = {}
+        """number -> what its attempt used, if that is more than a call"""
 
     def add(self, step: Step, kinds: dict[Kind, int]) -> None:
         """One more; ``kinds``: where those are that are there."""
@@ -54,30 +72,31 @@ class Packed(msgspec.Struct):
         place = kinds.setdefault(kind, len(kinds))
         if place == len(self.kinds):
             self.kinds.append(kind)
+        self.fingerprint += bytes.fromhex(identity.fingerprint)
         self.kind.append(place)
         self.number.append(step.number)
-        self.fingerprint.append(identity.fingerprint)
         self.n.append(identity.n)
         self.begun.append(step.begun)
         self.at.append(step.at)
         self.started.append(attempt.started)
         self.ended.append(attempt.ended)
         self.seconds.append(attempt.seconds)
-        if attempt.usage:
+        if attempt.usage != _usual(kind):
             self.used[step.number] = attempt.usage
-
-    def is_sound(self) -> bool:
-        """Whether these are columns of one another."""
-        alike = {len(getattr(self, name)) for name in _COLUMNS} == {len(set(self.number))}
-        return alike and (not self.kind or (min(self.kind) >= 0 and max(self.kind) < len(self.kinds)))
 
     def remove(self, numbers: Collection[int]) -> None:
         """Take some out."""
         places = [place for place, number in enumerate(self.number) if number not in numbers]
-        for name in _COLUMNS:
+        self.fingerprint = bytearray().join(self.fingerprint[_DIGEST * p : _DIGEST * (p + 1)] for p in places)
+        for name in (*_WHOLE, *_REAL):
             column = getattr(self, name)
-            setattr(self, name, [column[place] for place in places])
+            setattr(self, name, array(column.typecode, [column[place] for place in places]))
         self.used = {number: usage for number, usage in self.used.items() if number not in numbers}
+
+    def identity(self, place: int) -> Identity:
+        kind = self.kinds[self.kind[place]]
+        fingerprint = self.fingerprint[_DIGEST * place : _DIGEST * (place + 1)].hex()
+        return Identity(kind.scope, kind.name, fingerprint, self.n[place])
 
     def step(self, place: int) -> Step:
         """The step at a place in the columns; where its result is stands in it, and not the result."""
@@ -88,12 +107,12 @@ class Packed(msgspec.Struct):
             self.ended[place],
             states.COMPLETED,
             seconds=self.seconds[place],
-            usage=self.used.get(number, _NOTHING),
+            usage=self.used.get(number, _usual(kind)),
             metered=kind.metered,
         )
         return Step(
             number,
-            Identity(kind.scope, kind.name, self.fingerprint[place], self.n[place]),
+            self.identity(place),
             (),
             kind.digest,
             states.COMPLETED,
@@ -104,9 +123,43 @@ class Packed(msgspec.Struct):
             at=at,
         )
 
+    def written(self) -> Columns:
+        columns = {name: _swapped(getattr(self, name)).tobytes() for name in (*_WHOLE, *_REAL)}
+        return Columns(kinds=self.kinds, fingerprint=bytes(self.fingerprint), used=self.used, **columns)
+
+
+def from_columns(written: Columns) -> Packed:
+    """The steps of what was ``written``. Raises ValueError if these are no columns of one another."""
+    made = Packed()
+    made.kinds, made.used, made.fingerprint = written.kinds, written.used, bytearray(written.fingerprint)
+    for names, code in ((_WHOLE, "q"), (_REAL, "d")):
+        for name in names:
+            setattr(made, name, _swapped(array(code, getattr(written, name))))
+    lengths = {len(getattr(made, name)) for name in (*_WHOLE, *_REAL)} | {len(set(made.number))}
+    if lengths != {len(made.fingerprint) / _DIGEST}:
+        raise ValueError("columns of different lengths")
+    if made.kind and not 0 <= min(made.kind) <= max(made.kind) < len(made.kinds):
+        raise ValueError("a kind of step that is not there")
+    return made
+
+
+def _swapped(numbers: array[Any]) -> array[Any]:
+    """The same on machines whose numbers begin with the lowest byte; on others, turned round, a copy."""
+    if sys.byteorder == "little":
+        return numbers
+    turned = numbers[:]
+    turned.byteswap()
+    return turned
+
+
+def _usual(kind: Kind) -> Usage:
+    return _CALL if kind.metered else _NOTHING
+
 
 _NOTHING: Final = Usage()
-_COLUMNS: Final = [name for name in Packed.__struct_fields__ if name not in ("kinds", "used")]
+_CALL: Final = Usage(calls=1)
+_DIGEST: Final = 16
+_HEX: Final = re.compile(r"[0-9a-f]{32}")
 
 
 def is_plain(step: Step) -> bool:
@@ -116,7 +169,8 @@ def is_plain(step: Step) -> bool:
         return False
     attempt = step.attempts[0]
     odd = step.generation or step.superseded or step.failures or step.until or step.wake or step.edited or step.unused
-    return not odd and attempt.outcome == states.COMPLETED and attempt.error is None and attempt.progress is None
+    odd = odd or attempt.error is not None or attempt.progress is not None or attempt.outcome != states.COMPLETED
+    return not odd and _HEX.fullmatch(step.identity.fingerprint) is not None
 
 
 class Steps(Mapping[int, Step]):
@@ -147,14 +201,15 @@ class Steps(Mapping[int, Step]):
 
     def __getitem__(self, number: int) -> Step:
         step = self._made.get(number)
-        return step if step is not None else self._make(self._index.numbered(number))
-
-    def _make(self, place: int) -> Step:
-        step = self._packed.step(place)
-        return self._made.setdefault(step.number, step)
+        if step is None:
+            place = self._index.place(number)
+            if place is None:
+                raise KeyError(number)
+            step = self._made.setdefault(number, self._packed.step(place))
+        return step
 
     def __contains__(self, number: object) -> bool:
-        return number in self._made or (isinstance(number, int) and self._index.has(number))
+        return number in self._made or (isinstance(number, int) and self._index.place(number) is not None)
 
     def __iter__(self) -> Iterator[int]:
         return iter(dict.fromkeys((*self._packed.number, *self._made)))
@@ -213,8 +268,8 @@ class Steps(Mapping[int, Step]):
         """
         others = [step for step in self._made.values() if not is_plain(step)]
         latest = [step.number for step in others if self.latest(step.name, step.identity.fingerprint) is step]
-        changed = {step.number for step in others if self._index.has(step.number)}
-        new = [step for step in self._made.values() if is_plain(step) and not self._index.has(step.number)]
+        changed = {step.number for step in others if self._index.place(step.number) is not None}
+        new = [step for step in self._made.values() if is_plain(step) and self._index.place(step.number) is None]
         if changed:
             self._packed.remove(changed)
         kinds = {kind: place for place, kind in enumerate(self._packed.kinds)}
@@ -238,22 +293,18 @@ class _Index:
     def __init__(self, packed: Packed) -> None:
         self._packed = packed
 
-    def has(self, number: int) -> bool:
+    def place(self, number: int) -> int | None:
         numbers = self._packed.number
-        place = number - numbers[0] if numbers else -1
-        return (0 <= place < len(numbers) and numbers[place] == number) or (bool(numbers) and number in self._by_number)
-
-    def numbered(self, number: int) -> int:
-        """Raises KeyError."""
-        numbers = self._packed.number
-        place = number - numbers[0] if numbers else 0  # as it is where all steps are packed
-        if not (0 <= place < len(numbers) and numbers[place] == number):
-            place = self._by_number[number]
-        return place
+        place = number - numbers[0] if numbers else -1  # as it is where all steps are packed
+        if 0 <= place < len(numbers) and numbers[place] == number:
+            return place
+        return self._by_number.get(number) if numbers else None
 
     def find(self, identity: Identity) -> int | None:
-        place = self._by_fingerprint.get(identity.fingerprint)
-        if place is None or self._identity(place) == identity:
+        if not _HEX.fullmatch(identity.fingerprint):
+            return None
+        place = self._by_fingerprint.get(bytes.fromhex(identity.fingerprint))
+        if place is None or self._packed.identity(place) == identity:
             return place
         return self._by_identity.get(identity)
 
@@ -265,20 +316,17 @@ class _Index:
         return {number: place for place, number in enumerate(self._packed.number)}
 
     @cached_property
-    def _by_fingerprint(self) -> dict[str, int]:
+    def _by_fingerprint(self) -> dict[bytes, int]:
         """One of the steps with each: mostly there is no other."""
-        return dict(zip(self._packed.fingerprint, range(len(self._packed.fingerprint)), strict=True))
+        digests = bytes(self._packed.fingerprint)
+        return {digests[_DIGEST * p : _DIGEST * (p + 1)]: p for p in range(len(self._packed.number))}
 
     @cached_property
     def _by_identity(self) -> dict[Identity, int]:
-        return {self._identity(place): place for place in range(len(self._packed.number))}
+        return {self._packed.identity(place): place for place in range(len(self._packed.number))}
 
     @cached_property
     def _latest(self) -> dict[tuple[str, str], int]:
         places = sorted(range(len(self._packed.number)), key=self._packed.at.__getitem__)
-        names = [kind.name for kind in self._packed.kinds]
-        return {(names[self._packed.kind[place]], self._packed.fingerprint[place]): place for place in places}
-
-    def _identity(self, place: int) -> Identity:
-        kind = self._packed.kinds[self._packed.kind[place]]
-        return Identity(kind.scope, kind.name, self._packed.fingerprint[place], self._packed.n[place])
+        identities = ((self._packed.identity(place), place) for place in places)
+        return {(identity.name, identity.fingerprint): place for identity, place in identities}

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from perdure.book import Packed, Steps
+from perdure.book import Columns, Kind, Steps, from_columns
 from perdure.facts import Facts
 from perdure.fold import State
 from perdure.limits import MAX_BLOB, MAX_SCOPE
@@ -34,8 +34,9 @@ _FEW: Final = 1000
 
 
 class _Body(msgspec.Struct):
+    """All but the packed steps."""
+
     facts: Facts
-    packed: Packed
     others: list[Step]
     latest: list[int]
     scopes: list[tuple[Identity, str]]
@@ -46,14 +47,14 @@ _ENCODER = msgspec.json.Encoder()
 
 
 @cache
-def _decoder() -> msgspec.json.Decoder[_Body]:
-    return msgspec.json.Decoder(_Body)
+def _decoders() -> tuple[msgspec.json.Decoder[_Body], msgspec.json.Decoder[Columns]]:
+    return msgspec.json.Decoder(_Body), msgspec.json.Decoder(Columns)
 
 
 @cache
 def _form() -> bytes:
     """Names what is in a snapshot: with other fields it is another form."""
-    parts: tuple[Any, ...] = (_Body, Facts, Packed, Pending, Step, Attempt)
+    parts: tuple[Any, ...] = (_Body, Facts, Columns, Kind, Pending, Step, Attempt)
     fields = [(part.__name__, part.__struct_fields__) for part in parts]
     return sha256(repr((_FORM, fields)).encode()).digest()[:8]
 
@@ -72,16 +73,14 @@ def take(state: State) -> bytes:
     """The state in a form of its own; to be finished by ``sealed``, which takes longer and needs no state. What it has
     of finished steps is from now on in the journal only."""
     packed, others, latest = state.steps.pack()
-    return _ENCODER.encode(
-        _Body(
-            facts=Facts(**{name: getattr(state, name) for name in Facts.__struct_fields__}),
-            packed=packed,
-            others=[_without_values(step) for step in others],
-            latest=latest,
-            scopes=[(identity, path) for identity, path in state.scopes.items()],
-            taken=[(scope, fan, branches) for (scope, fan), branches in state.taken.items()],
-        )
+    body = _Body(
+        facts=Facts(**{name: getattr(state, name) for name in Facts.__struct_fields__}),
+        others=[_without_values(step) for step in others],
+        latest=latest,
+        scopes=[(identity, path) for identity, path in state.scopes.items()],
+        taken=[(scope, fan, branches) for (scope, fan), branches in state.taken.items()],
     )
+    return _ENCODER.encode(body) + b"\n" + _ENCODER.encode(packed.written())
 
 
 def sealed(body: bytes, record: bytes) -> bytes:
@@ -94,19 +93,21 @@ def restore(key: RunKey, content: bytes, record: bytes) -> State | None:
     """The state that a snapshot has, if it is one of this form, made after that record; else None."""
     if content[:8] != _form() or content[8:40] != sha256(record).digest():
         return None
+    unpacking = zlib.decompressobj()
+    first, second = _decoders()
     try:
-        unpacking = zlib.decompressobj()
-        plain = unpacking.decompress(content[40:], _MOST)
-        body = _decoder().decode(plain) if unpacking.eof else None  # its checksum is right, and no more would come
+        head, _, columns = unpacking.decompress(content[40:], _MOST).partition(b"\n")
+        if not unpacking.eof:  # else its checksum is right, and no more would come
+            return None
+        body, steps = first.decode(head), from_columns(second.decode(columns))
     except (zlib.error, msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    if body is None or not _is_sound(body):
+    if not _is_sound(body):
         return None
-    facts = {name: getattr(body.facts, name) for name in Facts.__struct_fields__}
-    state = State(key, **facts)
+    state = State(key, **{name: getattr(body.facts, name) for name in Facts.__struct_fields__})
     for step in body.others:
         step.output = Unread(entry=step.at) if step.at else None
-    state.steps = Steps(body.packed, body.others, body.latest)
+    state.steps = Steps(steps, body.others, body.latest)
     state.scopes = {Identity(*identity): path for identity, path in body.scopes}
     state.taken = {(scope, fan): branches for scope, fan, branches in body.taken}
     state.running = {step.number: step for step in body.others if step.status == RUNNING}
@@ -123,7 +124,7 @@ def _is_sound(body: _Body) -> bool:
     """Whether its parts fit together, so that only Perdure's errors can come of what they say."""
     counted = body.facts.counts.keys() == set(STEP.values()) and body.facts.status in {*RUN.values()}
     known = all(step.attempts and step.status in STEP.values() for step in body.others)
-    return counted and known and body.packed.is_sound() and all(len(path) <= MAX_SCOPE for _, path in body.scopes)
+    return counted and known and all(len(path) <= MAX_SCOPE for _, path in body.scopes)
 
 
 _MOST: Final = 2**28
