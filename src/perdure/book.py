@@ -98,6 +98,9 @@ class Packed:
         fingerprint = self.fingerprint[_DIGEST * place : _DIGEST * (place + 1)].hex()
         return Identity(kind.scope, kind.name, fingerprint, self.n[place])
 
+    def usage(self, place: int) -> Usage:
+        return self.used.get(self.number[place], _usual(self.kinds[self.kind[place]]))
+
     def step(self, place: int) -> Step:
         """The step at a place in the columns; where its result is stands in it, and not the result."""
         number, kind, at = self.number[place], self.kinds[self.kind[place]], self.at[place]
@@ -107,7 +110,7 @@ class Packed:
             self.ended[place],
             states.COMPLETED,
             seconds=self.seconds[place],
-            usage=self.used.get(number, _usual(kind)),
+            usage=self.usage(place),
             metered=kind.metered,
         )
         return Step(
@@ -251,6 +254,13 @@ class Steps(Mapping[int, Step]):
             where = step.identity.scope
             if step.begun < seq and (where == scope or where.startswith(inside)):
                 yield step.number, step.seconds
+
+    def usage(self, number: int) -> Usage:
+        """What the attempt used that gave a step its result."""
+        step, place = self._made.get(number), self._index.place(number)
+        if step is not None or place is None:
+            return self[number].attempts[-1].usage
+        return self._packed.usage(place)
 
     def uncertain(self) -> list[Step]:
         """All that may be something else than completed."""

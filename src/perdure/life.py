@@ -247,7 +247,7 @@ class Life:
         """What had been used for the results that this life reused."""
         inside = self._inside_reused(n for n in self.state.steps if n not in self.reused)
         numbers = self.reused.keys() | inside
-        used = (self.state.steps[n].attempts[-1].usage for n in numbers)
+        used = (self.state.steps.usage(n) for n in numbers)
         return sum((usage for usage in used if usage), Usage())
 
     def _inside_reused(self, among: Iterable[int]) -> set[int]:
