@@ -196,15 +196,22 @@ async def _gated(branch: Branch, gate: asyncio.Semaphore) -> Any:
 
 
 async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    tasks = list(tasks)
-    left = [task for task in tasks if not task.done()]
-    for task in left:
-        task.cancel()
+    left = []
+    for task in tasks:
+        if task.done():
+            _hear(task)
+        else:
+            task.add_done_callback(_hear)  # also if this here is cancelled
+            task.cancel()
+            left.append(task)
     if left:
         await asyncio.wait(left)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # asked for, so that the event loop does not complain that nobody did
+
+
+def _hear(task: asyncio.Future[Any]) -> None:
+    """Ask for its error, so that the event loop does not complain that nobody did."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Failure:

@@ -171,8 +171,7 @@ class LiveRun:
                     state.size += len(record)
                     if self.outputs is not None:
                         before += self.outputs.work(state, entry, blobs or {})
-                due = self._snapshots and self.durability.durable and snapshot.is_due(state, state.snapshot)
-                body = snapshot.take(state) if due else b""
+                body = snapshot.take(state) if self._snapshot_is_due() else b""
             except BaseException as error:  # the state may be ahead of the journal: nothing may follow
                 self.broken = error
                 raise
@@ -181,6 +180,11 @@ class LiveRun:
                 state.snapshot = state.seq
                 self.writer.call(partial(past.save, self.writer.store, self.lease, state.seq, body, records[-1]))
             return ticket
+
+    def _snapshot_is_due(self) -> bool:
+        if not self._snapshots or not snapshot.is_due(self.state, self.state.snapshot):
+            return False
+        return self.durability.durable and self.life.rehearsal is None
 
     def _queue(
         self,
