@@ -6,7 +6,7 @@ DOC ?=
 JOBS ?= auto
 SECONDS ?= 60
 BENCH ?=
-FUZZ := journal_file entry post value toml url name schema reply
+FUZZ := journal_file entry post value blob toml url name schema reply
 
 .PHONY: help setup demo test test-long fuzz check format bench lock clean
 

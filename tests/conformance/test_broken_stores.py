@@ -333,6 +333,14 @@ class MakesUpMissingBlobs(MemoryStore):
         return b"" if content is None else sound_blob(digest, content, self.url)
 
 
+class KnowsOneFormOfBlobs(MemoryStore):
+    """Hands out what it was given."""
+
+    def blob(self, digest: str) -> bytes:
+        content = self._backend.blobs.get(digest)
+        return sound_blob(digest, content, self.url) if content is None else content
+
+
 class WorksWhenClosed(MemoryStore):
     """A closed handle goes on."""
 
@@ -372,6 +380,7 @@ BROKEN: Sequence[type[MemoryStore]] = (
     ReleasesForAnybody,
     DeletesWithoutALease,
     MakesUpMissingBlobs,
+    KnowsOneFormOfBlobs,
     WorksWhenClosed,
 )
 RANDOM = "test_any_history_agrees_with_the_model"

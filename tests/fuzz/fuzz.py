@@ -8,6 +8,7 @@ numbers and run everywhere; this one needs atheris, finds its own way, and has n
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,11 +22,14 @@ from perdure.codec import Payload
 from perdure.errors import Bug, ConfigError, PerdureError
 from perdure.fold import fold
 from perdure.framing import frame, scan
+from perdure.limits import MAX_BLOB
 from perdure.model import RunKey, key_named
 from perdure.runners.messages import reply_of
 from perdure.runners.toml import load_pipeline
 from perdure.runtime.forms import misfit, told
 from perdure.runtime.outputs import readable
+from perdure.stores.compression import decompressed
+from perdure.stores.handle import sound_blob
 from perdure.stores.postgres_link import parse
 from perdure.stores.redis_keys import FIELDS, Row, key_of
 from perdure.stores.redis_url import target
@@ -62,6 +66,13 @@ def value(data: bytes) -> None:
     with contextlib.suppress(PerdureError):
         codec.dumps(codec.loads(payload))
     readable(payload, {})
+
+
+def blob(data: bytes) -> None:
+    """A large value as it stands in a store."""
+    plain = decompressed(data, MAX_BLOB)
+    sound_blob(hashlib.sha256(plain or data).hexdigest(), data, "here")
+    sound_blob("0" * 64, data, "here")
 
 
 def toml(data: bytes) -> None:
@@ -116,7 +127,7 @@ def _load(text: str, _folder: Path) -> Any:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    run.__name__: run for run in (journal_file, entry, post, value, toml, url, name, schema, reply)
+    run.__name__: run for run in (journal_file, entry, post, value, blob, toml, url, name, schema, reply)
 }
 SEEDS: dict[str, list[bytes]] = {
     "journal_file": [frame(KEY, BEGAN), b" " + frame(KEY, BEGAN), bytes(64)],
@@ -130,6 +141,7 @@ SEEDS: dict[str, list[bytes]] = {
         b'{"~":"datetime","v":"2026-01-01T00:00:00"}',
         b"[1,null]",
     ],
+    "blob": [b"perdure zlib blob 1\nx\x01KL\x04\x82$(\x01\x00*\x1e\x03\xbd", b"any"],
     "toml": [b'name = "x"\n[[stage]]\nrun = "a:b"\n', b'[[stage]]\ncrew = "c"\nexperts = [{ run = "a:b" }]\n'],
     "url": [b"u:p@h:1/x?schema=a&lease=5", b"h/0?prefix=a"],
     "name": [b"paper#0", b"1\x00owner\x001\x00host\x001.5\x003\x000\x00{}"],

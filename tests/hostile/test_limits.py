@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import resource
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from perdure.framing import FRAME, frame, scan, unframe
 from perdure.limits import MAX_RECORD, MAX_ROW, MAX_VALUE, decoded
 from perdure.model import Attribution, RunKey
 from perdure.runtime.outputs import readable
-from perdure.stores import handle, open_store
+from perdure.stores import Encryption, handle, open_store
+from perdure.stores.compression import COMPRESSED, compressed, decompressed
 from perdure.stores.handle import blobs_of
 from perdure.testing.processes import Child
 from perdure.testing.samples import item, snapshots
@@ -242,6 +244,66 @@ def test_a_bomb_gives_a_value_or_our_error_in_bounded_memory(name: str) -> None:
 
     child = Child(work)
     assert child.hear() in ("a value", "CodecError", "CorruptStore", "ValueError")
+    child.kill()
+
+
+def bomb(size: int) -> bytes:
+    """The compressed form of so many MiB of nothing: a piece of deflate, again and again."""
+    stream = zlib.compressobj(9)
+    first = stream.compress(bytes(2**20)) + stream.flush(zlib.Z_FULL_FLUSH)
+    again = stream.compress(bytes(2**20)) + stream.flush(zlib.Z_FULL_FLUSH)
+    return COMPRESSED + first + again * (size - 1)
+
+
+@pytest.mark.parametrize("encryption", [None, Encryption({"2026": b"k" * 32})], ids=["clear", "sealed"])
+@pytest.mark.parametrize("url", ["memory:", "file:{}/s", "sqlite:{}/s.db"])
+def test_a_blob_of_a_thousand_times_its_size_is_refused_in_bounded_memory(
+    url: str, encryption: Encryption | None, tmp_path: Path
+) -> None:  # rel:B5
+    huge, digest = bomb(4096), "b0" * 32
+    assert 2**32 / 1200 < len(huge) < 2**32 / 1000
+
+    def work(say: Callable[[str], None], _hear: Callable[[], str]) -> None:
+        store = open_store(url.format(tmp_path), encryption=encryption)
+        given = item(store.claim(KEY), 0)
+        store.append([msgspec.structs.replace(given, blobs={digest: huge})])
+        limit_memory(600 * 2**20)
+        try:
+            say(f"{len(store.blob(digest))}\n")
+        except (PerdureError, MemoryError) as error:
+            say(f"{type(error).__name__} {error}\n")
+
+    child = Child(work)
+    said = child.hear()
+    assert said.startswith("CorruptStore ") and digest in said
+    child.kill()
+
+
+def test_a_compressed_blob_is_never_called_damaged_for_want_of_memory() -> None:  # rel:R7 rel:B5
+    plain = b"".join(b"%d, " % n for n in range(20_000))
+    form = compressed(plain)
+    assert form.startswith(COMPRESSED)
+
+    def work(say: Callable[[str], None], _hear: Callable[[], str]) -> None:
+        hoard: list[bytes] = []
+        found: list[str] = []
+        limit_memory(0)
+        for size in (2**16, 2**13, 2**12, 2**11, 2**10, 600):  # what is free within the process too
+            try:
+                while True:
+                    hoard.append(bytes(size))
+            except MemoryError:
+                continue
+        while hoard:
+            hoard.pop()
+            try:
+                found.append("whole" if decompressed(form, len(plain)) == plain else "damaged")
+            except MemoryError:
+                found.append("no memory")
+        say(f"{sorted(set(found))}\n")
+
+    child = Child(work)
+    assert child.hear() == "['no memory', 'whole']"
     child.kill()
 
 

@@ -27,6 +27,7 @@ from perdure.runtime.audit import Auditor
 from perdure.runtime.rekey import Rekeyed, rekey
 from perdure.stores import Encryption, open_store
 from perdure.stores.base import Store, Which
+from perdure.stores.compression import COMPRESSED
 from perdure.stores.encryption import MARK, new_key
 from perdure.stores.sealed import SealedStore
 from perdure.stores.sealed_header import read_header
@@ -108,6 +109,7 @@ def test_nothing_of_a_run_can_be_read_without_the_key(url: str, tmp_path: Path) 
         assert CANARY in client.step("found", "look").partial_text and CANARY in str(client.runs())
         assert client.value(client.step("found", "look").output).startswith(f"found {CANARY}")  # type: ignore[arg-type]
     stored = all_bytes(tmp_path)
+    assert COMPRESSED not in stored, "what is compressed is encrypted"
     assert CANARY.encode() not in stored and b"found" in stored, "names of runs stand in clear, and nothing else"
     assert b"somebody" not in stored and b"cannot look" not in stored
     if url.startswith("sqlite:"):

@@ -32,6 +32,7 @@ from perdure.runtime.retention import Keep, Retention, prune
 from perdure.runtime.settle import send, write
 from perdure.stores import open_store
 from perdure.stores.base import Store
+from perdure.stores.compression import compressed
 from perdure.testing.samples import snapshots
 
 NOW = 1_800_000_000.0
@@ -560,9 +561,11 @@ def test_what_was_removed_is_wiped(tmp_path: Path, capsys: pytest.CaptureFixture
         manager.run_sync(flow, 77, goal="c4n4ry", attribution=Attribution(tags={"t": "c4n4ry"}))
         manager.run_sync(flow, 1, goal="stays")
     snap(url, "c4n4ry", b"c4n4ry 77 77 77" * 9000)
+    output = compressed(b"77 " * 3000)
+    assert output in (tmp_path / "runs.db").read_bytes(), "this is how it stands there"
     assert main(["prune", "c4n4ry", "--compact", "--store", url]) == 0
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert b"c4n4ry" not in stored and b"77 77 77" not in stored and b"stays" in stored
+    assert b"c4n4ry" not in stored and b"77 77 77" not in stored and b"stays" in stored and output not in stored
     url = f"file:{tmp_path / 'files'}"
     with perdure.CheckpointManager(url) as manager:
         manager.run_sync(flow, 77, goal="c4n4ry")

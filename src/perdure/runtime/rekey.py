@@ -19,6 +19,7 @@ from perdure.model import OWN, RunMeta
 from perdure.runtime.look import each
 from perdure.stores import open_store
 from perdure.stores.base import Rewrite
+from perdure.stores.compression import ready
 from perdure.stores.encryption import MARK, Encryption
 from perdure.stores.sealed import SealedStore
 from perdure.stores.sealed_header import retire_keys
@@ -94,7 +95,8 @@ def _rewrite(store: SealedStore, row: RunMeta) -> bool:
             blobs = {digest: store.blob(digest) for entry in entries for digest in refs(entry)}
             posts = store.posts({row.key: 0}).get(row.key, [])
             meta = summarise(row.key, lines)
-            if rewrite(Rewrite(lease, tuple(lines), tuple(posts), meta, blobs)):
+            (new,) = ready([Rewrite(lease, tuple(lines), tuple(posts), meta, blobs)], store)
+            if rewrite(new):
                 return True
     finally:
         with suppress(FencedError):

@@ -11,6 +11,7 @@ from perdure.fold import State
 from perdure.model import Lease, RunMeta
 from perdure.runtime.archive import Bounds
 from perdure.stores.base import Append, Store
+from perdure.stores.compression import ready
 
 _AT_ONCE: Final = Bounds().journal
 """bytes of records in one append: every journal that is taken without asking"""
@@ -68,7 +69,8 @@ class Sender:
     def _append(self, records: tuple[bytes, ...], row: RunMeta) -> None:
         if self._store.capabilities.lease < inf:
             self._store.heartbeat()
-        for error in self._store.append([Append(self._lease, self._seq, records, row, self._blobs)]):
+        item = Append(self._lease, self._seq, records, row, self._blobs)
+        for error in self._store.append(ready([item], self._store)):
             if error is not None:
                 raise error
 

@@ -15,6 +15,7 @@ from perdure.fold import State
 from perdure.model import Lease, RunKey, key_named
 from perdure.runtime.past import present
 from perdure.stores.base import Append, Store, Which
+from perdure.stores.compression import ready
 from perdure.stores.handle import not_found
 
 Make: TypeAlias = Callable[[State], j.Posted]
@@ -49,7 +50,7 @@ def write(
         state.apply(entry)
         records.append(j.encode(state.key, entry))
     if records:
-        for error in store.append([Append(lease, seq, tuple(records), state.meta(), dict(blobs))]):
+        for error in store.append(ready([Append(lease, seq, tuple(records), state.meta(), dict(blobs))], store)):
             if error is not None:
                 raise error
 

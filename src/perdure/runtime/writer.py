@@ -32,6 +32,7 @@ from perdure.model import Lease
 from perdure.runtime.tickets import Item, Ticket, resolve
 from perdure.runtime.undisturbed import undisturbed
 from perdure.stores.base import Append, Store
+from perdure.stores.compression import ready
 
 _T = TypeVar("_T")
 _LINGER: Final = 0.002
@@ -228,8 +229,9 @@ class Writer:
         """At the store: commit what is queued, up to the next verb."""
         batch = self._taken = []
         for _ in range(len(self._queue)):
-            if not isinstance(self._queue[0], Item):
-                break
+            item = self._queue[0]
+            if not isinstance(item, Item) or (in_hurry and item.blobs and self.can.compress):
+                break  # to compress something would hold an event loop up
             batch.append(cast(Item, self._queue.popleft()))
         if batch:
             began = SYSTEM.monotonic()
@@ -273,7 +275,7 @@ class Writer:
         for item in items:
             for work in item.before:
                 work()
-        self.store.append([_merge(items)])
+        self.store.append(ready([_merge(items)], self.store))
 
     def resolve(self, items: list[Item], error: PerdureError | None) -> None:
         """Tell whoever waits for items that they are durable, or are not going to be."""
@@ -299,7 +301,7 @@ class Writer:
             for item in batch:
                 for work in item.before:
                     work()
-            errors = self.store.append([_merge(group) for group in groups])
+            errors = self.store.append(ready([_merge(group) for group in groups], self.store))
         except PerdureError as error:
             if in_hurry and isinstance(error, StoreBusy):  # the thread will wait for whoever keeps the store locked
                 self._taken = []

@@ -94,6 +94,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     append under a lease and after the release of a run that has records (with False), of whatever handle; and with
     True when it begins to listen, also anew. Several calls may become one. Returns what ends it. None: whoever wants to
     know has to look"""
+    compress: bool = False
+    """blobs are to be given in their compressed form where that is much smaller. False: plain, so that people can read
+    them, or because nothing is gained"""
     hurry: Callable[[bool], None] | None = None
     """told True, a verb raises StoreBusy at once instead of waiting for another process, until told False. None: it may
     wait for another machine, and nothing can be done about that"""
@@ -172,8 +175,8 @@ class Append(msgspec.Struct, frozen=True):
     meta: RunMeta
     """the run's new row for listings"""
     blobs: dict[str, bytes] = {}
-    """name (64 hexadecimal digits) -> content of whatever the records refer to; stored before them, once per store, and
-    kept as long as a run is there that was given them"""
+    """name (64 hexadecimal digits) -> content of whatever the records refer to, plain or compressed (compression.py);
+    stored before them, once per store, and kept as long as a run is there that was given them"""
 
     @property
     def size(self) -> int:
@@ -244,7 +247,8 @@ class Store(Protocol):
         run was given. Raises LeaseLost if the lease is not current."""
 
     def blob(self, digest: str) -> bytes:
-        """Content of a blob. Raises CorruptStore when it is missing or does not have that sha256."""
+        """Plain content of a blob, in whichever form it was given. Raises CorruptStore when it is missing or does not
+        have that sha256."""
 
     def warnings(self) -> list[str]:
         """What was found and repaired since the last call (a torn tail that was cut), one sentence each."""

@@ -18,6 +18,7 @@ from perdure.model import Lease, RunKey, RunMeta
 from perdure.states import FAILED
 from perdure.stores import disk
 from perdure.stores.base import Append, Store
+from perdure.stores.compression import decompressed
 
 SEALED_BLOB: Final = b"perdure sealed blob 1\n"
 """with this begins a blob that is encrypted"""
@@ -189,12 +190,14 @@ def blobs_of(store: Store, digests: Iterable[str]) -> dict[str, bytes]:
 
 
 def sound_blob(digest: str, content: bytes | None, where: str) -> bytes:
-    """``content`` if it is that of the blob. One that is encrypted ends in a checksum of its own: its name is none.
-    Raises CorruptStore."""
+    """The plain content of a blob, given ``content`` as it stands in a store. One that is encrypted ends in a checksum
+    of its own, since its name is none, and stays as it is. Raises CorruptStore."""
     if isinstance(content, bytes) and len(content) <= MAX_BLOB:
-        own = content.startswith(SEALED_BLOB) and hashlib.sha256(content[:-32]).digest() == content[-32:]
-        if own or hashlib.sha256(content).hexdigest() == digest:
+        if content.startswith(SEALED_BLOB) and hashlib.sha256(content[:-32]).digest() == content[-32:]:
             return content
+        for plain in (decompressed(content, MAX_BLOB), content):
+            if plain is not None and hashlib.sha256(plain).hexdigest() == digest:
+                return plain
     wrong = "is missing" if content is None else "does not have the content it was stored with"
     raise CorruptStore(
         f"{where}: blob {digest[:80]} {wrong}. Nothing was changed.",

@@ -116,6 +116,7 @@ class PostgresStore(Handle):
         return Capabilities(
             durable=self._durable,
             shared=True,
+            compress=True,
             lease=lease,
             trust=trust(lease),
             listen=self._listen,

@@ -102,6 +102,7 @@ class RedisStore(Handle):
         self.capabilities = Capabilities(
             durable=durable,
             shared=True,
+            compress=True,
             lease=lease,
             trust=trust(lease),
             listen=self._listen,

@@ -31,7 +31,7 @@ from perdure.framing import frame, unframe
 from perdure.model import OWN, Lease, RunKey, RunMeta
 from perdure.stores.base import EVERY, Append, Capabilities, Rewrite, Snapshots, Store, Summarise, Which
 from perdure.stores.encryption import MARK, Encryption
-from perdure.stores.handle import damaged_row
+from perdure.stores.handle import damaged_row, sound_blob
 from perdure.stores.seal import Seal, from_text, refuse_wrong_key, to_text
 from perdure.stores.sealed_header import Header, add_key, begin_header, migrate_again, planned_header, read_header
 from perdure.stores.snapshots import refuse_too_large
@@ -73,7 +73,9 @@ class SealedStore:
         audit = can.audit and can.audit._replace(names=self._names)
         snapshots = can.snapshots and Snapshots(self._save_snapshot, self._load_snapshot)
         rewrite = can.rewrite and self._rewrite
-        return replace(can, encrypted=True, outputs=None, rewrite=rewrite, snapshots=snapshots, audit=audit)
+        return replace(
+            can, encrypted=True, compress=True, outputs=None, rewrite=rewrite, snapshots=snapshots, audit=audit
+        )
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -133,7 +135,8 @@ class SealedStore:
         problem: PerdureError | None = None
         for key in sorted(self.header.keys, key=lambda key: (key != write, key in retired)):
             try:
-                return self._seal.decrypt_blob(digest, self.inner.blob(self._seal.name(key, digest)))
+                content = self._seal.decrypt_blob(digest, self.inner.blob(self._seal.name(key, digest)))
+                return sound_blob(digest, content, self.url)
             except CorruptStore as error:
                 problem = problem or error
             except ConfigError:  # a key that was retired, and is not needed

@@ -124,6 +124,7 @@ class SqliteStore(Handle):
         return Capabilities(
             durable=True,
             shared=True,
+            compress=True,
             hurry=self._hurry,
             transaction=self._lend,
             rewrite=self._rewrite,

@@ -32,6 +32,7 @@ from perdure.errors import Bug, ConfigError, CorruptStore, LeaseHeld, LeaseLost,
 from perdure.limits import MAX_BLOB
 from perdure.model import RunKey
 from perdure.stores.base import Append, Rewrite, Store, Which
+from perdure.stores.compression import COMPRESSED, compressed
 from perdure.testing.processes import Child
 from perdure.testing.random_store import check_random_histories
 from perdure.testing.samples import HOSTILE_GOALS, item, meta, posts, records, snapshots, stored
@@ -247,6 +248,39 @@ class StoreConformance:
         for path in ("../format.json", "", "0" * 63, "/etc/passwd"):
             with pytest.raises(PerdureError):
                 store.blob(path)
+        store.close()
+
+    def test_a_blob_comes_back_plain_in_whichever_form_it_was_given(self, tmp_path: Path) -> None:  # rel:B5
+        store, text = self.open(tmp_path), b"all work and no play makes a dull crew\n" * 900
+        form, other = compressed(text), compressed(bytes(9000))
+        assert len(form) < len(text) // 8
+        values = {text: form, form: form, other: compressed(other), COMPRESSED: COMPRESSED, b"as ever": b"as ever"}
+        blobs = {hashlib.sha256(plain).hexdigest(): form for plain, form in values.items()}
+        lease = store.claim(RunKey("paper"))
+        given = Append(lease, 0, records(lease.key, 0, 1), meta(lease.key, 1), blobs)
+        assert store.append([given]) == [None]
+        again = item(store.claim(RunKey("again")), 0, plain=text)
+        assert store.append([again]) == [None], "another run gives it in the other form"
+        for plain in values:
+            assert store.blob(hashlib.sha256(plain).hexdigest()) == plain
+        row = store.runs(Which(goal="paper"))[0]
+        assert given.size <= row.size <= 2 * given.size + 500 < len(text), "what counts is what is stored"
+        store.delete(lease)
+        assert store.blob(hashlib.sha256(text).hexdigest()) == text
+        store.close()
+
+    def test_a_compressed_blob_that_is_damaged_or_another_is_told(self, tmp_path: Path) -> None:  # rel:B3 rel:B5
+        store, text = self.open(tmp_path), b"all work and no play makes a dull crew\n" * 900
+        form, digest = compressed(text), hashlib.sha256(text).hexdigest()
+        middle = len(form) // 2
+        changed = form[:middle] + bytes([form[middle] ^ 1]) + form[middle + 1 :]
+        for number, wrong in enumerate((form[:-1], form + b"x", changed, compressed(text * 2), COMPRESSED, b"")):
+            lease = store.claim(RunKey("paper", number))
+            damaged = Append(lease, 0, records(lease.key, 0, 1), meta(lease.key, 1), {digest: wrong})
+            assert store.append([damaged]) == [None]
+            with pytest.raises(CorruptStore, match=digest):
+                store.blob(digest)
+            store.delete(lease)
         store.close()
 
     def test_blobs_go_with_the_last_run_that_was_given_them(self, tmp_path: Path) -> None:  # K5 rel:S14

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from perdure.errors import Bug, CorruptStore, LeaseHeld, LeaseLost, RunNotFound
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.stores.base import Append, Store, Which
+from perdure.stores.compression import compressed
 from perdure.testing.samples import meta, posts, records
 
 _KEYS = [RunKey("paper"), RunKey("paper", 1), RunKey("Paper"), RunKey("../x y")]
@@ -94,9 +95,10 @@ class _History(RuleBasedStateMachine):
             run = self.runs[lease.key]
             seq = len(run.lines) + data.draw(st.sampled_from([0, 0, 0, 0, 1, -1]), "off by")
             lines = records(lease.key, seq, data.draw(st.integers(1, 3), "count"), status)
-            content = data.draw(st.binary(max_size=3), "blob")
+            content = data.draw(st.binary(max_size=3), "blob") * 99
             blobs = {hashlib.sha256(content).hexdigest(): content}
-            batch.append(Append(lease, seq, lines, meta(lease.key, seq + len(lines), status), blobs))
+            given = {digest: compressed(content) if self.steps % 2 else content for digest in blobs}
+            batch.append(Append(lease, seq, lines, meta(lease.key, seq + len(lines), status), given))
             if run.lease != lease or run.holder != handle:
                 expected.append(LeaseLost)
             elif seq != len(run.lines):
