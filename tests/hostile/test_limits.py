@@ -141,7 +141,7 @@ def test_a_large_blob_record_or_row_in_sqlite_is_not_even_loaded(
 ) -> None:  # rel:B4
     record = min(value, MAX_RECORD)
     monkeypatch.setattr("perdure.stores.sqlite.MAX_BLOB", value)
-    monkeypatch.setattr("perdure.stores.sqlite.MAX_RECORD", record)
+    monkeypatch.setattr("perdure.stores.sqlite_sql.MAX_RECORD", record)
     url = f"sqlite:{tmp_path}/runs.db"
     store = open_store(url)
     store.append([item(store.claim(KEY), 0, 2, blob=b"large")])
