@@ -80,6 +80,11 @@ def intact(path: Path) -> bool:
         return False
 
 
+@pytest.fixture
+def _snapshots() -> None:
+    """None here: all that is damaged is to be read."""
+
+
 @pytest.mark.parametrize("samples", [60, pytest.param(3000, marks=pytest.mark.long)])
 def test_a_flipped_byte_in_a_database_is_refused_or_changes_nothing_that_counts(place: Path, samples: int) -> None:
     # rel:D9 rel:B3. SQLite's pages have no checksums: a flip in the index of names can hide a run, which SQLite's own
