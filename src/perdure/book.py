@@ -244,15 +244,13 @@ class Steps(Mapping[int, Step]):
         return self[number] if number is not None else None
 
     def before(self, scope: str, seq: int) -> Iterator[tuple[int, float]]:
-        """(number, seconds) of the steps in a scope, and inside of it, that had begun before an entry."""
-        inside = f"{scope}/" if scope else ""
+        """(number, seconds) of the steps in a scope that had begun before an entry."""
         packed = self._packed
-        kinds = {k for k, kind in enumerate(packed.kinds) if kind.scope == scope or kind.scope.startswith(inside)}
+        kinds = {k for k, kind in enumerate(packed.kinds) if kind.scope == scope}
         columns = zip(packed.kind, packed.number, packed.begun, packed.seconds, strict=True)
         yield from ((number, seconds) for kind, number, begun, seconds in columns if kind in kinds and begun < seq)
         for step in self._made.values():
-            where = step.identity.scope
-            if step.begun < seq and (where == scope or where.startswith(inside)):
+            if step.begun < seq and step.identity.scope == scope:
                 yield step.number, step.seconds
 
     def usage(self, number: int) -> Usage:

@@ -221,13 +221,14 @@ class Life:
 
     @property
     def may_skip(self) -> bool:
-        """Whether what was done in earlier lives would be gone through just as then, so that it need not be."""
+        """Whether what was done in earlier lives would be gone through just as then, so that it need not be. Not any
+        more once something is executed that had been begun: so it is for the outermost of nested agents, mostly."""
         same = self.resumed and self.same_code and not (self.renew or self.diverged or self.state.diverged)
         return same and self.rehearsal is None
 
     def skip(self, scope: str, before: int) -> bool:
-        """Reuse everything in a scope, and inside of it, that had begun before the entry of that sequence. False, and
-        nothing is changed, if not all of it has a result."""
+        """Reuse every step of a scope that had begun before the entry of that sequence. False, and nothing is changed,
+        if not all of them have a result."""
         with self.lock:
             found = dict(self.state.steps.before(scope, before))
             if any(s.number in found and not s.recorded for s in self.state.steps.uncertain()):

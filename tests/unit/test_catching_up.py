@@ -18,6 +18,7 @@ from perdure import journal as j
 from perdure import snapshot
 from perdure.errors import PerdureError
 from perdure.fold import State
+from perdure.life import Life
 from perdure.model import RunKey
 from perdure.runners import Agent, Reply, ToolCall, tool
 from perdure.runners.transcript import transcript
@@ -159,6 +160,34 @@ def test_an_agent_that_is_stopped_anywhere_ends_as_one_that_never_was(shape: str
             end = list(client.entries("g"))[-1]
             recorded = sum(step.recorded for step in client.state("g").steps.values())
         assert isinstance(end, j.RunCompleted) and end.unused == () and 0 <= end.reused < recorded
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_not_gone_through_counts_as_if_it_were(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # B6
+    run(SHAPES[shape](), f"sqlite:{tmp_path}/whole.db")
+    STOP[:] = [2 * sum(RAN.values()) // 3]
+    RAN.clear()
+    with pytest.raises(Exception):  # noqa: B017
+        run(SHAPES[shape](), f"sqlite:{tmp_path}/a.db")
+    there, here = apsw.Connection(f"{tmp_path}/b.db"), apsw.Connection(f"{tmp_path}/a.db")
+    with there.backup("main", here, "main") as backup:
+        backup.step()
+    there.close()
+    here.close()
+    ended, ran_before = [], +RAN
+    for name, may_skip in (("a", Life.may_skip), ("b", property(lambda life: False))):
+        RAN.clear()
+        RAN.update(ran_before)
+        monkeypatch.setattr(Life, "may_skip", may_skip)
+        run(SHAPES[shape](), f"sqlite:{tmp_path}/{name}.db")
+        with perdure.Client(f"sqlite:{tmp_path}/{name}.db") as client:
+            end = list(client.entries("g"))[-1]
+            reasons = [(reason.number, reason.decision) for reason in client.explain("g").steps]
+        assert isinstance(end, j.RunCompleted)
+        ended.append((end.reused, end.saved, end.unused, end.saved_usage, reasons))
+    assert ended[0] == ended[1]
 
 
 def test_an_agent_that_goes_on_asks_for_nothing_that_it_had_done(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

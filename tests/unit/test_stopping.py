@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ from perdure import journal as j
 from perdure import states
 from perdure.errors import AnswerRefused, ConfigError, RunCancelled, RunNotFound, RunStopped, RunSuspended
 from perdure.runtime.manager import CheckpointManager
+from perdure.testing.processes import Child
 
 RAN: list[str] = []
 ON = threading.Event()
@@ -515,3 +519,38 @@ def test_the_attempts_of_a_paused_run_are_not_lost_and_go_on_with_it(url: str) -
         client.unpause("g", by="ann")
     assert perdure.run(best, "x", goal="g", store=url).output == "did attempt"
     assert RAN == ["long", "attempt"]
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("store", ["sqlite:{}/runs.db", "file:{}"])
+def test_a_signal_while_step_follows_step_interrupts_the_run_in_order(
+    tmp_path: Path, store: str, number: signal.Signals
+) -> None:  # B3 B8
+    @perdure.step
+    def quick(n: int) -> int:
+        return n
+
+    def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
+        @perdure.flow
+        def busy() -> None:  # nearly all of its time it commits
+            for n in range(10**9):
+                quick(n)
+                if n % 10 == 5:
+                    say("\n")
+
+        perdure.run(busy, goal="g", store=store.format(tmp_path))
+
+    for _ in range(5):
+        child = Child(work)
+        child.hear()
+        os.kill(child.pid, number)
+        with contextlib.suppress(EOFError):
+            while True:
+                child.hear()
+        os.waitpid(child.pid, 0)
+        with perdure.Client(store.format(tmp_path)) as client:
+            (row,) = client.runs()
+        assert row.status == states.INTERRUPTED

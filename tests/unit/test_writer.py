@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import apsw
@@ -17,6 +20,8 @@ from perdure.model import Lease, RunKey, RunMeta
 from perdure.runtime.tickets import Item, Ticket
 from perdure.runtime.writer import Writer
 from perdure.stores.base import Append
+from perdure.stores.disk import run_folder_name
+from perdure.stores.file import FileStore
 from perdure.stores.memory import MemoryStore
 from perdure.stores.sqlite import SqliteStore
 
@@ -225,40 +230,67 @@ def test_tasks_that_wait_in_one_round_of_their_loop_share_a_commit(writer: Write
     assert sum(store.batches) == 1000 and len(store.batches) < 200
 
 
-def test_a_locked_store_is_not_waited_for_in_an_event_loop(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "runs.db")
+@contextmanager
+def locked_by_others(kind: str, place: Path, goal: str) -> Iterator[None]:
+    if kind == "sqlite":
+        other = apsw.Connection(str(place / "runs.db"))
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("COMMIT")
+        other.close()
+        return
+    with open(place / "runs" / run_folder_name(RunKey(goal, 0)) / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "file"])
+def test_a_locked_store_is_not_waited_for_in_an_event_loop(tmp_path: Path, kind: str) -> None:
+    store = SqliteStore(tmp_path / "runs.db") if kind == "sqlite" else FileStore(tmp_path)
     writer = Writer(store)
-    other = apsw.Connection(str(tmp_path / "runs.db"))
 
     async def main() -> None:
         run = begin(writer)
         for _ in range(200):
             await run.put()
         writer._pace = 0.0  # however slow this machine is
-        other.execute("BEGIN IMMEDIATE")
-        ticket = run.put()
-
-        async def unlocks() -> None:
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)  # by now the loop has tried
+        with locked_by_others(kind, tmp_path, run.lease.key.goal):
+            ticket = run.put()
+            waits = asyncio.ensure_future(_awaited(ticket))
+            for _ in range(3):
+                await asyncio.sleep(0)  # by now the loop has tried
             assert not ticket.done
-            other.execute("COMMIT")
-
-        await asyncio.gather(_awaited(ticket), unlocks())
+        await waits
         assert ticket.done and ticket.error is None
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
     writer.close()
-    other.close()
 
 
+def test_who_is_called_back_does_not_care_in_which_context_is_committed(writer: Writer, store: Counting) -> None:
+    here: ContextVar[str] = ContextVar("here", default="")
+    run, seen = begin(writer), []
+    run.put().wait()
+    here.set("of the flow")
+    ticket = run.put()
+    ticket.then(lambda: seen.append(here.get()))
+    ticket.wait()
+    assert store.threads[-1] == threading.get_ident() and seen == [""]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM])
 @pytest.mark.parametrize("colour", ["thread", "loop"])
-def test_ctrl_c_in_the_middle_of_a_commit_comes_after_it(writer: Writer, store: Counting, colour: str) -> None:  # B8
+def test_a_signal_in_the_middle_of_a_commit_comes_after_it(
+    writer: Writer, store: Counting, colour: str, number: signal.Signals
+) -> None:  # B8
+    def raises(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
     run = begin(writer)
     run.put().wait()
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.signal(number, raises)
     told: list[bool] = []
-    store.during = lambda: (signal.raise_signal(signal.SIGINT), told.append(True))
+    store.during = lambda: (signal.raise_signal(number), told.append(True))
 
     async def main() -> None:
         writer._pace = 0.0
@@ -269,15 +301,14 @@ def test_ctrl_c_in_the_middle_of_a_commit_comes_after_it(writer: Writer, store: 
             if colour == "thread":
                 run.put().wait()
             else:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
                 loop = asyncio.new_event_loop()  # not asyncio.run, which has a handler of its own
                 try:
                     loop.run_until_complete(main())
                 finally:
                     loop.close()
-        assert told == [True] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert told == [True] and signal.getsignal(number) is raises
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(number, handler)
     store.during = lambda: None
     run.put().wait()
     assert sum(store.batches) == 3

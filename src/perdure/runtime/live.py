@@ -124,8 +124,8 @@ class LiveRun:
             renew=renew,
         )
         self._degrade = degrade
-        self._snapshots = durability != "exit" and writer.can.snapshots is not None
-        """they are made of it"""
+        self._snapshots = durability != "exit" and not degrade and writer.can.snapshots is not None
+        """they are made of it: not where what it has done may be needed in memory, without the store"""
         self._observers = tuple(observers)
         running.add(self)
         self._held: list[tuple[int, bytes, dict[str, bytes], tuple[Callable[[], None], ...]]] = []
@@ -178,7 +178,7 @@ class LiveRun:
             ticket = self._queue(seq, records, blobs or {}, tuple(before), tuple(entries), last)
             if body:
                 state.snapshot = state.seq
-                self.writer.call(partial(past.save, self.writer.store, self.lease, state.seq, body, records[-1]))
+                past.keep(self.writer, self.lease, state.seq, body, records[-1])
             return ticket
 
     def _snapshot_is_due(self) -> bool:

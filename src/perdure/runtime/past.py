@@ -7,18 +7,24 @@ they are asked for, a piece of the journal at a time, since whoever asks for one
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from perdure import journal as j
 from perdure import snapshot
-from perdure.errors import CorruptStore, PerdureError
+from perdure.errors import ConfigError, CorruptStore, PerdureError
 from perdure.fold import State, fold
 from perdure.life import Life
 from perdure.model import Lease, RunKey
+from perdure.runtime.threads import in_thread
+from perdure.runtime.writer import Writer
 from perdure.stores.base import Store
 
 _AHEAD: Final = 256
 """entries that are read at a time"""
+_LARGE: Final = 2**18
+"""bytes of a snapshot that take longer to compress than anybody should be held up"""
 _RESULT: Final = b'"kind":"step_completed/'
 _BEGINNING: Final = 80
 """bytes of a record in which its kind stands"""
@@ -57,10 +63,19 @@ def read(store: Store, life: Life, seq: int) -> j.Entry:
     return first
 
 
-def save(store: Store, lease: Lease, seq: int, body: bytes, record: bytes) -> None:
-    """Keep a snapshot, if that is possible: nothing depends on it."""
+def keep(writer: Writer, lease: Lease, seq: int, body: bytes, record: bytes) -> None:
+    """Have a snapshot saved, if that is possible: nothing depends on it, and nobody waits for it."""
+
+    def seal() -> None:
+        content = snapshot.sealed(body, record)
+        with suppress(ConfigError):  # the manager was closed
+            writer.call(partial(_save, writer.store, lease, seq, content))
+
+    in_thread(seal, "snapshot") if len(body) > _LARGE else seal()
+
+
+def _save(store: Store, lease: Lease, seq: int, content: bytes) -> None:
     kept = store.capabilities.snapshots
-    content = snapshot.sealed(body, record) if kept is not None else b""
     if kept is not None and content:
         try:
             kept.save(lease, seq, content)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from contextvars import Context
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -86,9 +87,10 @@ class Item(Ticket, eq=False):
     """work that must be done before these records are durable: the files of C4"""
 
 
-def resolve(results: list[tuple[Ticket, PerdureError | None]]) -> None:
-    """Wake everybody who waits; one call into each event loop, however many of its tasks wait."""
+def resolve(results: Sequence[tuple[Ticket, PerdureError | None]]) -> None:
+    """Wake everybody who waits; one call into each event loop, however many of its tasks wait. Then call back."""
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    callbacks: list[Callable[[], None]] = []
     for ticket, error in results:
         ticket.error = error
         ticket.done = True
@@ -97,10 +99,7 @@ def resolve(results: list[tuple[Ticket, PerdureError | None]]) -> None:
             if isinstance(waiter, asyncio.Future):
                 loops.setdefault(waiter.get_loop(), []).append(waiter)
             elif callable(waiter):
-                try:
-                    waiter()
-                except Exception:
-                    log.exception("an observer of durable records failed; the run is not affected")
+                callbacks.append(waiter)
             else:
                 waiter.release()
     here = asyncio._get_running_loop()
@@ -112,6 +111,16 @@ def resolve(results: list[tuple[Ticket, PerdureError | None]]) -> None:
             loop.call_soon_threadsafe(_wake, futures)
         except RuntimeError:  # the loop was closed while its task waited: nobody is left to tell
             continue
+    ended: BaseException | None = None
+    for callback in callbacks:
+        try:
+            Context().run(callback)  # and not in that of whoever happens to commit
+        except Exception:
+            log.exception("an observer of durable records failed; the run is not affected")
+        except BaseException as error:
+            ended = error
+    if ended is not None:
+        raise ended
 
 
 def _wake(futures: list[asyncio.Future[None]]) -> None:

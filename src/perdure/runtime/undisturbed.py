@@ -1,35 +1,64 @@
-"""Commits that Ctrl-C does not break off."""
+"""Commits that no signal breaks off."""
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # without the enums of ``signal``, which take as long as a commit
+import signal
 import sys
 import threading
-from signal import SIGINT
 from types import FrameType
-from typing import Any
+from typing import Any, Final
+
+_HELD_BACK: Final = [
+    int(number)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2")
+    if (number := getattr(signal, name, None)) is not None
+]
 
 
 class undisturbed:  # like the functions of contextlib
-    """The block is not broken off by Ctrl-C, which has its effect when it ends. Of a commit that is broken off nobody
-    knows what the store has."""
+    """The block is not broken off by Ctrl-C, nor by any other signal whose handler may raise: that has its effect when
+    the block ends. Of a commit that is broken off nobody knows what the store has."""
 
-    __slots__ = ("_came", "_handler")
+    __slots__ = ("_came", "_held")
 
     def __enter__(self) -> None:
-        self._came: FrameType | None = None
-        self._handler: Any = None
-        if threading.current_thread() is threading.main_thread():  # no other is disturbed
-            handler = _signal.getsignal(SIGINT)
-            if callable(handler):
-                self._handler = handler
-                _signal.signal(SIGINT, self._note)
+        self._came: list[tuple[int, FrameType]] = []
+        self._held: list[tuple[int, Any]] = []
+        if threading.current_thread() is not threading.main_thread():  # no other is disturbed
+            return
+        try:
+            for number in _HELD_BACK:
+                handler = _signal.getsignal(number)
+                if callable(handler):
+                    _signal.signal(number, self._note)
+                    self._held.append((number, handler))
+        except BaseException:  # a handler that is still there has raised
+            self._let_go()
+            raise
 
-    def _note(self, _: int, frame: FrameType | None) -> None:
-        self._came = frame or sys._getframe()
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came.append((number, frame or sys._getframe()))
+
+    def _let_go(self) -> None:
+        """Put the handlers back: all of them, whatever the first of them raise in the meantime."""
+        raised: BaseException | None = None
+        for number, handler in self._held:
+            done = False
+            while not done:
+                try:
+                    _signal.signal(number, handler)
+                    done = True
+                except BaseException as error:
+                    raised = error
+        if raised is not None:
+            raise raised
 
     def __exit__(self, *_: object) -> None:
-        if self._handler is not None:
-            _signal.signal(SIGINT, self._handler)
-            if self._came is not None:
-                self._handler(SIGINT, self._came)
+        if self._held:
+            try:
+                self._let_go()
+            finally:
+                handlers = dict(self._held)
+                for number, frame in self._came:
+                    handlers[number](number, frame)

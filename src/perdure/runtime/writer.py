@@ -125,7 +125,7 @@ class Writer:
     def _use_here(self, hurry: Callable[[bool], None] | None) -> None:
         """Commit what is queued in this thread, if nobody is at the store; with ``hurry`` only if that keeps nobody
         waiting."""
-        if not self._at_store.acquire(blocking=False):
+        if os.getpid() != self._pid or not self._at_store.acquire(blocking=False):
             return
         try:
             if hurry is not None:
@@ -230,8 +230,8 @@ class Writer:
         batch = self._taken = []
         for _ in range(len(self._queue)):
             item = self._queue[0]
-            if not isinstance(item, Item) or (in_hurry and item.blobs and self.can.compress):
-                break  # to compress something would hold an event loop up
+            if not isinstance(item, Item) or (in_hurry and (item.blobs or item.before)):
+                break  # to compress large values, or to write files, would hold an event loop up
             batch.append(cast(Item, self._queue.popleft()))
         if batch:
             began = SYSTEM.monotonic()
@@ -303,16 +303,18 @@ class Writer:
                     work()
             errors = self.store.append(ready([_merge(group) for group in groups], self.store))
         except PerdureError as error:
-            if in_hurry and isinstance(error, StoreBusy):  # the thread will wait for whoever keeps the store locked
-                self._taken = []
-                self._queue.extendleft(reversed(batch))
-                return
             self._error = error if isinstance(error, StoreError) else self._error
             errors = [error] * len(groups)
         except BaseException as error:
             self._error, ended = _broken(error), error
             errors = [self._error] * len(groups)
-        resolve([(item, error) for group, error in zip(groups, errors, strict=True) for item in group])
+        told = [(item, error) for group, error in zip(groups, errors, strict=True) for item in group]
+        if in_hurry:  # the thread will wait for whoever keeps the store locked
+            locked = [item for item, error in told if isinstance(error, StoreBusy)]
+            told = [(item, error) for item, error in told if not isinstance(error, StoreBusy)]
+            self._queue.extendleft(reversed(locked))
+        self._taken = []
+        resolve(told)
         if ended is not None and not isinstance(ended, Exception):
             raise ended
 

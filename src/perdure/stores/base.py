@@ -98,8 +98,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     """blobs are to be given in their compressed form where that is much smaller. False: plain, so that people can read
     them, or because nothing is gained"""
     hurry: Callable[[bool], None] | None = None
-    """told True, a verb raises StoreBusy at once instead of waiting for another process, until told False. None: it may
-    wait for another machine, and nothing can be done about that"""
+    """told True, a verb raises StoreBusy at once (``append`` may return it, for an item of which it has kept nothing)
+    instead of waiting for another process, until told False. None: it may wait for another machine, and nothing can be
+    done about that"""
     transaction: Callable[[Lease], AbstractContextManager[Transaction]] | None = None
     """a transaction of the store, for what is written together with the next ``append`` to the run of a lease: inside
     of the block that is part of it, and raises what is wrong instead of returning it. Committed at the end of the

@@ -99,7 +99,8 @@ class FileStore(Handle):
         self._runs, self._tmp = self.root / "runs", self.root / "tmp"
         self._blobs = Blobs(self.root / "blobs", wait, clock)
         self._names = Names(self._runs, clock)
-        self._wait, self._summarise = wait, summarise
+        self._patience = self._wait = wait
+        self._summarise = summarise
         self._held: dict[RunKey, _Held] = {}
         self._inboxes: dict[RunKey, tuple[int, int]] = {}
         """bytes and posts of inboxes as they were read last: who executes runs looks often"""
@@ -128,7 +129,7 @@ class FileStore(Handle):
             durable=True,
             shared=True,
             outputs=self.root / "runs",
-            hurry=lambda _: None,  # a run has a file of its own, and nobody else writes that
+            hurry=self._hurry,
             rewrite=self._rewrite,
             snapshots=Snapshots(self._save_snapshot, self._load_snapshot),
             audit=audit,
@@ -170,7 +171,7 @@ class FileStore(Handle):
         self._check()
         run = self._held.get(key)
         if most is not None and run is not None:  # piece by piece, as whoever goes on from a snapshot reads
-            if len(run.lines) < after + most:
+            if len(run.lines) < min(after + most, run.seq):
                 run.lines = self._lines(key)
             return run.lines[after : after + most]
         return self._lines(key)[after:][:most]
@@ -382,6 +383,10 @@ class FileStore(Handle):
             run.meta, run.cached, run.lines = new.meta, False, []
             self._save_meta(run)
         return True
+
+    def _hurry(self, hurried: bool) -> None:
+        """See Capabilities.hurry."""
+        self._wait = 0.0 if hurried else self._patience
 
     def _save_snapshot(self, lease: Lease, seq: int, content: bytes) -> None:
         """See Snapshots.save."""

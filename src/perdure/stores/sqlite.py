@@ -481,6 +481,7 @@ class SqliteStore(Handle):
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
+                self._noted.clear()
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
