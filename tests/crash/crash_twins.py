@@ -73,12 +73,13 @@ class HastyWriter(Writer):
 
     _late: Sequence[Item] = ()
 
-    def _commit(self, batch: list[Item]) -> None:
-        super()._commit(list(self._late))
+    def _commit(self, batch: list[Item], in_hurry: bool) -> None:
+        if self._late:
+            super()._commit(list(self._late), False)
         self._late = batch
         self.resolve(batch, None)
         if self._closed:
-            super()._commit(batch)
+            super()._commit(batch, False)
             self._late = ()
 
 

@@ -146,7 +146,8 @@ def test_a_decision_is_remembered_for_equal_calls_if_it_says_so(
     waits = start(agent, url)
     assert len(waits.questions) == asked
     with perdure.Client(url) as client:
-        assert [q.prompt.count('"b"') for q in client.questions()] == ([1] if remember else [0, 1])
+        asked_now = sorted(q.prompt.count('"b"') for q in client.questions())  # at one moment, in any order
+        assert asked_now == ([1] if remember else [0, 1])
         for question in client.questions():
             client.answer("g", question.id, True, by="ann")
     perdure.run(agent, "help", goal="g", store=url)

@@ -28,7 +28,7 @@ class StepContext:
 
     __slots__ = (
         *("_buffer", "_connection", "_in_flight", "_is_async", "_key", "_over", "_run", "_step", "_veil"),
-        *("attempt", "name", "partial_text", "progress"),
+        *("__weakref__", "attempt", "name", "partial_text", "progress"),
     )
 
     def __init__(self, run: LiveRun | None, call: Call, name: str, is_async: bool) -> None:
