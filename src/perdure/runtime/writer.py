@@ -249,8 +249,10 @@ class Writer:
                 self._look(self.store)
             except RetryError:  # somebody keeps the store locked: look again later
                 pass
-            except Exception:
-                log.exception("what others post to runs cannot be read any more; they go on without it")
+            except Exception as error:
+                known = isinstance(error, PerdureError)  # the store is away, say: where we noticed it helps nobody
+                text = "what others post to runs cannot be read any more; they go on without it: %s"
+                log.error(text, error, exc_info=None if known else error)
                 self._next = inf
 
     @contextmanager
