@@ -119,8 +119,7 @@ class Lives:
         lease = store.claim(key)
         try:
             tell_warnings(store)
-            whole = self.config.store_failure == "degrade"  # its results may be needed when the store is away
-            state = present(store, key, 0 if whole or row is None else row.seq)
+            state = self._present(store, key, row.seq if row is not None else 0)
             if state.status is not None:  # nobody can have posted to a run without records
                 move(store, lease, state, self.clock)
             if state.status == states.COMPLETED and not start.rerun and not self._differences(state, start):
@@ -130,6 +129,10 @@ class Lives:
         except BaseException:
             store.release(lease)
             raise
+
+    def _present(self, store: Store, key: RunKey, length: int | None) -> State:
+        """What is recorded of a run that is going to be executed: all of it where that may go on without the store."""
+        return present(store, key, 0 if self.config.store_failure == "degrade" else length)
 
     def take_up(self, lease: Lease, function: Function[..., Any]) -> Future[tuple[LiveRun, Inputs] | None]:
         """Begin a life of a run that was claimed because it may go on, with its recorded inputs. None, and the run is
@@ -158,7 +161,7 @@ class Lives:
         key = lease.key
         try:
             tell_warnings(store)
-            state = present(store, key)
+            state = self._present(store, key, None)
             move(store, lease, state, self.clock)
             if not may_go_on(state, self.clock.now()):
                 store.release(lease)

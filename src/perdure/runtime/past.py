@@ -55,7 +55,10 @@ def read(store: Store, life: Life, seq: int) -> j.Entry:
     key = life.state.key
     lines = store.read(key, seq - 1, _AHEAD) if seq > 0 else []
     if not lines:
-        raise CorruptStore(f"run {key}: its snapshot speaks of entry {seq}, which is not there. Nothing was changed.")
+        raise CorruptStore(
+            f"run {key}: its snapshot speaks of entry {seq}, which is not there. Nothing was changed.",
+            hint="perdure check tells what is damaged. Restore the store from a copy.",
+        )
     first = j.decode(key, lines[0], seq)
     results = ((n, line) for n, line in enumerate(lines, seq) if _RESULT in line[:_BEGINNING])
     entries = [j.decode(key, line, n) for n, line in results]

@@ -20,45 +20,38 @@ class undisturbed:  # like the functions of contextlib
     """The block is not broken off by Ctrl-C, nor by any other signal whose handler may raise: that has its effect when
     the block ends. Of a commit that is broken off nobody knows what the store has."""
 
-    __slots__ = ("_came", "_held")
+    __slots__ = ("_came", "_handlers", "_over")
 
     def __enter__(self) -> None:
         self._came: list[tuple[int, FrameType]] = []
-        self._held: list[tuple[int, Any]] = []
+        self._handlers: dict[int, Any] = {}
+        self._over = False
         if threading.current_thread() is not threading.main_thread():  # no other is disturbed
             return
         try:
             for number in _HELD_BACK:
                 handler = _signal.getsignal(number)
                 if callable(handler):
+                    self._handlers[number] = handler
                     _signal.signal(number, self._note)
-                    self._held.append((number, handler))
         except BaseException:  # a handler that is still there has raised
             self._let_go()
             raise
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._came.append((number, frame or sys._getframe()))
+        if self._over:  # one that was let go before has raised, and this could not be put back any more
+            self._handlers[number](number, frame)
+        else:
+            self._came.append((number, frame or sys._getframe()))
 
     def _let_go(self) -> None:
-        """Put the handlers back: all of them, whatever the first of them raise in the meantime."""
-        raised: BaseException | None = None
-        for number, handler in self._held:
-            done = False
-            while not done:
-                try:
-                    _signal.signal(number, handler)
-                    done = True
-                except BaseException as error:
-                    raised = error
-        if raised is not None:
-            raise raised
+        self._over = True
+        for number, handler in self._handlers.items():
+            _signal.signal(number, handler)
 
     def __exit__(self, *_: object) -> None:
-        if self._held:
-            try:
-                self._let_go()
-            finally:
-                handlers = dict(self._held)
-                for number, frame in self._came:
-                    handlers[number](number, frame)
+        try:
+            self._let_go()
+        finally:
+            for number, frame in self._came:
+                self._handlers[number](number, frame)
