@@ -200,7 +200,7 @@ def load(life: Life, payload: codec.Payload) -> Machine:
 def _output(life: Life, seq: int, entry: j.Entry) -> codec.Payload:
     if not isinstance(entry, j.StepCompleted | j.StepEdited):
         raise CorruptStore(
-            f"run {life.state.key}: entry {seq} should have a result, and is {j.kind_of(entry)!r}. Nothing was changed.",
+            f"run {life.state.key}: entry {seq} should have a result, and is {j.kind_of(entry)}. Nothing was changed.",
             hint="perdure check tells what is damaged. Restore the store from a copy.",
         )
     return entry.output
