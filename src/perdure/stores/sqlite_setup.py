@@ -48,6 +48,7 @@ def connect(path: Path, url: str, create: bool, wait: float) -> apsw.Connection:
         reason = "it is a folder" if path.is_dir() else error
         raise StoreError(f"Cannot open {path}: {reason}.") from error
     db.set_busy_timeout(int(wait * 1000))
+    db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)  # else statements are planned anew for each value that is bound
     db.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)  # what a file's own views and triggers may call
     db.execute(f"PRAGMA page_size = {_PAGE}")  # of a file that is made now; others keep theirs
     return db
