@@ -203,12 +203,18 @@ class Steps(Mapping[int, Step]):
         self._latest[step.identity.name, step.identity.fingerprint] = step.number
 
     def __getitem__(self, number: int) -> Step:
-        step = self._made.get(number)
+        step = self.get(number)
         if step is None:
+            raise KeyError(number)
+        return step
+
+    def get(self, number: int, default: None = None) -> Step | None:  # type: ignore[override]
+        """As of any mapping; that of the base class asks by way of an error."""
+        step = self._made.get(number)
+        if step is None and self._packed.number:
             place = self._index.place(number)
-            if place is None:
-                raise KeyError(number)
-            step = self._made.setdefault(number, self._packed.step(place))
+            if place is not None:
+                step = self._made.setdefault(number, self._packed.step(place))
         return step
 
     def __contains__(self, number: object) -> bool:

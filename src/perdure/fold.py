@@ -48,7 +48,8 @@ class State(Facts, kw_only=False):
             self.row = None
         _APPLY[kind](self, entry)
         self.seq = entry.seq
-        self.updated = max(self.updated, entry.at)  # a clock may be set back
+        if entry.at > self.updated:  # a clock may be set back
+            self.updated = entry.at
 
     def take(self, line: bytes) -> None:
         """Take the next record. Raises CorruptStore, NewerFormat."""
@@ -293,21 +294,21 @@ class State(Facts, kw_only=False):
             self.running.pop(step.number, None)
 
     def _step(self, number: int) -> Step:
-        try:
-            return self.steps[number]
-        except KeyError:
-            raise CorruptStore(
-                f"run {self.key}: entry {self.seq + 1} speaks of step {number}, which never started."
-            ) from None
+        step = self.steps.get(number)
+        if step is None:
+            raise CorruptStore(f"run {self.key}: entry {self.seq + 1} speaks of step {number}, which never started.")
+        return step
 
-    def _attempt(self, step: int, attempt: int) -> Attempt:
-        attempts = self._step(step).attempts
-        if not 1 <= attempt <= len(attempts):
+    def _attempt(self, number: int, attempt: int) -> Attempt:
+        return self._attempt_of(self._step(number), attempt)
+
+    def _attempt_of(self, step: Step, attempt: int) -> Attempt:
+        if not 1 <= attempt <= len(step.attempts):
             raise CorruptStore(
-                f"run {self.key}: entry {self.seq + 1} speaks of attempt {attempt} of step {step}, which has had "
-                f"{len(attempts)}."
+                f"run {self.key}: entry {self.seq + 1} speaks of attempt {attempt} of step {step.number}, which has "
+                f"had {len(step.attempts)}."
             )
-        return attempts[attempt - 1]
+        return step.attempts[attempt - 1]
 
     def _end_attempt(
         self,
@@ -319,7 +320,7 @@ class State(Facts, kw_only=False):
     ) -> Step:
         """Take the end of a step's latest attempt; ``outcome`` is the step's new state unless given."""
         step = self._step(entry.step)
-        attempt = self._attempt(entry.step, entry.attempt)
+        attempt = self._attempt_of(step, entry.attempt)
         if attempt is not step.attempts[-1]:
             raise CorruptStore(f"run {self.key}: entry {entry.seq} ends attempt {entry.attempt}, which had ended.")
         self._move_step(step, event)
@@ -340,7 +341,9 @@ class State(Facts, kw_only=False):
     def _new_step(self, entry: j.StepStarted | j.StepCopied | j.StepPending) -> Step:
         identity = Identity(self._scope(entry.scope), entry.name, entry.fingerprint, entry.n)
         step = Step(entry.step, identity, entry.args, entry.digest)
-        step.begun, self.last_number = entry.seq, max(self.last_number, entry.step)
+        step.begun = entry.seq
+        if entry.step > self.last_number:
+            self.last_number = entry.step
         self.steps.add(step)
         return step
 

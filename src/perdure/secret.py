@@ -33,6 +33,14 @@ _SHORTEST = 4
 """characters below which a value is not looked for in texts: every text would have it"""
 
 _alive: WeakValueDictionary[int, Secret] = WeakValueDictionary()
+_some = False
+"""there was one ever: most programs have none, and to look costs them nothing"""
+
+
+def _remember(secret: Secret) -> None:
+    global _some
+    _alive[id(secret)] = secret
+    _some = True
 
 
 class Secret:
@@ -62,7 +70,7 @@ class Secret:
         if rotates and not name:
             raise ConfigError("A Secret that rotates needs a name: that is its identity.")
         self._value, self._mac, self._key, self._resolve, self._forms = value, "", "", None, ()
-        _alive[id(self)] = self
+        _remember(self)
 
     @property
     def name(self) -> str:
@@ -77,7 +85,7 @@ class Secret:
         the application's resolver raises."""
         if self._value is None:
             self._value = self._found()
-            _alive[id(self)] = self
+            _remember(self)
         return self._value
 
     def _found(self) -> str:
@@ -177,7 +185,7 @@ def keyed(key: str, data: bytes) -> str:
 
 def mask_known(text: str) -> str:
     """The text without the values of the Secrets that this process knows at this moment."""
-    if not _alive:
+    if not _some:
         return text
     found = {form for known in _alive.valuerefs() if (secret := known()) for form in secret.shown_as() if form in text}
     for form in sorted(found, key=len, reverse=True):
@@ -187,7 +195,7 @@ def mask_known(text: str) -> str:
 
 def longest_known() -> int:
     """Characters of the longest text that ``mask_known`` masks: so much has to be looked at beyond a cut."""
-    if not _alive:
+    if not _some:
         return 0
     alive = [secret for known in _alive.valuerefs() if (secret := known())]
     return max((len(form) for secret in alive for form in secret.shown_as()), default=0)

@@ -64,9 +64,9 @@ def is_long(entries: int) -> bool:
     return entries > _FEW
 
 
-def is_due(state: State, last: int) -> bool:
-    """Whether a snapshot is worth making of a run, ``last`` being the sequence of the one before it, or 0."""
-    return state.seq > last + max(last // 8, _FEW)
+def next_after(last: int) -> int:
+    """The sequence behind which a snapshot of a run is worth making, ``last`` being that of the one before, or 0."""
+    return last + max(last // 8, _FEW)
 
 
 def take(state: State) -> bytes:

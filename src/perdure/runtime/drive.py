@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from perdure import commands, replay
 from perdure.clock import SYSTEM
-from perdure.commands import Call, Command, Machine, Outcome
+from perdure.commands import Append, Call, Command, Machine, Outcome
 from perdure.errors import ConfigError, Halted, RunCancelled, RunStopped, StepTimeout
 from perdure.journal import Entry, Posted
 from perdure.life import Cursor
@@ -22,6 +22,7 @@ from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.live import LiveRun
 from perdure.runtime.strands import Loan, deeper
 from perdure.runtime.threads import in_thread
+from perdure.runtime.tickets import Ticket
 from perdure.runtime.transact import transact
 from perdure.stores.handle import blobs_of
 from perdure.waits import Dropped
@@ -53,7 +54,7 @@ def drive(machine: Machine, run: LiveRun | None, body: Body) -> Any:
             except StopIteration as end:
                 return end.value
             try:
-                reply = _call(command, run, body) if isinstance(command, Call) else perform(command, run)
+                reply = _call(command, run, body) if type(command) is Call else perform(command, run)
                 error = None
             except BaseException as raised:
                 reply, error = None, raised
@@ -61,7 +62,8 @@ def drive(machine: Machine, run: LiveRun | None, body: Body) -> Any:
 
 async def drive_async(machine: Machine, run: LiveRun | None, body: Body) -> Any:
     """Run the machine to its end in this task."""
-    reply, error = None, None
+    reply: object = None
+    error: BaseException | None = None
     with deeper(run):
         while True:
             try:
@@ -69,23 +71,32 @@ async def drive_async(machine: Machine, run: LiveRun | None, body: Body) -> Any:
             except StopIteration as end:
                 return end.value
             try:
-                reply = await (
-                    _call_async(command, run, body) if isinstance(command, Call) else _perform_async(command, run)
-                )
+                if type(command) is Call:
+                    reply = await _call_async(command, run, body)
+                elif type(command) is Append:
+                    reply, ticket = None, _emit(command, run)
+                    if command.wait:
+                        await cast(LiveRun, run).wait_async(ticket)
+                else:
+                    reply = await _perform_async(command, run)
                 error = None
             except BaseException as raised:
                 reply, error = None, raised
+
+
+def _emit(command: Append, run: LiveRun | None) -> Ticket:
+    assert run is not None
+    return run.emit(command.entries, command.blobs, last=command.flush)
 
 
 def perform(command: Command, run: LiveRun | None) -> object:
     """Do what a command other than Call asks for, blocking."""
     clock = run.clock if run else SYSTEM
     match command:
-        case commands.Append(entries, wait, blobs, flush):
-            assert run is not None
-            ticket = run.emit(entries, blobs, last=flush)
-            if wait:
-                run.wait(ticket)
+        case Append():
+            ticket = _emit(command, run)
+            if command.wait:
+                cast(LiveRun, run).wait(ticket)
         case commands.Load(digests):
             assert run is not None
             return fetch(run, digests)
@@ -112,13 +123,9 @@ def perform(command: Command, run: LiveRun | None) -> object:
 
 
 async def _perform_async(command: Command, run: LiveRun | None) -> object:
+    """As ``perform``, in a task; Append and Call are done by the driver itself."""
     clock = run.clock if run else SYSTEM
     match command:
-        case commands.Append(entries, wait, blobs, flush):
-            assert run is not None
-            ticket = run.emit(entries, blobs, last=flush)
-            if wait:
-                await run.wait_async(ticket)
         case commands.Load(digests):
             assert run is not None
             return await asyncio.wrap_future(_fetch(run, digests))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -124,8 +125,9 @@ class LiveRun:
             renew=renew,
         )
         self._degrade = degrade
-        self._snapshots = durability != "exit" and not degrade and writer.can.snapshots is not None
-        """they are made of it: not where what it has done may be needed in memory, without the store"""
+        snapshots = durability != "exit" and not degrade and writer.can.snapshots is not None
+        self._next_snapshot = snapshot.next_after(state.snapshot) if snapshots else inf
+        """the sequence behind which one is due; never where what was done may be needed in memory, without the store"""
         self._observers = tuple(observers)
         running.add(self)
         self._held: list[tuple[int, bytes, dict[str, bytes], tuple[Callable[[], None], ...]]] = []
@@ -171,19 +173,18 @@ class LiveRun:
                     state.size += len(record)
                     if self.outputs is not None:
                         before += self.outputs.work(state, entry, blobs or {})
-                body = snapshot.take(state) if self._snapshot_is_due() else b""
+                body = snapshot.take(state) if state.seq > self._next_snapshot and self._may_be_kept() else b""
             except BaseException as error:  # the state may be ahead of the journal: nothing may follow
                 self.broken = error
                 raise
             ticket = self._queue(seq, records, blobs or {}, tuple(before), tuple(entries), last)
             if body:
                 state.snapshot = state.seq
+                self._next_snapshot = snapshot.next_after(state.seq)
                 past.keep(self.writer, self.lease, state.seq, body, records[-1])
             return ticket
 
-    def _snapshot_is_due(self) -> bool:
-        if not self._snapshots or not snapshot.is_due(self.state, self.state.snapshot):
-            return False
+    def _may_be_kept(self) -> bool:
         return self.durability.durable and self.life.rehearsal is None
 
     def _queue(

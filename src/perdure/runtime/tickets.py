@@ -94,8 +94,9 @@ def resolve(results: Sequence[tuple[Ticket, PerdureError | None]]) -> None:
     for ticket, error in results:
         ticket.error = error
         ticket.done = True
-        while ticket.waiters:
-            waiter = ticket.waiters.pop(0)
+        waiters = ticket.waiters
+        while waiters:
+            waiter = waiters.pop(0)
             if isinstance(waiter, asyncio.Future):
                 loops.setdefault(waiter.get_loop(), []).append(waiter)
             elif callable(waiter):

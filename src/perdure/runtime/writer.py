@@ -230,9 +230,10 @@ class Writer:
         batch = self._taken = []
         for _ in range(len(self._queue)):
             item = self._queue[0]
-            if not isinstance(item, Item) or (in_hurry and (item.blobs or item.before)):
+            if type(item) is not Item or (in_hurry and (item.blobs or item.before)):
                 break  # to compress large values, or to write files, would hold an event loop up
-            batch.append(cast(Item, self._queue.popleft()))
+            batch.append(item)
+            self._queue.popleft()
         if batch:
             began = SYSTEM.monotonic()
             self._commit(batch, in_hurry)
@@ -311,7 +312,7 @@ class Writer:
             self._error, ended = _broken(error), error
             errors = [self._error] * len(groups)
         told = [(item, error) for group, error in zip(groups, errors, strict=True) for item in group]
-        if in_hurry:  # the thread will wait for whoever keeps the store locked
+        if in_hurry and any(errors):  # the thread will wait for whoever keeps the store locked
             locked = [item for item, error in told if isinstance(error, StoreBusy)]
             told = [(item, error) for item, error in told if not isinstance(error, StoreBusy)]
             self._queue.extendleft(reversed(locked))
@@ -338,7 +339,11 @@ def _by_run(batch: list[Item]) -> list[list[Item]]:
         return [batch]
     runs: dict[int, list[Item]] = {}
     for item in batch:
-        runs.setdefault(id(item.lease), []).append(item)
+        run = id(item.lease)
+        if run in runs:
+            runs[run].append(item)
+        else:
+            runs[run] = [item]
     return list(runs.values())
 
 

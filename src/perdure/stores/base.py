@@ -70,7 +70,8 @@ class Rewrite(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """Bytes that the run has then."""
-        return sum(map(len, self.records)) + sum(map(len, self.blobs.values()))
+        records = sum(map(len, self.records))
+        return records + sum(map(len, self.blobs.values())) if self.blobs else records
 
 
 class Capabilities(msgspec.Struct, frozen=True):

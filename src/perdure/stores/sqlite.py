@@ -176,7 +176,7 @@ class SqliteStore(Handle):
             kept = [item for item, problem in zip(batch, results, strict=True) if problem is None]
             self._insert([value for item in kept for value in self._journaled(item)])
             for item in kept:
-                self._note(item.meta)
+                self._note(item)
                 if item.blobs:
                     self._keep(self._rows[item.lease.key], item.blobs)
         return results
@@ -328,21 +328,25 @@ class SqliteStore(Handle):
     def _move(self, item: Append) -> tuple[int | float | str, ...]:
         """The columns of ``_advance_sql``. A lease that is not of this handle matches no row."""
         last = item.seq + len(item.records)
-        row = self._rows.get(item.lease.key, -1) if item.lease.owner == self._owner.id else -1
-        meta = _to_json(item.meta).decode() if last else ""
-        return row, item.lease.epoch, self._owner.id, item.seq, last, item.meta.status, meta, item.size
+        lease, meta, owner = item.lease, item.meta, self._owner.id
+        row = self._rows.get(lease.key, -1) if lease.owner == owner else -1
+        told = _to_json(meta).decode() if last else ""
+        return row, lease.epoch, owner, item.seq, last, meta.status, told, item.size
 
     def _journaled(self, item: Append) -> list[int | bytes]:
         """Its records as rows of the journal, one after the other."""
         row = self._rows[item.lease.key]
+        if len(item.records) == 1:
+            return [row, item.seq + 1, item.records[0]]
         return [value for seq, record in enumerate(item.records, item.seq + 1) for value in (row, seq, record)]
 
     def _append_one(self, item: Append) -> bool:
         """The way of most records: those of one run, with one call of the driver, in which other threads may run while
         it waits. False, and nothing is changed, if there is more to do for them, or something is wrong with them."""
         row, count = self._rows.get(item.lease.key), len(item.records)
-        told = _told(item.meta)
-        if row is None or item.blobs or self._lent or count not in APPEND_ONE or told != self._noted.get(item.meta.key):
+        if row is None or item.blobs or self._lent or count not in APPEND_ONE:
+            return False
+        if _told(item.meta) != self._noted.get(item.lease.key):
             return False
         with self._guard("append to"):
             try:
@@ -353,16 +357,16 @@ class SqliteStore(Handle):
                 raise
         return bool(self._db.changes() == count)
 
-    def _note(self, meta: RunMeta) -> None:
+    def _note(self, item: Append) -> None:
         """Write what is looked for, and hardly ever changes: to change what an index has costs another page."""
-        told = _told(meta)
-        if told != self._noted.get(meta.key):
+        told, key = _told(item.meta), item.lease.key
+        if told != self._noted.get(key):
             self._db.execute(
                 "UPDATE perdure_runs SET begun = ?, flow = ?, queue = ?, priority = ?, taken = ?, wake = ? "
                 "WHERE run = ?",
-                (*told, self._rows[meta.key]),
+                (*told, self._rows[key]),
             )
-            self._noted[meta.key] = told
+            self._noted[key] = told
 
     def _insert(self, rows: list[int | bytes]) -> None:
         for some in chunks(rows, 3):
