@@ -153,6 +153,11 @@ def too_large(where: str, key: RunKey, what: str) -> CorruptStore:
     )
 
 
+def looked_for(meta: RunMeta) -> tuple[float | str, ...]:
+    """What of a row runs are looked for by, and hardly ever changes: written only if it has."""
+    return meta.begun, meta.flow, meta.queue, meta.priority, meta.posts, meta.wake
+
+
 def missing_records(where: str, key: RunKey, found: int, expected: int) -> CorruptStore:
     return CorruptStore(
         f"{where}: run {key} should have record {expected} and has {found} instead. Nothing was changed.",

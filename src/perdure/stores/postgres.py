@@ -41,6 +41,7 @@ from perdure.stores.handle import (
     checked_digest,
     ended_by_others,
     held,
+    looked_for,
     lost,
     missing_records,
     not_found,
@@ -83,8 +84,8 @@ class PostgresStore(Handle):
         """statements by whether they are for one run, and whether they have blobs"""
         self._rows: dict[RunKey, tuple[int, Lease]] = {}
         """runs that this handle holds, and their rows"""
-        self._told: set[RunKey] = set()
-        """those of them of which others have been told that somebody holds them"""
+        self._noted: dict[RunKey, tuple[float | str, ...]] = {}
+        """of those of them of which others have been told that somebody holds them: what they are looked for by"""
         self._owner, self._beaten = "", -inf
         self._late = False
         """its time had passed when it claimed something, and the next heartbeat is to say so"""
@@ -143,7 +144,7 @@ class PostgresStore(Handle):
                 row, epoch, since = granted[0]
                 lease = Lease(key, epoch, self._owner, pid, host, round(since, 6))
                 self._rows[key] = (row, lease)
-                self._told.discard(key)
+                self._noted.pop(key, None)
                 return lease
 
     def heartbeat(self) -> float:
@@ -172,10 +173,12 @@ class PostgresStore(Handle):
             values = {"run": row, "epoch": lease.epoch, "owner": lease.owner, "channel": self._channel}
             self._rows_of("release a run in", "release", values)
             self._rows.pop(lease.key, None)
-            self._told.discard(lease.key)
+            self._noted.pop(lease.key, None)
 
     def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         self._check()
+        if len(batch) == 1 and self._may_go_alone(batch[0]):
+            return self._call("append to", partial(self._append_one, batch[0]))
         results: list[PerdureError | None] = []
         for items in _rounds(batch):
             results += self._call("append to", partial(self._append, items))
@@ -321,6 +324,17 @@ class PostgresStore(Handle):
 
     # -- statements ------------------------------------------------------------------------------------------------
 
+    def _may_go_alone(self, item: Append) -> bool:
+        """Whether nothing else than one record is to be written, and what changes with each."""
+        return len(item.records) == 1 and not item.blobs and self._noted.get(item.lease.key) == looked_for(item.meta)
+
+    def _append_one(self, item: Append, db: Connection, again: bool) -> list[PerdureError | None]:
+        lease, meta, record = item.lease, item.meta, item.records[0]
+        seq, told = item.seq, msgspec.json.encode(meta).decode()
+        values = (self._held(lease), lease.epoch, lease.owner, seq, seq + 1, meta.status, told, len(record), record)
+        cursor = psycopg.RawCursor(db).execute(self._sql["append_one"], values)
+        return [None] if cursor.rowcount == 1 else self._append((item,), db, again)
+
     def _append(self, items: Sequence[Append], db: Connection, again: bool) -> list[PerdureError | None]:
         rows = [self._held(item.lease) for item in items]
         sent = [(item, row) for item, row in zip(items, rows, strict=True) if row is not None]
@@ -328,7 +342,7 @@ class PostgresStore(Handle):
         if sent:
             text = self._appends[len(sent) == 1, any(item.blobs for item, _ in sent)]
             moved = {row for row, _ in db.execute(text, self._columns(sent)).fetchall()}
-            self._told.update(item.lease.key for item, row in sent if row in moved)
+            self._noted |= {item.lease.key: looked_for(item.meta) for item, row in sent if row in moved}
         return [
             None if row in moved else self._refused(db, item, row, again) for item, row in zip(items, rows, strict=True)
         ]
@@ -354,7 +368,7 @@ class PostgresStore(Handle):
             "with": [row for row, _, _ in blobs],
             "digest": [digest for _, digest, _ in blobs],
             "content": [content for _, _, content in blobs],
-            "news": any(item.lease.key not in self._told for item, _ in sent),
+            "news": any(item.lease.key not in self._noted for item, _ in sent),
             "channel": self._channel,
         }
 
@@ -483,7 +497,10 @@ class PostgresStore(Handle):
                 finally:
                     self._lent = db.patient = False
                 committing = True
-        except psycopg.Error as error:
+        except BaseException as error:
+            self._noted.clear()  # it may have been written in what is rolled back
+            if not isinstance(error, psycopg.Error):
+                raise
             problem = failure("write to", self.place, error)
             if not committing or not db.closed:
                 raise StoreBusy(problem.args[0], hint="All of it was rolled back; it is tried again.") from error

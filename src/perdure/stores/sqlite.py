@@ -30,6 +30,7 @@ from perdure.stores.handle import (
     checked_digest,
     ended_by_others,
     held,
+    looked_for,
     lost,
     missing_records,
     not_found,
@@ -346,7 +347,7 @@ class SqliteStore(Handle):
         row, count = self._rows.get(item.lease.key), len(item.records)
         if row is None or item.blobs or self._lent or count not in APPEND_ONE:
             return False
-        if _told(item.meta) != self._noted.get(item.lease.key):
+        if looked_for(item.meta) != self._noted.get(item.lease.key):
             return False
         with self._guard("append to"):
             try:
@@ -359,7 +360,7 @@ class SqliteStore(Handle):
 
     def _note(self, item: Append) -> None:
         """Write what is looked for, and hardly ever changes: to change what an index has costs another page."""
-        told, key = _told(item.meta), item.lease.key
+        told, key = looked_for(item.meta), item.lease.key
         if told != self._noted.get(key):
             self._db.execute(
                 "UPDATE perdure_runs SET begun = ?, flow = ?, queue = ?, priority = ?, taken = ?, wake = ? "
@@ -571,11 +572,6 @@ class SqliteStore(Handle):
             self._db.close(True)
         except apsw.Error:  # it may be broken or closed already; the locks go with it
             pass
-
-
-def _told(meta: RunMeta) -> tuple[float | str, ...]:
-    """What the indices have of a run."""
-    return meta.begun, meta.flow, meta.queue, meta.priority, meta.posts, meta.wake
 
 
 def _leak_in_child() -> None:
