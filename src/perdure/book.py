@@ -12,11 +12,12 @@ import sys
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from perdure import states
+from perdure.codec import Payload
 from perdure.model import Usage
 from perdure.record import Attempt, Identity, Step, Unread
 
@@ -176,6 +177,18 @@ def is_plain(step: Step) -> bool:
     return not odd and _HEX.fullmatch(step.identity.fingerprint) is not None
 
 
+class Recorded(NamedTuple):
+    """What is needed of a step that has a result, to use that once more."""
+
+    number: int
+    digest: str
+    seconds: float
+    edited: str
+    at: int
+    output: Payload | None
+    """None: it has to be read"""
+
+
 class Steps(Mapping[int, Step]):
     """Number -> step, in the order in which they first started (in a run that was resumed from a snapshot: first those
     that were packed there)."""
@@ -220,6 +233,11 @@ class Steps(Mapping[int, Step]):
     def __contains__(self, number: object) -> bool:
         return number in self._made or (isinstance(number, int) and self._index.place(number) is not None)
 
+    def unknown(self, numbers: Iterable[int]) -> set[int]:
+        """Those of the numbers that no step has."""
+        others = set(numbers) - self._made.keys()
+        return others.difference(self._packed.number) if others else others
+
     def __iter__(self) -> Iterator[int]:
         return iter(dict.fromkeys((*self._packed.number, *self._made)))
 
@@ -233,6 +251,22 @@ class Steps(Mapping[int, Step]):
             return self._made[number]
         place = self._index.find(identity) if self._packed.number else None
         return self[self._packed.number[place]] if place is not None else None
+
+    def recorded(self, identity: Identity) -> Recorded | None:
+        """Of the step of an identity, if it has a result. One that is packed is not made for that."""
+        packed, place = self._packed, None
+        number = self._by_identity.get(identity)
+        if number is None and packed.number:
+            place = self._index.find(identity)
+            number = packed.number[place] if place is not None else None
+        step = self._made.get(number) if number is not None else None
+        if step is not None:
+            known = Recorded(step.number, step.digest, step.seconds, step.edited, step.at, step.output)
+            return known if step.recorded else None
+        if number is None or place is None:
+            return None
+        digest = packed.kinds[packed.kind[place]].digest
+        return Recorded(number, digest, packed.seconds[place], "", packed.at[place], None)
 
     def named(self, scope: str, name: str) -> Iterator[int]:
         """Numbers of the steps of a scope and name."""
@@ -315,10 +349,16 @@ class _Index:
         return self._by_number.get(number) if numbers else None
 
     def find(self, identity: Identity) -> int | None:
-        if not _HEX.fullmatch(identity.fingerprint):
+        scope, name, fingerprint, n = identity
+        try:
+            digest = bytes.fromhex(fingerprint)
+        except ValueError:
             return None
-        place = self._by_fingerprint.get(bytes.fromhex(identity.fingerprint))
-        if place is None or self._packed.identity(place) == identity:
+        place = self._by_fingerprint.get(digest)
+        if place is None or digest.hex() != fingerprint:
+            return None
+        kind = self._packed.kinds[self._packed.kind[place]]
+        if self._packed.n[place] == n and kind.name == name and kind.scope == scope:
             return place
         return self._by_identity.get(identity)
 

@@ -448,9 +448,8 @@ class State(Facts, kw_only=False):
         self.steps.completed(step)
 
     def _steps_reused(self, entry: j.StepsReused) -> None:
-        for number in entry.numbers:
-            if number not in self.steps:
-                self._step(number)
+        for number in self.steps.unknown(entry.numbers):
+            self._step(number)
 
     # -- waiting for something from outside ------------------------------------------------------------------------
 

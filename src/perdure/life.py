@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from perdure import journal as j
+from perdure.book import Recorded
 from perdure.codec import Digested, Payload
 from perdure.errors import AmbiguousStep, ConfigError, LimitReached
 from perdure.fold import State
@@ -200,16 +201,17 @@ class Life:
                 )
             return path
 
-    def reuses(self, step: Step, changed: bool) -> bool:
-        """The recorded result of a step is used; ``changed``: although its code is another now. Whether that is the
+    def reuses(self, step: Step | Recorded, changed: str) -> bool:
+        """The recorded result of a step is used; ``changed``: its name, if its code is another now. Whether that is the
         first of its name."""
-        self.reused[step.number] = step.seconds
-        self.unsaid.append(step.number)
+        number = step.number
+        self.reused[number] = step.seconds
+        self.unsaid.append(number)
         if not changed:
             return False
-        self._outdated.append(step.number)
-        new = step.name not in self._outdated_names
-        self._outdated_names.add(step.name)
+        self._outdated.append(number)
+        new = changed not in self._outdated_names
+        self._outdated_names.add(changed)
         return new
 
     def say_reused(self) -> tuple[j.StepsReused, ...]:
@@ -332,7 +334,8 @@ class Cursor:
     def glance(self, request: Request, by: Hashable) -> int | None:
         """The ordinal that ``claim`` would give; None if it would refuse, or do more. Called with the lock held."""
         key = (request.name, request.fingerprint)
-        if request.options.child or any(other != by for other in self._claims.get(key, ())):
+        others = self._claims.get(key)
+        if request.options.child or (others and any(other != by for other in others)):
             return None
         return self._next(key)
 

@@ -40,6 +40,7 @@ from typing import Any, Final
 
 from perdure import codec, states
 from perdure import journal as j
+from perdure.book import Recorded
 from perdure.checks import refusal
 from perdure.commands import Append, Call, Found, Load, Machine, Now, Outcome, Read, Wait
 from perdure.difference import tell_difference
@@ -115,8 +116,9 @@ def at_hand(life: Life, cursor: Cursor, request: Request, by: Hashable) -> Any:
     scope = cursor.scope
     with life.lock:
         n = cursor.glance(request, by) if request.n is None and life.rehearsal is None else None
-        step = life.state.steps.find(Identity(scope, request.name, request.fingerprint, n)) if n is not None else None
-        if n is None or step is None or not step.recorded or _is_outdated(life, step, request):
+        identity = Identity(scope, request.name, request.fingerprint, n) if n is not None else None
+        step = life.state.steps.recorded(identity) if identity is not None else None
+        if n is None or step is None or _is_outdated(life, step, request):
             return NOT_AT_HAND
         output = life.read_ahead.get(step.at, step.output)
         if output is None or output.refs or isinstance(output, Unread):
@@ -128,10 +130,10 @@ def at_hand(life: Life, cursor: Cursor, request: Request, by: Hashable) -> Any:
     try:
         return codec.loads(output, {}, life.guard)
     except (CodecError, CorruptStore) as error:
-        raise _whose(life, step, error) from error
+        raise _whose(life, step.number, error) from error
 
 
-def _is_outdated(life: Life, step: Step, request: Request) -> bool:
+def _is_outdated(life: Life, step: Step | Recorded, request: Request) -> bool:
     """Whether a result is not to be used because the code is another. What a person gave stays until he says so."""
     return life.renew and not step.edited and code_changed(step.digest, request.digest)
 
@@ -143,21 +145,22 @@ def reuse(life: Life, step: Step, request: Request) -> Machine:
     try:
         return (yield from load(life, step.output))
     except (CodecError, CorruptStore) as error:
-        raise _whose(life, step, error) from error
+        raise _whose(life, step.number, error) from error
 
 
-def _whose(life: Life, step: Step, error: PerdureError) -> PerdureError:
+def _whose(life: Life, number: int, error: PerdureError) -> PerdureError:
     """The error of a codec or store, which know the value or the blob, and not whose it is."""
-    whose = f"Run {life.state.key}, result of step {step.number} ({step.path})"
+    whose = f"Run {life.state.key}, result of step {number} ({life.state.steps[number].path})"
     return type(error)(f"{whose}: {error.args[0]}", hint=error.hint)
 
 
-def _tell_reused(life: Life, step: Step, request: Request) -> None:
-    changed = code_changed(step.digest, request.digest)
+def _tell_reused(life: Life, step: Step | Recorded, request: Request) -> None:
+    changed = request.name if code_changed(step.digest, request.digest) else ""
     if life.reuses(step, changed):
+        number = step.number
         life.tell(
-            f"run {life.state.key}, step {step.number} ({step.path}): its code has changed since it was executed; its "
-            "result is reused, and so are others of this name. To execute what has changed, run it with "
+            f"run {life.state.key}, step {number} ({life.state.steps[number].path}): its code has changed since it was "
+            "executed; its result is reused, and so are others of this name. To execute what has changed, run it with "
             "rerun='changed' (--rerun changed)."
         )
 

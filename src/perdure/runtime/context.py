@@ -235,5 +235,6 @@ def context() -> StepContext:
 
 def requester() -> Hashable:
     """Who asks: the running task, or the thread where there is no event loop."""
-    task = asyncio.current_task() if asyncio._get_running_loop() is not None else None
+    loop = asyncio._get_running_loop()
+    task = asyncio.current_task(loop) if loop is not None else None
     return task if task is not None else threading.get_ident()

@@ -98,11 +98,12 @@ class Function(Coded, Generic[P, R]):
         """(fingerprint, arguments as seen). Raises CodecError for an argument that cannot be part of an identity."""
         seen: list[tuple[str, Digested | ArgInfo]] = []
         joined = ""
+        hiding = guard.rules is not None
         for name, value in self._bound(args, kwargs):
             if name in self.ignore:
                 continue
             try:
-                found = codec.digested(Hidden(value) if guard.hides(name) else value, name, guard)
+                found = codec.digested(Hidden(value) if hiding and guard.hides(name) else value, name, guard)
                 seen.append((name, found))
                 joined += f"{name}={found.hex};"
             except CodecError as error:

@@ -262,7 +262,8 @@ class deeper:
 
 
 def _task() -> asyncio.Task[object] | None:
-    return asyncio.current_task() if asyncio._get_running_loop() is not None else None
+    loop = asyncio._get_running_loop()
+    return asyncio.current_task(loop) if loop is not None else None
 
 
 def strand_of(run: LiveRun) -> Strand:
