@@ -79,6 +79,11 @@ def stop_here(**result: Any) -> NoReturn:
     os._exit(0)
 
 
+def imports(job: Job) -> Sample:
+    """Only what is imported so far."""
+    stop_here()
+
+
 def serve(workloads: Mapping[str, Work]) -> None:
     """Do jobs until there are no more: the one on the command line, or those on the standard input, one a line."""
     _SAYS.append(os.dup(1))

@@ -10,7 +10,7 @@ import absurdctl
 import psycopg
 from absurd_sdk import Absurd, AsyncAbsurd
 
-from bench.talk import Job, Sample, Watch, memory, per_second, serve, stop_here, text, texts
+from bench.talk import Job, Sample, Watch, imports, per_second, serve, stop_here, text, texts
 
 _LAST = {"step": 0, "resumed": False, "kill": 0}
 _WORKERS = 8
@@ -150,11 +150,6 @@ def resume(job: Job) -> Sample:
             app.work_batch()
             time.sleep(0.1)
     raise AssertionError("no step was executed")
-
-
-def imports(job: Job) -> Sample:
-    """Only what is imported above."""
-    stop_here(memory=memory())
 
 
 WORKLOADS = {

@@ -9,7 +9,7 @@ from typing import Any
 from burr.core import ApplicationBuilder, State, action, expr
 from burr.core.persistence import SQLitePersister
 
-from bench.talk import Job, Sample, Watch, memory, per_second, serve, stop_here, text, texts
+from bench.talk import Job, Sample, Watch, imports, per_second, serve, stop_here, text, texts
 
 _LAST = {"step": 0, "resumed": False, "kill": 0}
 
@@ -114,11 +114,6 @@ def resume(job: Job) -> Sample:
     _LAST.update(resumed=True)
     _go_on(job)
     return {}
-
-
-def imports(job: Job) -> Sample:
-    """Only what is imported above."""
-    stop_here(memory=memory())
 
 
 WORKLOADS = {

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import perdure
+from perdure import snapshot
 from perdure.errors import StoreBusy, StoreError
 from perdure.runtime.live import Durability
 from perdure.stores.base import Store
@@ -60,6 +61,35 @@ def test_a_run_that_may_degrade_goes_on_and_says_since_when(
     [warning] = [record for record in caplog.records if "WITHOUT durability since" in record.message]
     assert "The device is gone" in warning.message
     assert told[-1].durable is False and "The device is gone" in told[-1].reason and told[-1].since
+
+
+def test_a_run_that_goes_on_without_its_store_has_in_memory_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """B10: however long it is: an attempt that is made again asks for what an earlier one did inside it."""
+    monkeypatch.setattr(snapshot, "_FEW", 5)
+    executed: list[int] = []
+    backend = MemoryStore()
+    gone = Fault("append", 60, StoreError("The device is gone."), lasting=True)
+    unread = Fault("read", 2, StoreError("The device is gone."), lasting=True)
+
+    @perdure.step
+    def inner(number: int) -> int:
+        executed.append(number)
+        return number
+
+    @perdure.step(retries=1, backoff=0)
+    def outer() -> int:
+        found = sum(inner(n) for n in range(40))
+        if perdure.context().attempt == 1:
+            raise ValueError("once more")
+        return found
+
+    @perdure.flow
+    def flow() -> int:
+        return outer()
+
+    config = perdure.CheckpointConfig(store_failure="degrade")
+    assert perdure.run(flow, goal="g", store=faulty(backend, gone, unread), config=config) == sum(range(40))
+    assert executed == list(range(40))
 
 
 @pytest.mark.parametrize("flow", [chain, side_by_side])

@@ -18,6 +18,7 @@ from perdure.clock import SYSTEM
 from perdure.errors import PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
 from perdure.runtime.tickets import Item, Ticket
+from perdure.runtime.undisturbed import undisturbed
 from perdure.runtime.writer import Writer
 from perdure.stores.base import Append
 from perdure.stores.disk import run_folder_name
@@ -312,6 +313,32 @@ def test_a_signal_in_the_middle_of_a_commit_comes_after_it(
     store.during = lambda: None
     run.put().wait()
     assert sum(store.batches) == 3
+
+
+def test_a_handler_that_stands_in_for_another_after_the_commit_acts_as_that_one() -> None:  # B8
+    came: list[str] = []
+
+    def theirs(number: int, frame: object) -> None:
+        came.append(signal.Signals(number).name)
+        if len(came) == 1:  # while the first is put back: the second never is
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, theirs) for number in (signal.SIGINT, signal.SIGALRM)}
+    held = undisturbed()
+    try:
+        held.__enter__()
+        stands_in = signal.getsignal(signal.SIGALRM)
+        signal.raise_signal(signal.SIGALRM)
+        assert came == [], "the commit is not over"
+        with pytest.raises(KeyboardInterrupt):
+            held.__exit__(None, None, None)
+        assert came == ["SIGALRM"]
+        signal.signal(signal.SIGALRM, stands_in)  # as when a handler has raised before this one was put back
+        signal.raise_signal(signal.SIGALRM)
+        assert came == ["SIGALRM", "SIGALRM"]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_what_else_breaks_a_commit_off_is_raised_and_the_store_is_not_believed_any_more(
