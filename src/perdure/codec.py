@@ -52,7 +52,7 @@ from perdure.errors import CodecError
 from perdure.guard import OPEN, Guard
 from perdure.limits import decoded
 from perdure.model import ErrorInfo, File
-from perdure.redaction import discreet_part
+from perdure.redaction import discreet, discreet_part
 from perdure.secret import MASK, Secret, longest_known
 
 __all__ = [
@@ -230,6 +230,8 @@ class Digested(NamedTuple):
 
     def head(self) -> str:
         """See ``digest``."""
+        if len(self.json) <= _HEAD and not self.marked and b'"~"' not in self.json:  # as most are
+            return discreet(self.json.decode("utf-8", "ignore"))[:_HEAD]
         head = self.json[: 16 * _HEAD + 4 * longest_known()].decode("utf-8", "ignore")
         if self.marked or '"~"' in head:
             head = _PLACEHOLDER.sub(MASK, head)

@@ -316,15 +316,18 @@ class Cursor:
                         hint="Give each child a name of its own, or leave name= out: then they are numbered.",
                     )
                 self._names.add(name)
-            others = self._claims.setdefault(key, [])
-            if any(other != by for other in others):
+            others = self._claims.get(key)
+            if others is None:
+                self._claims[key] = [by]
+            elif all(other == by for other in others):
+                others.append(by)
+            else:
                 raise AmbiguousStep(
                     f"run {self.life.state.key}, scope {self.scope or 'top'!r}: two tasks ask for step {name!r} with "
                     "equal inputs at the same time, so after a crash they could receive each other's result. "
                     "Nothing was lost.",
                     hint=f"Start them with perdure.gather (or map), or tell them apart: {name}.options(key=...).",
                 )
-            others.append(by)
             n = self._next(key)
             self._used[key] = n + 1
             if request.options.child:
@@ -378,7 +381,10 @@ class Cursor:
         """The request made with ``claim`` has ended."""
         if self.life is not None:
             with self.life.lock:
-                self._claims[name, fingerprint].remove(by)
+                others = self._claims[name, fingerprint]
+                others.remove(by)
+                if not others:
+                    del self._claims[name, fingerprint]
 
 
 def idempotency_key(life: Life, identity: Identity, generation: int) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from types import CoroutineType
 from typing import Any, Final, NamedTuple, cast
 
 from perdure import commands, replay
@@ -223,7 +224,11 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     finished = False
     try:
         with entered(frame):
-            value = await _within_async(work, body if call.what == "body" else body._replace(timeout=None))
+            if body.timeout is not None and call.what == "body":
+                value = await _within_async(work, body)
+            else:
+                value = work()
+                value = await value if isinstance(value, (CoroutineType, Awaitable)) else value
         finished = True
     except replay.NO_OUTCOME:
         raise
@@ -258,10 +263,7 @@ def _within(work: Callable[[], object], step: int, body: Body, run: LiveRun | No
 
 
 async def _within_async(work: Callable[[], object], body: Body) -> object:
-    """Await an async body (or a sync ``verify``) for at most its timeout."""
-    if body.timeout is None:
-        value = work()
-        return await value if isinstance(value, Awaitable) else value
+    """Await an async body for at most its timeout."""
     try:
         async with asyncio.timeout(body.timeout) as limit:
             value = work()
