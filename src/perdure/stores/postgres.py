@@ -362,10 +362,10 @@ class PostgresStore(Handle):
         return {
             **moves,
             "owner": self._owner,
-            "of": [row for row, _, _ in records],
-            "number": [seq for _, seq, _ in records],
+            "of": _numbers([row for row, _, _ in records]),
+            "number": _numbers([seq for _, seq, _ in records]),
             "record": [record for _, _, record in records],
-            "with": [row for row, _, _ in blobs],
+            "with": _numbers([row for row, _, _ in blobs]),
             "digest": [digest for _, digest, _ in blobs],
             "content": [content for _, _, content in blobs],
             "news": any(item.lease.key not in self._noted for item, _ in sent),
@@ -549,6 +549,11 @@ def _moved(item: Append, row: int) -> dict[str, object]:
         "priority": meta.priority,
         "grown": item.size,
     }
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """As the server reads an array: the driver takes longer over each number than over all of this."""
+    return f"{{{','.join(map(str, numbers))}}}"
 
 
 def _rounds(batch: Sequence[Append]) -> Iterator[list[Append]]:
