@@ -233,10 +233,10 @@ class Steps(Mapping[int, Step]):
     def __contains__(self, number: object) -> bool:
         return number in self._made or (isinstance(number, int) and self._index.place(number) is not None)
 
-    def unknown(self, numbers: Iterable[int]) -> set[int]:
-        """Those of the numbers that no step has."""
-        others = set(numbers) - self._made.keys()
-        return others.difference(self._packed.number) if others else others
+    def unknown(self, numbers: Iterable[int]) -> int | None:
+        """The first of the numbers that no step has; None if there is none."""
+        made, place = self._made, self._index.place
+        return next((number for number in numbers if number not in made and place(number) is None), None)
 
     def __iter__(self) -> Iterator[int]:
         return iter(dict.fromkeys((*self._packed.number, *self._made)))

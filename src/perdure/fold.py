@@ -448,8 +448,9 @@ class State(Facts, kw_only=False):
         self.steps.completed(step)
 
     def _steps_reused(self, entry: j.StepsReused) -> None:
-        for number in self.steps.unknown(entry.numbers):
-            self._step(number)
+        unknown = self.steps.unknown(entry.numbers)
+        if unknown is not None:
+            self._step(unknown)
 
     # -- waiting for something from outside ------------------------------------------------------------------------
 

@@ -70,8 +70,7 @@ class Rewrite(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """Bytes that the run has then."""
-        records = sum(map(len, self.records))
-        return records + sum(map(len, self.blobs.values())) if self.blobs else records
+        return sum(map(len, self.records)) + sum(map(len, self.blobs.values()))
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -183,7 +182,8 @@ class Append(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """By how many bytes the run grows."""
-        return sum(map(len, self.records)) + sum(map(len, self.blobs.values()))
+        records = sum(map(len, self.records))
+        return records + sum(map(len, self.blobs.values())) if self.blobs else records
 
 
 class Store(Protocol):
