@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from bench import durability, machine, report, tables
 from bench.plan import programme
@@ -36,8 +38,22 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """0; 1 with --check if an aim is missed; 2 if it cannot be measured as asked for."""
+    """0; 1 with --check if an aim is missed; 2 if it cannot be measured as asked for; 130 if it is told to stop."""
     chosen = _arguments()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _carried_out(chosen)
+    except KeyboardInterrupt:
+        print("Stopped. Servers and folders are removed, and RESULTS.md is as it was.", file=sys.stderr)
+        return 130
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """What ends the bench leaves no server behind."""
+    raise KeyboardInterrupt
+
+
+def _carried_out(chosen: argparse.Namespace) -> int:
     if not chosen.no_peers and not chosen.peers.exists():
         print("The peers' environment is not there: `make bench` makes it; or pass --no-peers.", file=sys.stderr)
         return 2
