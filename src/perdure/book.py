@@ -244,6 +244,13 @@ class Steps(Mapping[int, Step]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def output(self, number: int) -> Payload | None:
+        """The result of a step; one that is packed is not made for that."""
+        step, place = self._made.get(number), self._index.place(number)
+        if step is not None or place is None:
+            return self[number].output
+        return Unread(entry=self._packed.at[place])
+
     def find(self, identity: Identity) -> Step | None:
         """The step of an identity."""
         number = self._by_identity.get(identity)

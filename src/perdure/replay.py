@@ -213,7 +213,7 @@ def recall(life: Life, numbers: Sequence[int]) -> Machine:
     """The results of steps."""
     values = []
     for number in numbers:
-        output = life.state.steps[number].output
+        output = life.state.steps.output(number)
         assert output is not None
         values.append((yield from load(life, output)))
     return values

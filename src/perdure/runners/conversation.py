@@ -60,16 +60,19 @@ class Conversation:
         """
         spoken = self._unsaid
         for message, step, covers in added:
-            self.messages.append(message)
-            raw = self._identified(message)
-            self.digest = sha256(self.digest.encode() + raw).hexdigest()[:32]
-            self.size += len(message["content"]) + sum(
-                len(call["function"]["arguments"]) for call in message.get("tool_calls", ())
-            )
+            self._show(message)
             spoken.append(self._spoken(message, step, covers))
         if not more:
             self._unsaid = []
             self._journal(spoken)
+
+    def _show(self, message: Message) -> None:
+        """The model is shown this too."""
+        self.messages.append(message)
+        self.digest = sha256(self.digest.encode() + self._identified(message)).hexdigest()[:32]
+        self.size += len(message["content"])
+        for call in message.get("tool_calls", ()):
+            self.size += len(call["function"]["arguments"])
 
     def _identified(self, message: Message) -> bytes:
         """A message as its identity sees it: with rules of redaction, as a later life is going to find it."""
@@ -122,9 +125,8 @@ class Conversation:
     def _become(self, messages: Sequence[Message]) -> None:
         """From now on the model is shown these, which are journaled already."""
         self.messages, self.size, self.digest = [], 0, ""
-        place, self._frame, frame = self._place, None, self._frame
-        self.add(*((message, 0, 0) for message in messages))
-        self._place, self._frame = place, frame
+        for message in messages:
+            self._show(message)
 
     def _recorded(self) -> list[j.SpokenMessage]:
         if self._frame is None or self._frame.run is None:
