@@ -315,6 +315,20 @@ def test_a_signal_in_the_middle_of_a_commit_comes_after_it(
     assert sum(store.batches) == 3
 
 
+def test_the_thread_may_look_before_the_writer_is_made(monkeypatch: pytest.MonkeyPatch) -> None:  # B8
+    looked, start = threading.Event(), threading.Thread.start
+
+    def slow(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "perdure-writer":
+            assert looked.wait(10)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    made = Writer(MemoryStore(), look=lambda store: looked.set(), every=0.001)
+    assert made.call(lambda: 5).result(10) == 5
+    made.close()
+
+
 def test_a_handler_that_stands_in_for_another_after_the_commit_acts_as_that_one() -> None:  # B8
     came: list[str] = []
 

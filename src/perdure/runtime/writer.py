@@ -80,9 +80,9 @@ class Writer:
         self._pid = os.getpid()
         self._occupied = False
         """the thread executes a transactional step"""
-        self._thread = threading.Thread(target=self._work, name="perdure-writer", daemon=True)
-        self._thread.start()
         self._closed = False
+        self._thread = threading.Thread(target=self._work, name="perdure-writer", daemon=True)
+        self._thread.start()  # last of all: it may look at anything before this goes on
 
     def submit(self, item: Item) -> Ticket:
         """Queue records, after ``check``. Never blocks."""
