@@ -16,8 +16,10 @@ import pytest
 import perdure
 from perdure import journal as j
 from perdure import states
+from perdure.clock import Clock
 from perdure.errors import AnswerRefused, ConfigError, RunCancelled, RunNotFound, RunStopped, RunSuspended
 from perdure.runtime.manager import CheckpointManager
+from perdure.stores.memory import MemoryBackend, MemoryStore
 from perdure.testing.processes import Child
 
 RAN: list[str] = []
@@ -522,6 +524,32 @@ def test_the_attempts_of_a_paused_run_are_not_lost_and_go_on_with_it(url: str) -
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_while_an_entry_is_taken_into_the_state_comes_after_it() -> None:  # B3 B8
+    armed: list[bool] = []
+
+    class Signalling(Clock):
+        def now(self) -> float:
+            if armed and armed.pop():
+                signal.raise_signal(signal.SIGINT)
+            return super().now()
+
+    @perdure.step
+    def load(n: int) -> int:
+        armed.append(n == 2)  # its own completion asks for the time next
+        return n
+
+    @perdure.flow
+    def three() -> list[int]:
+        return [load(n) for n in range(1, 4)]
+
+    backend = MemoryBackend()
+    with CheckpointManager(MemoryStore(backend), clock=Signalling()) as manager, pytest.raises(KeyboardInterrupt):
+        manager.run_sync(three, goal="g")
+    with perdure.Client(MemoryStore(backend)) as client:
+        assert client.find("g").status == states.INTERRUPTED
+        assert [step.status for step in client.state("g").steps.values()] == ["completed", "completed"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

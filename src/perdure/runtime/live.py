@@ -27,6 +27,7 @@ from perdure.runtime import past
 from perdure.runtime.outputs import Outputs
 from perdure.runtime.strands import Strands, is_late, strand_of
 from perdure.runtime.tickets import Item, Ticket
+from perdure.runtime.undisturbed import undisturbed
 from perdure.runtime.writer import Writer
 from perdure.stores.base import Store
 from perdure.waits import Dropped
@@ -158,31 +159,36 @@ class LiveRun:
                 self._close_orphans()
             if entries and type(entries[0]) is j.StepPending and strand_of(self).dropped:
                 raise Dropped  # nobody needs an answer: it is not even asked
-            if self.life.unsaid and any(isinstance(entry, _TELLING) for entry in entries):
-                entries = (*self.life.say_reused(), *entries)
-            before: list[Callable[[], None]] = []
-            state = self.state
-            seq, key = state.seq, state.key
-            records = []
-            try:
-                for entry in entries:
-                    entry.seq, entry.at = state.seq + 1, self.clock.now()
-                    state.apply(entry)
-                    record = j.encode(key, entry)
-                    records.append(record)
-                    state.size += len(record)
-                    if self.outputs is not None:
-                        before += self.outputs.work(state, entry, blobs or {})
-                body = snapshot.take(state) if state.seq > self._next_snapshot and self._may_be_kept() else b""
-            except BaseException as error:  # the state may be ahead of the journal: nothing may follow
-                self.broken = error
-                raise
-            ticket = self._queue(seq, records, blobs or {}, tuple(before), tuple(entries), last)
-            if body:
-                state.snapshot = state.seq
-                self._next_snapshot = snapshot.next_after(state.seq)
-                past.keep(self.writer, self.lease, state.seq, body, records[-1])
-            return ticket
+            with undisturbed():
+                return self._add(entries, blobs or {}, last)
+
+    def _add(self, entries: Sequence[j.Entry], blobs: dict[str, bytes], last: bool) -> Ticket:
+        """Apply entries and queue them: both, or the run is broken."""
+        if self.life.unsaid and any(isinstance(entry, _TELLING) for entry in entries):
+            entries = (*self.life.say_reused(), *entries)
+        before: list[Callable[[], None]] = []
+        state = self.state
+        seq, key = state.seq, state.key
+        records = []
+        try:
+            for entry in entries:
+                entry.seq, entry.at = state.seq + 1, self.clock.now()
+                state.apply(entry)
+                record = j.encode(key, entry)
+                records.append(record)
+                state.size += len(record)
+                if self.outputs is not None:
+                    before += self.outputs.work(state, entry, blobs)
+            body = snapshot.take(state) if state.seq > self._next_snapshot and self._may_be_kept() else b""
+        except BaseException as error:  # the state may be ahead of the journal: nothing may follow
+            self.broken = error
+            raise
+        ticket = self._queue(seq, records, blobs, tuple(before), tuple(entries), last)
+        if body:
+            state.snapshot = state.seq
+            self._next_snapshot = snapshot.next_after(state.seq)
+            past.keep(self.writer, self.lease, state.seq, body, records[-1])
+        return ticket
 
     def _may_be_kept(self) -> bool:
         return self.durability.durable and self.life.rehearsal is None

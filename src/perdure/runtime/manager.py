@@ -74,13 +74,13 @@ class CheckpointManager:
                 raise
             log.warning("runs execute WITHOUT durability: the store cannot be opened: %s", error)
             return None
-        every = _LOOK if opened.capabilities.listen is None else _LOOK_ANYWAY
-        return Writer(opened, look=lambda store: self._lives.deliver(store), every=every)
+        return Writer(opened)
 
     def _attend(self, writer: Writer, clock: Clock) -> None:
         """Keep the leases of a store of many machines, and hear what others post to it."""
         tell_warnings(writer.store)
         can = writer.store.capabilities
+        writer.look_every(_LOOK if can.listen is None else _LOOK_ANYWAY, self._lives.deliver)
         if isinstance(clock, StoreClock):
             self._ends.append(Keeper(clock, can.trust, self._lives.lose).close)
         if can.listen is not None:

@@ -1,4 +1,4 @@
-"""Commits that no signal breaks off."""
+"""Work on what the store is to have that no signal breaks off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _HELD_BACK: Final = [
 
 class undisturbed:  # like the functions of contextlib
     """The block is not broken off by Ctrl-C, nor by any other signal whose handler may raise: that has its effect when
-    the block ends. Of a commit that is broken off nobody knows what the store has."""
+    the block ends. Of a commit that is broken off nobody knows what the store has, and of an entry whether the state
+    has all of it."""
 
     __slots__ = ("_came", "_handlers", "_over")
 

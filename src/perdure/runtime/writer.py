@@ -52,12 +52,10 @@ _Work: TypeAlias = Item | _Verb | None
 class Writer:
     """Whoever uses a store in this process does so by way of this: one at a time."""
 
-    def __init__(self, store: Store, *, look: Callable[[Store], None] = lambda store: None, every: float = inf) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self._look, self._every = look, every
-        """what is called on the writer's thread every so many seconds, when it has nothing else to do or between two
-        batches: to look for what others have posted"""
-        self._next = SYSTEM.monotonic() + every
+        self._look: Callable[[Store], None] = lambda store: None
+        self._every = self._next = inf
         self._queue: deque[_Work] = deque()
         self._at_store = threading.Lock()
         """held by whoever uses the store, and takes what is queued"""
@@ -83,6 +81,13 @@ class Writer:
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="perdure-writer", daemon=True)
         self._thread.start()  # last of all: it may look at anything before this goes on
+
+    def look_every(self, seconds: float, look: Callable[[Store], None]) -> None:
+        """From now on call ``look`` on the writer's thread every so many seconds, when it has nothing else to do or
+        between two batches: for what others have posted."""
+        self._look, self._every = look, seconds
+        self._next = SYSTEM.monotonic() + seconds
+        self._ring()
 
     def submit(self, item: Item) -> Ticket:
         """Queue records, after ``check``. Never blocks."""
