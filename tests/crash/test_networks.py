@@ -110,7 +110,8 @@ def test_a_server_that_stays_away_is_told_and_the_run_goes_on_when_it_is_back(
     store._patience = 0.5  # type: ignore[attr-defined]
     with perdure.CheckpointManager(store) as manager, pytest.raises(StoreError) as told:
         manager.run_sync(interrupted, 1, goal="g")
-    assert "127.0.0.1" in str(told.value) and "Nothing that was acknowledged is lost" in str(told.value)
+    said = str(told.value)  # of what was to be written, or that a look for posts had failed before
+    assert "127.0.0.1" in said and ("Nothing that was acknowledged is lost" in said or "acknowledged is kept" in said)
     assert "run g#0 stops" in caplog.text
     proxy.refuse(False)
     away.append(False)
