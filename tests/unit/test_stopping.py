@@ -563,7 +563,7 @@ def test_a_signal_while_step_follows_step_interrupts_the_run_in_order(
 
     def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
         @perdure.flow
-        def busy() -> None:  # nearly all of its time it commits
+        def busy() -> None:  # all of its time it makes entries and commits them
             for n in range(10**9):
                 quick(n)
                 if n % 10 == 5:
