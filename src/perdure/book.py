@@ -12,7 +12,7 @@ import sys
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -177,7 +177,7 @@ def is_plain(step: Step) -> bool:
     return not odd and _HEX.fullmatch(step.identity.fingerprint) is not None
 
 
-class Recorded(NamedTuple):
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """What is needed of a step that has a result, to use that once more."""
 
     number: int
@@ -256,15 +256,15 @@ class Steps(Mapping[int, Step]):
         number = self._by_identity.get(identity)
         if number is not None:
             return self._made[number]
-        place = self._index.find(identity) if self._packed.number else None
+        place = self._index.find(*identity) if self._packed.number else None
         return self[self._packed.number[place]] if place is not None else None
 
-    def recorded(self, identity: Identity) -> Recorded | None:
+    def recorded(self, scope: str, name: str, fingerprint: str, n: int) -> Recorded | None:
         """Of the step of an identity, if it has a result. One that is packed is not made for that."""
         packed, place = self._packed, None
-        number = self._by_identity.get(identity)
+        number = self._by_identity.get((scope, name, fingerprint, n))  # type: ignore[call-overload]  # it is equal
         if number is None and packed.number:
-            place = self._index.find(identity)
+            place = self._index.find(scope, name, fingerprint, n)
             number = packed.number[place] if place is not None else None
         step = self._made.get(number) if number is not None else None
         if step is not None:
@@ -355,8 +355,7 @@ class _Index:
             return place
         return self._by_number.get(number) if numbers else None
 
-    def find(self, identity: Identity) -> int | None:
-        scope, name, fingerprint, n = identity
+    def find(self, scope: str, name: str, fingerprint: str, n: int) -> int | None:
         try:
             digest = bytes.fromhex(fingerprint)
         except ValueError:
@@ -367,7 +366,7 @@ class _Index:
         kind = self._packed.kinds[self._packed.kind[place]]
         if self._packed.n[place] == n and kind.name == name and kind.scope == scope:
             return place
-        return self._by_identity.get(identity)
+        return self._by_identity.get(Identity(scope, name, fingerprint, n))
 
     def latest(self, name: str, fingerprint: str) -> int | None:
         return self._latest.get((name, fingerprint))

@@ -7,6 +7,9 @@ from typing import Any
 
 from perdure.errors import OutputRefused
 
+_TEXTS = (str, bytes)
+_COLLECTIONS = (list, tuple, dict, set, frozenset)
+
 
 def refusal(name: str, check: Callable[[Any], object] | None, value: object) -> OutputRefused | None:
     """Why a step's check refuses its output (C6): it returned False or a reason, or raised OutputRefused."""
@@ -27,8 +30,8 @@ def not_empty(value: object) -> bool | str:
     """The default check (C6): None, blanks and empty collections are no output."""
     if value is None:
         return "the output is None"
-    if isinstance(value, str | bytes):
+    if isinstance(value, _TEXTS):
         return True if value.strip() else "the output is blank"
-    if isinstance(value, list | tuple | dict | set | frozenset) and not value:
+    if isinstance(value, _COLLECTIONS) and not value:
         return f"the output is an empty {type(value).__name__}"
     return True

@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -114,8 +113,9 @@ def dumps(value: object, where: str = "value", guard: Guard = OPEN) -> tuple[Pay
     Texts and byte strings over BLOB_THRESHOLD become blobs; what is left becomes one too if it is over four times that.
     Raises CodecError, naming the path from ``where`` and the type, for whatever could not be read back exactly.
     """
-    if guard.rules is None and _is_plain(value):  # as most results are
-        return Payload(CODEC_VERSION, msgspec.Raw(_to_json(value))), {}
+    plain = _plain(value) if guard.rules is None else None
+    if plain is not None:  # as most results are
+        return Payload(CODEC_VERSION, msgspec.Raw(plain)), {}
     writer = Writer(canonical=False, guard=guard)
     raw = _written(writer, value, where)
     if writer.hid:
@@ -123,12 +123,15 @@ def dumps(value: object, where: str = "value", guard: Guard = OPEN) -> tuple[Pay
     return packed(raw, writer.blobs)
 
 
-def _is_plain(value: object) -> bool:
-    """Whether a value is its own JSON, at a glance: not every one that is."""
+def _plain(value: object) -> bytes | None:
+    """The JSON of a value that is its own, at a glance: not of every one that is."""
     kind = type(value)
     if kind is str:
-        return len(value) <= BLOB_THRESHOLD and value.isascii()  # type: ignore[arg-type, attr-defined]
-    return value is None or kind is bool or (kind is int and -_SMALL < value < _SMALL)  # type: ignore[operator]
+        short = len(value) <= BLOB_THRESHOLD and value.isascii()  # type: ignore[arg-type, attr-defined]
+        return _to_json(value) if short else None
+    if value is None or kind is bool or (kind is int and -_SMALL < value < _SMALL):  # type: ignore[operator]
+        return _to_json(value)
+    return None
 
 
 def packed(raw: bytes, blobs: Mapping[str, bytes]) -> tuple[Payload, dict[str, bytes]]:
@@ -147,11 +150,13 @@ def loads(payload: Payload, blobs: Mapping[str, bytes] = {}, guard: Guard = OPEN
     Raises CodecError, and nothing else, if the payload is not what ``dumps`` writes, if it names a type that is not
     registered, or if a blob is missing.
     """
-    if payload.codec == CODEC_VERSION and 0 < len(bytes(payload.value)) <= BLOB_THRESHOLD and not payload.whole:
-        with suppress(ValueError):  # told below
+    if payload.codec == CODEC_VERSION and 0 < len(payload.value) <= BLOB_THRESHOLD and not payload.whole:
+        try:
             stored = _from_json(payload.value)  # most values are texts, and need no walk
             if type(stored) in ATOMS:
                 return stored
+        except ValueError:  # told below
+            pass
     return load(payload, blobs, guard).value
 
 
@@ -220,7 +225,7 @@ def digest(value: object, where: str, guard: Guard = OPEN) -> tuple[str, str]:
     return found.hex, found.head()
 
 
-class Digested(NamedTuple):
+class Digested(msgspec.Struct, frozen=True, gc=False):
     """A value as its identity sees it, and what makes the readable beginning of that when somebody needs it."""
 
     hex: str
@@ -240,9 +245,9 @@ class Digested(NamedTuple):
 
 def digested(value: object, where: str, guard: Guard = OPEN) -> Digested:
     """As ``digest``, with the beginning made only if it is asked for: that takes longer than all the rest."""
-    if guard.rules is None and _is_plain(value):
-        raw = _to_json(value)
-        return Digested(sha256(raw).hexdigest()[:32], raw, False)
+    plain = _plain(value) if guard.rules is None else None
+    if plain is not None:
+        return Digested(sha256(plain).hexdigest()[:32], plain, False)
     writer = Writer(canonical=True, guard=guard)
     shown = raw = _written(writer, value, where)
     if type(value) is str and len(value) > BLOB_THRESHOLD:

@@ -30,7 +30,7 @@ from perdure.model import RunKey
 
 FRAME = 43
 """bytes of a record besides its entry"""
-_HEAD = 41  # len('{"crc":"01234567","len":01234567,"entry":')
+BEGINNING = 41  # len('{"crc":"01234567","len":01234567,"entry":')
 
 
 def frame(key: RunKey, entry: bytes) -> bytes:
@@ -47,8 +47,9 @@ def frame(key: RunKey, entry: bytes) -> bytes:
 
 def unframe(key: RunKey, line: bytes) -> bytes:
     """The entry inside one record. Raises ValueError with the reason if the record is not whole and sound."""
-    entry, crc = _parts(line)
-    if crc != _crc(key, entry):
+    entry = line[BEGINNING:-2]
+    if len(entry) > MAX_RECORD or frame(key, entry) != line:
+        _parts(line)
         raise ValueError("the checksum does not match: bytes were changed, or the record belongs to another run")
     return entry
 
@@ -57,11 +58,11 @@ def _parts(line: bytes) -> tuple[bytes, bytes]:
     """The entry inside one record, and its checksum as written. Raises ValueError if the record is not whole."""
     if not line.endswith(b"}\n"):
         raise ValueError("the record is cut short")
-    if line[:8] != b'{"crc":"' or line[16:24] != b'","len":' or line[32:_HEAD] != b',"entry":':
+    if line[:8] != b'{"crc":"' or line[16:24] != b'","len":' or line[32:BEGINNING] != b',"entry":':
         raise ValueError("this is not a record of a Perdure journal")
     if len(line) > MAX_RECORD + FRAME:
         raise ValueError(f"the record has {len(line):,} bytes, and the limit is {MAX_RECORD:,}")
-    entry = line[_HEAD:-2]
+    entry = line[BEGINNING:-2]
     if line[24:32] != b"%8d" % len(entry):
         raise ValueError(f"the record says {line[24:32].decode('ascii', 'replace').strip()} bytes and has {len(entry)}")
     return entry, line[8:16]

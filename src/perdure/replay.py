@@ -86,7 +86,7 @@ def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -
             return (yield from _Work(life, identity, request, number).run())
         request.number = step.number
         life.asked.add(step.number)
-        renewed = step.recorded and _is_outdated(life, step, request)
+        renewed = step.recorded and life.renew and _is_outdated(step, request)
         if step.recorded and not renewed:
             return (yield from reuse(life, step, request))
         life.diverged = True
@@ -113,12 +113,15 @@ def at_hand(life: Life, cursor: Cursor, request: Request, by: Hashable) -> Any:
     """What ``execute`` would return without a command: a recorded result that lies in memory. That is the way through
     everything that was done in earlier lives, so it is a short one. Else NOT_AT_HAND, and nothing has been claimed.
     """
+    if request.n is not None or life.rehearsal is not None:
+        return NOT_AT_HAND
     scope = cursor.scope
     with life.lock:
-        n = cursor.glance(request, by) if request.n is None and life.rehearsal is None else None
-        identity = Identity(scope, request.name, request.fingerprint, n) if n is not None else None
-        step = life.state.steps.recorded(identity) if identity is not None else None
-        if n is None or step is None or _is_outdated(life, step, request):
+        n = cursor.glance(request, by)
+        if n is None:
+            return NOT_AT_HAND
+        step = life.state.steps.recorded(scope, request.name, request.fingerprint, n)
+        if step is None or (life.renew and _is_outdated(step, request)):
             return NOT_AT_HAND
         output = life.read_ahead.get(step.at, step.output)
         if output is None or output.refs or isinstance(output, Unread):
@@ -133,9 +136,9 @@ def at_hand(life: Life, cursor: Cursor, request: Request, by: Hashable) -> Any:
         raise _whose(life, step.number, error) from error
 
 
-def _is_outdated(life: Life, step: Step | Recorded, request: Request) -> bool:
-    """Whether a result is not to be used because the code is another. What a person gave stays until he says so."""
-    return life.renew and not step.edited and code_changed(step.digest, request.digest)
+def _is_outdated(step: Step | Recorded, request: Request) -> bool:
+    """Whether a result is of other code. What a person gave stays until he says so."""
+    return not step.edited and code_changed(step.digest, request.digest)
 
 
 def reuse(life: Life, step: Step, request: Request) -> Machine:
@@ -155,7 +158,8 @@ def _whose(life: Life, number: int, error: PerdureError) -> PerdureError:
 
 
 def _tell_reused(life: Life, step: Step | Recorded, request: Request) -> None:
-    changed = request.name if code_changed(step.digest, request.digest) else ""
+    same = step.digest == request.digest  # as it mostly is
+    changed = request.name if not same and code_changed(step.digest, request.digest) else ""
     if life.reuses(step, changed):
         number = step.number
         life.tell(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import crash_spy
 from crash_spy import Op
@@ -65,7 +66,7 @@ def costs(root: str, store: str, durability: str, colour: str) -> dict[str, floa
     folder = Path(root)
     folder.mkdir()
     spy = crash_spy.install(folder, lambda count, op: None)
-    statements: list[object] = []
+    statements: list[dict[str, Any]] = []
     config = perdure.CheckpointConfig(durability=durability)  # type: ignore[arg-type]
     with perdure.CheckpointManager(store.format(folder), config, clock=Still()) as manager:
         opened = manager._lives.writer.store  # type: ignore[union-attr]
@@ -76,7 +77,8 @@ def costs(root: str, store: str, durability: str, colour: str) -> dict[str, floa
             done = [op for op in spy.ops if _is_log(op)]
             counts = Counter(op.kind for op in done)
             (run,) = live.running
-            more = {"statements": len(statements), "bytes": sum(len(op.data) for op in done), "records": run.state.size}
+            calls = sum(not statement["trigger"] for statement in statements)
+            more = {"statements": calls, "bytes": sum(len(op.data) for op in done), "records": run.state.size}
             return {"write": counts["write"], "sync": counts["sync"], **more}
 
         look = looked

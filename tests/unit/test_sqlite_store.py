@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import msgspec
@@ -42,6 +43,35 @@ def sql(path: Path, statement: str, *values: object) -> list[tuple[object, ...]]
         return db.execute(statement, values).fetchall()
     finally:
         db.close()
+
+
+def test_a_batch_is_one_statement_whatever_it_has_of_runs_and_records(tmp_path: Path) -> None:  # X8
+    store = SqliteStore(tmp_path / "runs.db")
+    leases = [store.claim(RunKey(f"run {n}")) for n in range(20)]
+    told: list[dict[str, Any]] = []
+    store._db.trace_v2(1, told.append)  # SQLITE_TRACE_STMT
+    assert store.append([item(lease, 0, 1 + n % 3) for n, lease in enumerate(leases)]) == [None] * 20
+    assert len([statement for statement in told if not statement["trigger"]]) == 1
+    assert [len(store.read(lease.key)) for lease in leases] == [1 + n % 3 for n in range(20)]
+    store.close()
+
+
+@pytest.mark.parametrize("fenced", [None, 0, 299])
+def test_a_batch_that_needs_several_statements_is_kept_whole_but_for_what_is_fenced(
+    tmp_path: Path, fenced: int | None
+) -> None:  # X8, rel:C1
+    store = SqliteStore(tmp_path / "runs.db")
+    leases = [store.claim(RunKey(f"run {n}")) for n in range(300)]
+    if fenced is not None:
+        store.release(leases[fenced])
+        store.claim(leases[fenced].key)
+    results = store.append([item(lease, 0, 2) for lease in leases])
+    assert [n for n, result in enumerate(results) if result is not None] == ([] if fenced is None else [fenced])
+    rows = {row.key: row.status for row in store.runs()}
+    for n, lease in enumerate(leases):
+        assert len(store.read(lease.key)) == (0 if n == fenced else 2)
+        assert (lease.key in rows) == (n != fenced)
+    store.close()
 
 
 # -- settings (rel:D3) ---------------------------------------------------------------------------------------------

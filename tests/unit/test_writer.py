@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -266,6 +267,57 @@ def test_a_locked_store_is_not_waited_for_in_an_event_loop(tmp_path: Path, kind:
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
     writer.close()
+
+
+def test_whoever_waits_for_what_is_only_read_reads_it_unless_somebody_is_at_the_store(
+    writer: Writer, store: Counting
+) -> None:  # X8
+    assert writer.look_up(threading.get_ident) == threading.get_ident()
+    with writer._at_store:
+        reads: list[int] = []
+        reading = threading.Thread(target=lambda: reads.append(writer.look_up(threading.get_ident)), daemon=True)
+        reading.start()
+        while not writer._queue:
+            SYSTEM.sleep(0.0005)
+    reading.join(DEADLINE)
+    assert reads == [writer._thread.ident]
+    run = begin(writer)
+    ticket = run.put()
+    assert len(writer.look_up(lambda: store.read(run.lease.key))) == 1, "what is queued comes first"
+    assert ticket.done
+
+
+def test_what_somebody_keeps_locked_is_read_by_the_thread_which_waits(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "runs.db")
+    store._db.execute("PRAGMA journal_mode = DELETE").fetchall()  # with the log nobody who reads waits
+    writer = Writer(store)
+    tried: list[int] = []
+    other = apsw.Connection(str(tmp_path / "runs.db"))
+    other.execute("BEGIN EXCLUSIVE")
+
+    def read() -> int:
+        tried.append(threading.get_ident())
+        if len(tried) > 1:
+            other.execute("ROLLBACK")
+        return len(store.runs())
+
+    assert writer.look_up(read) == 0
+    assert tried == [threading.get_ident(), writer._thread.ident]
+    other.close()
+    writer.close()
+
+
+def test_verbs_that_follow_one_another_are_done_before_anybody_goes_on(writer: Writer, store: Counting) -> None:  # X8
+    done: list[int] = []
+    with writer._at_store:
+        futures = [writer.call(partial(done.append, n)) for n in range(3)]
+        seen: list[int] = []
+        futures[0].add_done_callback(lambda _: seen.append(len(done)))
+        failing = writer.call(lambda: 1 // 0)
+        last = writer.call(lambda: len(done))
+        assert futures[1].cancel(), "what has not begun can be taken back"
+    assert last.result(DEADLINE) == 2 and seen == [2] and done == [0, 2]
+    assert isinstance(failing.exception(DEADLINE), ZeroDivisionError)
 
 
 def test_who_is_called_back_does_not_care_in_which_context_is_committed(writer: Writer, store: Counting) -> None:

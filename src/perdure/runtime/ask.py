@@ -24,10 +24,11 @@ from perdure.model import Question, check_name
 from perdure.redaction import discreet
 from perdure.replay import NOT_AT_HAND
 from perdure.retry import RetryPolicy
-from perdure.runtime.context import Frame, current, requester
+from perdure.runtime.context import Frame, current
 from perdure.runtime.drive import Body, drive, drive_async
 from perdure.runtime.forms import as_json, schema_of, taker, with_choices
 from perdure.runtime.steps import Invocation, Step
+from perdure.runtime.strands import requester
 from perdure.runtime.threads import in_thread
 from perdure.waits import Spec, execute
 

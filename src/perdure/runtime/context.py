@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any
 
@@ -231,10 +229,3 @@ def context() -> StepContext:
     if frame is None or frame.step is None:
         raise ConfigError("perdure.context() was called outside of a step.", hint="Call it in the body of a step.")
     return frame.step
-
-
-def requester() -> Hashable:
-    """Who asks: the running task, or the thread where there is no event loop."""
-    loop = asyncio._get_running_loop()
-    task = asyncio.current_task(loop) if loop is not None else None
-    return task if task is not None else threading.get_ident()

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from types import CoroutineType
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
+
+import msgspec
 
 from perdure import commands, replay
 from perdure.clock import SYSTEM
@@ -29,7 +31,7 @@ from perdure.stores.handle import blobs_of
 from perdure.waits import Dropped
 
 
-class Body(NamedTuple):
+class Body(msgspec.Struct, frozen=True):
     """What a Call runs."""
 
     name: str
@@ -103,7 +105,7 @@ def perform(command: Command, run: LiveRun | None) -> object:
             return fetch(run, digests)
         case commands.Read(seq):
             assert run is not None
-            return recorded(run, seq).result()
+            return run.writer.look_up(_entry(run, seq))
         case commands.Now():
             return clock.now()
         case commands.Wait(until, is_up):
@@ -129,10 +131,10 @@ async def _perform_async(command: Command, run: LiveRun | None) -> object:
     match command:
         case commands.Load(digests):
             assert run is not None
-            return await asyncio.wrap_future(_fetch(run, digests))
+            return await asyncio.wrap_future(run.writer.call(_blobs(run, digests)))
         case commands.Read(seq):
             assert run is not None
-            return await asyncio.wrap_future(recorded(run, seq))
+            return await asyncio.wrap_future(run.writer.call(_entry(run, seq)))
         case commands.Now():
             return clock.now()
         case commands.Wait(until, is_up):
@@ -164,19 +166,17 @@ def post(run: LiveRun, entry: Posted) -> Future[None]:
     return run.writer.call(lambda: run.post(run.writer.store, entry))
 
 
-def recorded(run: LiveRun, seq: int) -> Future[Entry]:
-    """An entry of the run's journal."""
-    return run.writer.call(lambda: past.read(run.writer.store, run.life, seq))
-
-
 def fetch(run: LiveRun, digests: tuple[str, ...]) -> dict[str, bytes]:
     """Blobs of a run's store. Raises CorruptStore when one is missing or damaged."""
-    return _fetch(run, digests).result()
+    return run.writer.look_up(_blobs(run, digests))
 
 
-def _fetch(run: LiveRun, digests: tuple[str, ...]) -> Future[dict[str, bytes]]:
-    store = run.writer.store
-    return run.writer.call(lambda: blobs_of(store, digests))
+def _blobs(run: LiveRun, digests: tuple[str, ...]) -> Callable[[], dict[str, bytes]]:
+    return lambda: blobs_of(run.writer.store, digests)
+
+
+def _entry(run: LiveRun, seq: int) -> Callable[[], Entry]:
+    return lambda: past.read(run.writer.store, run.life, seq)
 
 
 def _frame(call: Call, run: LiveRun | None, body: Body) -> tuple[StepContext, Frame]:
@@ -241,7 +241,7 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
 
 def _own(error: Exception, run: LiveRun | None) -> Exception:
     """The error of a body. Raises Halted for that of a run inside it that was stopped because this one is."""
-    if run is not None and run.halt and isinstance(error, RunStopped | RunCancelled):
+    if run is not None and run.halt and isinstance(error, (RunStopped, RunCancelled)):
         raise Halted from None
     return error
 

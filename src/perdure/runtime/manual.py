@@ -25,12 +25,13 @@ from perdure.guard import Guard
 from perdure.life import Cursor, Request, Seen, StepOptions
 from perdure.model import RunKey, check_name
 from perdure.replay import execute
-from perdure.runtime.context import Frame, StepContext, entered, requester
+from perdure.runtime.context import Frame, StepContext, entered
 from perdure.runtime.drive import perform, post
 from perdure.runtime.endings import completed, finalised, unanswered
 from perdure.runtime.execute import begin
 from perdure.runtime.live import Durability, LiveRun
 from perdure.runtime.lives import Finished, Lives, Start
+from perdure.runtime.strands import requester
 
 
 class ManualRun:

@@ -15,6 +15,7 @@ from perdure import journal as j
 from perdure import snapshot
 from perdure.errors import ConfigError, CorruptStore, PerdureError
 from perdure.fold import State, fold
+from perdure.framing import BEGINNING
 from perdure.life import Life
 from perdure.model import Lease, RunKey
 from perdure.runtime.threads import in_thread
@@ -25,9 +26,7 @@ _AHEAD: Final = 256
 """entries that are read at a time"""
 _LARGE: Final = 2**18
 """bytes of a snapshot that take longer to compress than anybody should be held up"""
-_RESULT: Final = b'"kind":"step_completed/'
-_BEGINNING: Final = 80
-"""bytes of a record in which its kind stands"""
+_RESULT: Final = b'{"kind":"step_completed/'
 log = logging.getLogger("perdure")
 
 
@@ -60,7 +59,7 @@ def read(store: Store, life: Life, seq: int) -> j.Entry:
             hint="perdure check tells what is damaged. Restore the store from a copy.",
         )
     first = j.decode(key, lines[0], seq)
-    results = ((n, line) for n, line in enumerate(lines, seq) if _RESULT in line[:_BEGINNING])
+    results = [(n, line) for n, line in enumerate(lines, seq) if line.startswith(_RESULT, BEGINNING)]
     entries = [j.decode(key, line, n) for n, line in results]
     life.read_ahead = {entry.seq: entry.output for entry in entries if isinstance(entry, j.StepCompleted)}
     return first

@@ -24,9 +24,9 @@ from perdure.redaction import sounds_secret
 from perdure.replay import NOT_AT_HAND, at_hand, execute
 from perdure.runtime import live
 from perdure.runtime.code import Code, Coded, Source, code_of
-from perdure.runtime.context import Frame, current, entered, requester
+from perdure.runtime.context import Frame, current, entered
 from perdure.runtime.drive import Body, drive, drive_async
-from perdure.runtime.strands import strand_of
+from perdure.runtime.strands import requester, strand_of
 from perdure.secret import MASK, Secret
 
 P = ParamSpec("P")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import inf
@@ -266,13 +266,18 @@ def _task() -> asyncio.Task[object] | None:
     return asyncio.current_task(loop) if loop is not None else None
 
 
+def requester() -> Hashable:
+    """Who asks: the running task, or the thread where there is no event loop."""
+    return _task() or threading.get_ident()
+
+
 def strand_of(run: LiveRun) -> Strand:
     """The strand of the running code. A task, or thread, that somebody else made becomes one."""
     strand = _STRAND.get()
     if strand is None or strand.run is not run:
         strand = run.strands.root
     task, thread = _task(), threading.get_ident()
-    if strand.task in (None, task) if task is not None else strand.thread == thread:
+    if strand.thread == thread if task is None else strand.task is task or strand.task is None:
         return strand
     with run.lock:
         group = next((group for group in strand.groups if group.foreign and group.depth == _DEPTH.get()), None)

@@ -27,12 +27,12 @@ class undisturbed:  # like the functions of contextlib
         self._came: list[tuple[int, FrameType]] = []
         self._handlers: dict[int, Any] = {}
         self._over = False
-        if threading.current_thread() is not threading.main_thread():  # no other is disturbed
+        if threading.get_ident() != threading.main_thread().ident:  # no other is disturbed
             return
         try:
             for number in _HELD_BACK:
                 handler = _signal.getsignal(number)
-                if callable(handler):
+                if handler is not None and type(handler) is not int:  # SIG_DFL, SIG_IGN
                     self._handlers[number] = handler
                     _signal.signal(number, self._note)
         except BaseException:  # a handler that is still there has raised

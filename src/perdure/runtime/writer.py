@@ -37,6 +37,8 @@ from perdure.stores.compression import ready
 _T = TypeVar("_T")
 _LINGER: Final = 0.002
 """seconds that records nobody waits for may stay queued"""
+_TOGETHER: Final = 0.005
+"""seconds after which somebody is told what came of his verb, even if others follow"""
 _QUICK: Final = 0.001
 """seconds for which a commit may hold up an event loop: about what two changes of threads take"""
 _FORGETS: Final = 0.9
@@ -106,6 +108,22 @@ class Writer:
         self.ring()
         return future
 
+    def look_up(self, verb: Callable[[], _T]) -> _T:
+        """Do a verb that only reads, and wait for it: in this thread where nobody is at the store, and nobody else can
+        keep it waiting, as it is with commits."""
+        self.check()
+        with undisturbed():
+            if self.can.hurry is not None and not self._queue and self._at_store.acquire(blocking=False):
+                try:
+                    self.can.hurry(True)
+                    return verb()
+                except StoreBusy:  # the thread waits for whoever keeps it locked
+                    pass
+                finally:
+                    self.can.hurry(False)
+                    self._leave()
+        return self.call(verb).result()
+
     def commit_here(self) -> None:
         """Commit what is queued in this thread, which waits for some of it: unless somebody else is at the store, who
         looks at the queue again when he leaves."""
@@ -142,9 +160,12 @@ class Writer:
         finally:
             if hurry is not None:
                 hurry(False)
-            self._at_store.release()
-            if self._queue:  # a verb, or what came in the meantime
-                self.ring()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._at_store.release()
+        if self._queue:  # a verb, or what came in the meantime
+            self.ring()
 
     def ring(self) -> None:
         """Somebody waits for the thread. Any thread may call this."""
@@ -206,12 +227,9 @@ class Writer:
                     self._look_around()
                 self._urgent = False
                 self._commit_queued()
-                if self._queue and not isinstance(self._queue[0], Item):
-                    verb = cast(_Verb | None, self._queue.popleft())
-                    if verb is None:
-                        self.store.close()
-                        return
-                    self._answer(*verb)
+                if self._obey():
+                    self.store.close()
+                    return
                 if self._queue:
                     self._urgent = True
 
@@ -291,13 +309,24 @@ class Writer:
             self._error = self._error or error
         resolve([(item, error) for item in items])
 
-    def _answer(self, verb: Callable[[], Any], future: Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(verb())
-        except BaseException as error:
-            future.set_exception(error)
+    def _obey(self) -> bool:
+        """At the store: do the verbs that come next. Those who wait are told afterwards: while they go on, they keep
+        the interpreter's lock from the verbs that follow. Whether the order to end was reached."""
+        done: list[tuple[Future[Any], Any, BaseException | None]] = []
+        end = SYSTEM.monotonic() + _TOGETHER
+        ends = False
+        while self._queue and not isinstance(self._queue[0], Item) and SYSTEM.monotonic() < end and not ends:
+            verb = cast(_Verb | None, self._queue.popleft())
+            if verb is None:
+                ends = True
+            elif verb[1].set_running_or_notify_cancel():
+                try:
+                    done.append((verb[1], verb[0](), None))
+                except BaseException as error:
+                    done.append((verb[1], None, error))
+        for future, value, problem in done:
+            future.set_exception(problem) if problem is not None else future.set_result(value)
+        return ends
 
     def _commit(self, batch: list[Item], in_hurry: bool) -> None:
         groups = _by_run(batch)

@@ -46,10 +46,12 @@ from perdure.stores.mounts import remote_warnings
 from perdure.stores.owners import Owner
 from perdure.stores.snapshots import refuse_too_large
 from perdure.stores.sqlite_audit import SqliteAudit
-from perdure.stores.sqlite_sql import APPEND_ONE, advance_sql, bounded, chunks, insert_sql
+from perdure.stores.sqlite_sql import BATCHES, COLUMNS, FENCED, MOST, NOTED, bounded, statements
 
 _T = TypeVar("_T")
 _to_json = msgspec.json.Encoder().encode
+_AS_BEFORE = (None,) * NOTED
+_NO_MOVE = (None,) * (len(COLUMNS) - 3)
 _BROKEN = (apsw.NotADBError, apsw.CorruptError, apsw.FormatError)
 _REFUSED = (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError)
 
@@ -98,7 +100,7 @@ class SqliteStore(Handle):
         self._wait = busy_timeout
         self._rows: dict[RunKey, int] = {}
         """rows of the runs that this handle claimed"""
-        self._noted: dict[RunKey, tuple[float | str, ...]] = {}
+        self._noted: dict[RunKey, tuple[float | str | None, ...]] = {}
         """what of their rows is looked for, as it is written"""
         self._wal = False
         try:
@@ -108,6 +110,7 @@ class SqliteStore(Handle):
                     with self._transaction("prepare"):
                         sqlite_setup.migrate(self._db, self.path, self.url, clock)
                 self._warnings += sqlite_setup.make_durable(self._db, self.path, busy_timeout, clock)
+                self._db.execute(BATCHES)
             self._warnings += remote_warnings(self.path)
             self._wal = self._select("PRAGMA journal_mode")[0][0] == "wal"
             self._owner = Owner(Path(f"{self.path}-owners"), clock)
@@ -170,15 +173,22 @@ class SqliteStore(Handle):
 
     def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         self._check()
-        if len(batch) == 1 and self._append_one(batch[0]):
-            return [None]
+        values = [value for item in batch for value in self._values(item)]
+        blobs = [item for item in batch if item.blobs]
+        if len(values) <= MOST and not blobs and not self._lent:  # as most do
+            with self._guard("append to"):
+                if self._insert(values):
+                    return [None] * len(batch)
         with self._transaction("append to"):
-            results = self._advance_all(batch)
-            kept = [item for item, problem in zip(batch, results, strict=True) if problem is None]
-            self._insert([value for item in kept for value in self._journaled(item)])
-            for item in kept:
-                self._note(item)
-                if item.blobs:
+            results: list[PerdureError | None] = [None] * len(batch)
+            if not self._insert(values):
+                if self._lent:
+                    raise lost(batch[0].lease)
+                self._db.execute("ROLLBACK")  # some item is fenced or wrong: one after the other, to tell which
+                self._db.execute("BEGIN IMMEDIATE")
+                results = [self._append_one(item) for item in batch]
+            for item, problem in zip(batch, results, strict=True):
+                if item.blobs and problem is None:
                     self._keep(self._rows[item.lease.key], item.blobs)
         return results
 
@@ -303,75 +313,45 @@ class SqliteStore(Handle):
         )
         return self._db.last_insert_rowid()
 
-    def _advance_all(self, batch: Sequence[Append]) -> list[PerdureError | None]:
-        """Move the rows of all runs on whose leases are current: the check that fences every write."""
-        moved = 0
-        for some in chunks(batch, 1):
-            self._db.execute(advance_sql(len(some)), [value for item in some for value in self._move(item)])
-            moved += self._db.changes()
-        if moved == len(batch):
-            return [None] * len(batch)
-        if self._lent:
-            raise lost(batch[0].lease)
-        self._db.execute("ROLLBACK")  # some item is fenced or wrong: one after the other, to tell which
-        self._db.execute("BEGIN IMMEDIATE")
-        return [self._advance(item) for item in batch]
-
-    def _advance(self, item: Append) -> PerdureError | None:
-        self._db.execute(advance_sql(1), self._move(item))
-        if self._db.changes():
-            return None
-        found = self._select(
-            "SELECT seq FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?", self._move(item)[:3]
-        )
-        return wrong_seq(item, found[0][0]) if found else lost(item.lease)
-
-    def _move(self, item: Append) -> tuple[int | float | str, ...]:
-        """The columns of ``_advance_sql``. A lease that is not of this handle matches no row."""
-        last = item.seq + len(item.records)
+    def _values(self, item: Append) -> list[int | float | str | bytes | None]:
+        """Its rows of perdure_batch, one after the other. A lease that is not of this handle matches no row."""
         lease, meta, owner = item.lease, item.meta, self._owner.id
         row = self._rows.get(lease.key, -1) if lease.owner == owner else -1
+        records = item.records
+        last = item.seq + len(records)
         told = _to_json(meta).decode() if last else ""
-        return row, lease.epoch, owner, item.seq, last, meta.status, told, item.size
+        noted: tuple[float | str | None, ...] = looked_for(meta)
+        if noted == self._noted.get(lease.key):
+            noted = _AS_BEFORE
+        else:
+            self._noted[lease.key] = noted
+        first = records[0] if records else None
+        values = [row, item.seq + 1, first, lease.epoch, owner, last, meta.status, told, item.size, *noted]
+        for seq, record in enumerate(records[1:], item.seq + 2):
+            values += (row, seq, record, *_NO_MOVE)
+        return values
 
-    def _journaled(self, item: Append) -> list[int | bytes]:
-        """Its records as rows of the journal, one after the other."""
-        row = self._rows[item.lease.key]
-        if len(item.records) == 1:
-            return [row, item.seq + 1, item.records[0]]
-        return [value for seq, record in enumerate(item.records, item.seq + 1) for value in (row, seq, record)]
+    def _insert(self, values: list[int | float | str | bytes | None]) -> bool:
+        """Append what ``_values`` gave. False, and in this statement nothing is changed, if some item is fenced."""
+        try:
+            for sql, some in statements(values):
+                self._db.execute(sql, some)
+        except BaseException as error:
+            self._noted.clear()
+            if isinstance(error, apsw.ConstraintError) and FENCED in str(error):
+                return False
+            raise
+        return True
 
-    def _append_one(self, item: Append) -> bool:
-        """The way of most records: those of one run, with one call of the driver, in which other threads may run while
-        it waits. False, and nothing is changed, if there is more to do for them, or something is wrong with them."""
-        row, count = self._rows.get(item.lease.key), len(item.records)
-        if row is None or item.blobs or self._lent or count not in APPEND_ONE:
-            return False
-        if looked_for(item.meta) != self._noted.get(item.lease.key):
-            return False
-        with self._guard("append to"):
-            try:
-                self._db.execute(APPEND_ONE[count], (*self._move(item), *self._journaled(item)))
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        return bool(self._db.changes() == count)
-
-    def _note(self, item: Append) -> None:
-        """Write what is looked for, and hardly ever changes: to change what an index has costs another page."""
-        told, key = looked_for(item.meta), item.lease.key
-        if told != self._noted.get(key):
-            self._db.execute(
-                "UPDATE perdure_runs SET begun = ?, flow = ?, queue = ?, priority = ?, taken = ?, wake = ? "
-                "WHERE run = ?",
-                (*told, self._rows[key]),
-            )
-            self._noted[key] = told
-
-    def _insert(self, rows: list[int | bytes]) -> None:
-        for some in chunks(rows, 3):
-            self._db.execute(insert_sql(len(some) // 3), some)
+    def _append_one(self, item: Append) -> PerdureError | None:
+        """In a transaction: append an item, or tell why it cannot be."""
+        if self._insert(self._values(item)):
+            return None
+        found = self._select(
+            "SELECT seq FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?",
+            (self._rows.get(item.lease.key, -1), item.lease.epoch, item.lease.owner),
+        )
+        return wrong_seq(item, found[0][0]) if found else lost(item.lease)
 
     def _keep(self, row: int, blobs: Mapping[str, bytes]) -> None:
         """Store what a run is given, once, and that it was given it."""
