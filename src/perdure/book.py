@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import sys
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -33,19 +34,12 @@ class Kind(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Columns(msgspec.Struct):
-    """How packed steps are written down: numbers as they lie in memory, eight bytes each, the lowest first."""
+    """What packed steps are written down with, before their columns: these as they lie in memory, one after the other,
+    eight bytes a number, the lowest first, and sixteen a fingerprint."""
 
-    kinds: list[Kind] = []
-    fingerprint: bytes = b""
-    kind: bytes = b""
-    number: bytes = b""
-    n: bytes = b""
-    begun: bytes = b""
-    at: bytes = b""
-    started: bytes = b""
-    ended: bytes = b""
-    seconds: bytes = b""
-    used: dict[int, Usage] = {}
+    count: int
+    kinds: list[Kind]
+    used: dict[int, Usage]
 
 
 _WHOLE: Final = ("kind", "number", "n", "begun", "at")
@@ -127,21 +121,26 @@ class Packed:
             at=at,
         )
 
-    def written(self) -> Columns:
-        columns = {name: _swapped(getattr(self, name)).tobytes() for name in (*_WHOLE, *_REAL)}
-        return Columns(kinds=self.kinds, fingerprint=bytes(self.fingerprint), used=self.used, **columns)
+    def written(self) -> bytes:
+        columns = [_swapped(getattr(self, name)) for name in (*_WHOLE, *_REAL)]
+        told = Columns(len(self.number), self.kinds, self.used)
+        return b"".join((msgspec.json.encode(told), b"\n", self.fingerprint, *columns))
 
 
-def from_columns(written: Columns) -> Packed:
-    """The steps of what was ``written``. Raises ValueError if these are no columns of one another."""
+def from_columns(written: bytes, start: int) -> Packed:
+    """The steps of what was ``written`` there. Raises ValueError if these are no columns of one another."""
     made = Packed()
-    made.kinds, made.used, made.fingerprint = written.kinds, written.used, bytearray(written.fingerprint)
-    for names, code in ((_WHOLE, "q"), (_REAL, "d")):
-        for name in names:
-            setattr(made, name, _swapped(array(code, getattr(written, name))))
-    lengths = {len(getattr(made, name)) for name in (*_WHOLE, *_REAL)} | {len(set(made.number))}
-    if lengths != {len(made.fingerprint) / _DIGEST}:
+    end = written.index(b"\n", start)
+    told = msgspec.json.decode(memoryview(written)[start:end], type=Columns)
+    width, columns = 8 * told.count, memoryview(written)[end + 1 :]
+    if told.count < 0 or len(columns) != 2 * width + width * len(_WHOLE + _REAL):
         raise ValueError("columns of different lengths")
+    made.kinds, made.used, made.fingerprint = told.kinds, told.used, bytearray(columns[: 2 * width])
+    for place, name in enumerate(_WHOLE + _REAL, 2):
+        numbers = array("q" if name in _WHOLE else "d", columns[place * width : (place + 1) * width].tobytes())
+        setattr(made, name, _swapped(numbers))
+    if len(set(made.number)) != told.count:
+        raise ValueError("two steps of one number")
     if made.kind and not 0 <= min(made.kind) <= max(made.kind) < len(made.kinds):
         raise ValueError("a kind of step that is not there")
     return made
@@ -233,10 +232,13 @@ class Steps(Mapping[int, Step]):
     def __contains__(self, number: object) -> bool:
         return number in self._made or (isinstance(number, int) and self._index.place(number) is not None)
 
-    def unknown(self, numbers: Iterable[int]) -> int | None:
-        """The first of the numbers that no step has; None if there is none."""
-        made, place = self._made, self._index.place
-        return next((number for number in numbers if number not in made and place(number) is None), None)
+    def unknown(self, numbers: Iterator[int]) -> int | None:
+        """One of the numbers that no step has; None if there is none. There may be many, or far too many."""
+        while some := set(islice(numbers, 2**16)):
+            missing = some - self._made.keys() - self._index.by_number.keys()
+            if missing:
+                return min(missing)
+        return None
 
     def __iter__(self) -> Iterator[int]:
         return iter(dict.fromkeys((*self._packed.number, *self._made)))
@@ -290,22 +292,28 @@ class Steps(Mapping[int, Step]):
             return self[self._packed.number[place]] if place is not None else None
         return self[number] if number is not None else None
 
-    def before(self, scope: str, seq: int) -> Iterator[tuple[int, float]]:
-        """(number, seconds) of the steps in a scope that had begun before an entry."""
+    def before(self, scope: str, seq: int) -> dict[int, float]:
+        """Number -> seconds of the steps in a scope that had begun before an entry."""
         packed = self._packed
         kinds = {k for k, kind in enumerate(packed.kinds) if kind.scope == scope}
-        columns = zip(packed.kind, packed.number, packed.begun, packed.seconds, strict=True)
-        yield from ((number, seconds) for kind, number, begun, seconds in columns if kind in kinds and begun < seq)
-        for step in self._made.values():
-            if step.begun < seq and step.identity.scope == scope:
-                yield step.number, step.seconds
+        if len(kinds) == len(packed.kinds) and max(packed.begun, default=0) < seq:  # all of them
+            found = dict(zip(packed.number, packed.seconds, strict=True))
+        else:
+            columns = zip(packed.kind, packed.number, packed.begun, packed.seconds, strict=True)
+            found = {number: seconds for kind, number, begun, seconds in columns if kind in kinds and begun < seq}
+        made = [step for step in self._made.values() if step.identity.scope == scope]
+        return found | {step.number: step.seconds for step in made if step.begun < seq}
 
-    def usage(self, number: int) -> Usage:
-        """What the attempt used that gave a step its result."""
-        step, place = self._made.get(number), self._index.place(number)
-        if step is not None or place is None:
-            return self[number].attempts[-1].usage
-        return self._packed.usage(place)
+    def usage(self, numbers: Container[int]) -> Usage:
+        """What the attempts used that gave steps their results."""
+        packed, made = self._packed, self._made
+        metered = {k for k, kind in enumerate(packed.kinds) if kind.metered}
+        places = zip(packed.number, packed.kind, strict=True)
+        asked = [(number, kind) for number, kind in places if number in numbers and number not in made]
+        calls = sum(kind in metered for number, kind in asked if number not in packed.used)
+        used = [packed.used[number] for number, _ in asked if number in packed.used]
+        used += [step.attempts[-1].usage for step in made.values() if step.number in numbers]
+        return sum(used, Usage(calls=calls))
 
     def uncertain(self) -> list[Step]:
         """All that may be something else than completed."""
@@ -353,7 +361,7 @@ class _Index:
         place = number - numbers[0] if numbers else -1  # as it is where all steps are packed
         if 0 <= place < len(numbers) and numbers[place] == number:
             return place
-        return self._by_number.get(number) if numbers else None
+        return self.by_number.get(number) if numbers else None
 
     def find(self, scope: str, name: str, fingerprint: str, n: int) -> int | None:
         try:
@@ -372,7 +380,7 @@ class _Index:
         return self._latest.get((name, fingerprint))
 
     @cached_property
-    def _by_number(self) -> dict[int, int]:
+    def by_number(self) -> dict[int, int]:
         return {number: place for place, number in enumerate(self._packed.number)}
 
     @cached_property

@@ -7,6 +7,7 @@ about the meaning of the others, and whose absence means its default, may be add
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -377,14 +378,16 @@ def spans_of(numbers: Iterable[int]) -> tuple[tuple[int, ...], tuple[tuple[int, 
     listed = sorted(set(numbers))
     at = 0
     while at < len(listed):
-        end = at
-        while end + 1 < len(listed) and listed[end + 1] == listed[end] + 1:
+        end = at + 1
+        while end < len(listed) and listed[end] == listed[at] + end - at:
+            if end - at >= _SPAN:  # to look at each of a hundred thousand takes long
+                end = bisect(range(len(listed)), listed[at] - at, end, key=lambda place: listed[place] - place)
+                spans.append((listed[at], listed[end - 1]))
+                break
             end += 1
-        if end - at >= _SPAN:
-            spans.append((listed[at], listed[end]))
         else:
-            single += listed[at : end + 1]
-        at = end + 1
+            single += listed[at:end]
+        at = end
     return tuple(single), tuple(spans)
 
 

@@ -232,7 +232,7 @@ class Life:
         """Reuse every step of a scope that had begun before the entry of that sequence. False, and nothing is changed,
         if not all of them have a result."""
         with self.lock:
-            found = dict(self.state.steps.before(scope, before))
+            found = self.state.steps.before(scope, before)
             if any(s.number in found and not s.recorded for s in self.state.steps.uncertain()):
                 return False
             self.asked |= found.keys()
@@ -249,9 +249,7 @@ class Life:
     def saved_usage(self) -> Usage:
         """What had been used for the results that this life reused."""
         inside = self._inside_reused(n for n in self.state.steps if n not in self.reused)
-        numbers = self.reused.keys() | inside
-        used = (self.state.steps.usage(n) for n in numbers)
-        return sum((usage for usage in used if usage), Usage())
+        return self.state.steps.usage(self.reused.keys() | inside)
 
     def _inside_reused(self, among: Iterable[int]) -> set[int]:
         """Those of the steps that were executed inside a step whose result this life reused."""

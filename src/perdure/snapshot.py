@@ -27,7 +27,7 @@ from perdure.pending import Pending
 from perdure.record import Attempt, Identity, Step, Unread
 from perdure.states import RUN, RUNNING, STEP
 
-_FORM: Final = 1
+_FORM: Final = 2
 """to be raised when the fold comes to mean something else by the same fields"""
 _FEW: Final = 1000
 """entries that are folded as quickly as a snapshot is read"""
@@ -47,8 +47,8 @@ _ENCODER = msgspec.json.Encoder()
 
 
 @cache
-def _decoders() -> tuple[msgspec.json.Decoder[_Body], msgspec.json.Decoder[Columns]]:
-    return msgspec.json.Decoder(_Body), msgspec.json.Decoder(Columns)
+def _decoder() -> msgspec.json.Decoder[_Body]:
+    return msgspec.json.Decoder(_Body)
 
 
 @cache
@@ -80,7 +80,7 @@ def take(state: State) -> bytes:
         scopes=[(identity, path) for identity, path in state.scopes.items()],
         taken=[(scope, fan, branches) for (scope, fan), branches in state.taken.items()],
     )
-    return _ENCODER.encode(body) + b"\n" + _ENCODER.encode(packed.written())
+    return _ENCODER.encode(body) + b"\n" + packed.written()
 
 
 def sealed(body: bytes, record: bytes) -> bytes:
@@ -94,12 +94,12 @@ def restore(key: RunKey, content: bytes, record: bytes) -> State | None:
     if content[:8] != _form() or content[8:40] != sha256(record).digest():
         return None
     unpacking = zlib.decompressobj()
-    first, second = _decoders()
     try:
-        head, _, columns = unpacking.decompress(content[40:], _MOST).partition(b"\n")
+        written = unpacking.decompress(memoryview(content)[40:], _MOST)
         if not unpacking.eof:  # else its checksum is right, and no more would come
             return None
-        body, steps = first.decode(head), from_columns(second.decode(columns))
+        end = written.index(b"\n")
+        body, steps = _decoder().decode(memoryview(written)[:end]), from_columns(written, end + 1)
     except (zlib.error, msgspec.MsgspecError, ValueError, RecursionError):
         return None
     if not _is_sound(body):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import copy
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,8 @@ from typing import Any
 import apsw
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import perdure
 from perdure import journal as j
@@ -319,6 +321,17 @@ def test_a_snapshot_that_is_damaged_or_of_another_journal_is_not_believed(url: s
     assert max(RAN.values()) == 1
 
 
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), max_size=8))
+def test_numbers_said_as_spans_are_the_same_numbers_each_once(parts: list[tuple[int, int]]) -> None:
+    numbers = [n for first, count in parts for n in range(first, first + count)]
+    single, spans = j.spans_of(numbers)
+    said = [*single, *(n for first, last in spans for n in range(first, last + 1))]
+    assert sorted(said) == sorted(set(numbers))
+    assert all(last - first >= 8 for first, last in spans), "two numbers are worth it for nine"
+    alone = {n for n in set(numbers) if not {n - 1, n + 1} & set(numbers)}
+    assert alone <= set(single)
+
+
 @pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.long)])
 def test_a_snapshot_that_somebody_made_up_harms_nobody(tmp_path: Path, every: int) -> None:  # rel:S1 rel:R6
     url = f"sqlite:{tmp_path}/runs.db"
@@ -337,23 +350,26 @@ def test_a_snapshot_that_somebody_made_up_harms_nobody(tmp_path: Path, every: in
         perdure.run(flow, goal="g", store=url)
     sound = apsw.Connection(f"{tmp_path}/runs.db")
     ((seq, content),) = sound.execute("SELECT seq, content FROM perdure_snapshots").fetchall()
-    parts = [msgspec.json.decode(part) for part in zlib.decompress(content[40:]).split(b"\n")]
+    body, told, columns = zlib.decompress(content[40:]).split(b"\n", 2)
+    head = msgspec.json.decode(told)
+    parts = [msgspec.json.decode(body), head, by_name(columns, head["count"])]
     believed = gone_on = 0
     for number, (path, value) in [*enumerate(lies(*parts))][::every]:
-        lie = msgspec.json.decode(msgspec.json.encode(parts))
+        lie = copy.deepcopy(parts)
         part = lie
         for name in path[:-1]:
             part = part[name]
         part[path[-1]] = value
-        made_up = content[:40] + zlib.compress(b"\n".join(map(msgspec.json.encode, lie)), 1)
+        said = b"\n".join((msgspec.json.encode(lie[0]), msgspec.json.encode(lie[1]), b"".join(lie[2].values())))
+        made_up = content[:40] + zlib.compress(said, 1)
         believed += snapshot.restore(RunKey("g"), made_up, record(sound, seq)) is not None
         sound.execute("UPDATE perdure_snapshots SET content = ?", (made_up,))
-        copy = tmp_path / f"copy-{number}.db"
-        with apsw.Connection(str(copy)) as there, there.backup("main", sound, "main") as backup:
+        place = tmp_path / f"copy-{number}.db"
+        with apsw.Connection(str(place)) as there, there.backup("main", sound, "main") as backup:
             backup.step()
         there.close()
         try:
-            perdure.run(flow, goal="g", store=f"sqlite:{copy}")
+            perdure.run(flow, goal="g", store=f"sqlite:{place}")
             gone_on += 1
         except PerdureError:
             pass
@@ -369,7 +385,20 @@ def record(db: apsw.Connection, seq: int) -> bytes:
     return found
 
 
-def lies(body: dict[str, Any], columns: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def by_name(columns: bytes, count: int) -> dict[str, bytes]:
+    """The columns of so many steps."""
+    numbers = ("kind", "number", "n", "begun", "at", "started", "ended", "seconds")
+    widths = {"fingerprint": 16} | dict.fromkeys(numbers, 8)
+    found, at = dict[str, bytes](), 0
+    for name, width in widths.items():
+        found[name], at = columns[at : at + width * count], at + width * count
+    assert at == len(columns)
+    return found
+
+
+def lies(
+    body: dict[str, Any], told: dict[str, Any], columns: dict[str, bytes]
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Places in a snapshot, and what else could stand there."""
     for part in body:
         yield (0, part), [] if isinstance(body[part], dict) else {}
@@ -377,12 +406,12 @@ def lies(body: dict[str, Any], columns: dict[str, Any]) -> Iterator[tuple[tuple[
         for other in (None, 0, -1, 10**9, "", "x", [], {}, {"completed": 1}):
             if type(other) is not type(told) or other != told:
                 yield (0, "facts", name), other
-    for name, column in columns.items():
-        yield (1, name), None
-        if isinstance(column, str):
-            numbers = base64.b64decode(column)
-            for other in (b"", numbers[:-1], numbers[:-8], numbers[8:] + b"\xff" * 8, bytes(len(numbers)), numbers * 2):
-                yield (1, name), base64.b64encode(other).decode()
+    for name in told:
+        for value in (None, 0, -1, 10**18, "x", [], {}, {"3": {"calls": 7}}):
+            yield (1, name), value
+    for name, numbers in columns.items():
+        for other in (b"", numbers[:-1], numbers[:-8], numbers[8:] + b"\xff" * 8, bytes(len(numbers)), numbers * 2):
+            yield (2, name), other
 
 
 def test_a_difference_is_told_with_arguments_that_the_snapshot_does_not_have(

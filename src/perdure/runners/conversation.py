@@ -108,19 +108,26 @@ class Conversation:
         last = next((n for n in range(len(recorded) - 1, here, -1) if recorded[n].role == "assistant"), 0)
         if not last or frame is None or frame.run is None or not frame.run.life.may_skip:
             return 0
-        if not all(said.step for said in recorded[here:last]):
-            return 0
+        shown: list[int] = []
+        covered = replies = 0
+        for n in range(last - 1, -1, -1):
+            said = recorded[n]
+            if n >= here and not said.step:
+                return 0
+            replies += said.role == "assistant"
+            if covered:
+                covered -= 1
+            else:
+                shown.append(n)
+            covered += said.covers  # a summary stands for so many of those that were shown before it
+        shown.reverse()
         if not frame.cursor.skip(frame.run.state.steps[recorded[last].step].begun):
             return 0
-        shown: list[tuple[int, j.SpokenMessage]] = []
-        for n, said in enumerate(recorded[:last]):
-            del shown[len(shown) - said.covers :]
-            shown.append((n, said))
-        values = iter((yield Recall([said.step for n, said in shown if n >= here])))
-        messages = [self.messages[n] if n < here else _message(said, next(values)) for n, said in shown]
+        values = iter((yield Recall([recorded[n].step for n in shown if n >= here])))
+        messages = [self.messages[n] if n < here else _message(recorded[n], next(values)) for n in shown]
         self._become(messages)
         self._place = last
-        return sum(said.role == "assistant" for said in recorded[:last])
+        return replies
 
     def _become(self, messages: Sequence[Message]) -> None:
         """From now on the model is shown these, which are journaled already."""
