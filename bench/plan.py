@@ -77,6 +77,7 @@ def _resumed(peers: Sequence[Peer], quick: bool) -> list[Entry]:
             largest = sizes[-1] if store == "sqlite" else sizes[1]
             entries += [Entry(perdure(store, shape=shape), size) for size in sizes if size <= largest]
         entries += _parts(peers, f"W4 {shape}", sizes[:2], shape=shape)
+    entries += [Entry(perdure("sqlite", shape="summarising agent"), size) for size in sizes]
     return entries + [Entry(raw("sqlite", ROWS), size, job={"shape": "flow"}) for size in sizes]
 
 

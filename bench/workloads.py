@@ -95,7 +95,8 @@ class Resume(Workload):
         "A run is executed up to its n-th step in one process, which stops. Another goes on with it, up to the moment "
         "at which the body of the next step is entered. Wall time and memory of that process, over those of one that "
         "makes the same imports and does nothing. Every round resumes a fresh copy of what the first process left. "
-        "Results have 100 bytes."
+        "Results have 100 bytes. The agent has never been summarised: its model is given all that was said. The "
+        "summarising agent's conversation becomes a summary whenever it has 20,000 characters."
     )
     figures = (
         Figure("over", "seconds", "{:.3f}"),

@@ -6,6 +6,7 @@ memory with those of a process that imports the same and does nothing.
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -55,16 +56,31 @@ def look(number: int) -> str:
 
 def model(messages: list[Any], tools: object) -> Reply:
     """Asks for the tool for ever."""
-    number = len(messages) // 2
+    number = _asked(messages)
     if 2 * number >= _LAST["step"] or _LAST["resumed"]:
         _over(2 * number)
     return Reply(text(2 * number, 100), (ToolCall("look", {"number": number}),))
 
 
+def _asked(messages: list[Any]) -> int:
+    """How often the tool was asked for."""
+    for message in reversed(messages):
+        for call in message.get("tool_calls", ()):
+            return int(json.loads(call["function"]["arguments"])["number"]) + 1
+        if message["content"].startswith("Summary"):
+            return int(message["content"].split()[-1])
+    return 0
+
+
+def _agent(shape: str) -> Agent:
+    if shape == "agent":
+        return Agent(model, [look], max_iterations=10**6, retries=0)
+    limit = {"transcript_limit": 20_000, "on_overflow": "compact", "compact": lambda said: str(_asked(said))}
+    return Agent(model, [look], max_iterations=10**6, retries=0, **limit)  # type: ignore[arg-type]
+
+
 def _execute(job: Job, durability: str) -> object:
-    flow, inputs = (
-        (sequence, ()) if job["shape"] == "flow" else (Agent(model, [look], max_iterations=10**6, retries=0), ("go",))
-    )
+    flow, inputs = (sequence, ()) if job["shape"] == "flow" else (_agent(job["shape"]), ("go",))
     config = perdure.CheckpointConfig(durability=durability)  # type: ignore[arg-type]
     with perdure.CheckpointManager(url(job) + job.get("more", ""), config) as manager:
         while True:

@@ -164,6 +164,20 @@ def test_a_listing_of_what_is_due_uses_indexes(url: str, schema: str) -> None:
     store.close()
 
 
+def test_to_read_a_part_of_a_journal_takes_no_look_at_what_follows(url: str) -> None:  # X8
+    store = PostgresStore(url)
+    lease = store.claim(KEY)
+    for seq in range(0, 3000, 500):
+        assert store.append([item(lease, seq, 500)]) == [None]
+    assert store.read(KEY, 1000, 10) == [*records(KEY, 1000, 10)]
+    assert store.read(KEY, 2995, 10) == [*records(KEY, 2995, 5)] and store.read(KEY, 3000, 10) == []
+    with psycopg.connect(store.place.conninfo, autocommit=True) as db:
+        values = {"after": 1000, "till": 1010, "goal": KEY.goal, "episode": 0}
+        plan = db.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {store._sql['read']}", values).fetchall()
+    assert max(int(rows) for rows in re.findall(r"'Actual Rows': (\d+)", str(plan))) == 10
+    store.close()
+
+
 # -- what it says when something is wrong -----------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ under our epoch; a post by its bytes; a claim by our own name on a run that we d
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,7 +189,8 @@ class PostgresStore(Handle):
 
     def read(self, key: RunKey, after: int = 0, most: int | None = None) -> list[bytes]:
         self._check()
-        found = self._rows_of("read", "read", {"after": after, "most": most, "goal": key.goal, "episode": key.episode})
+        till = after + most if most is not None else sys.maxsize
+        found = self._rows_of("read", "read", {"after": after, "till": till, "goal": key.goal, "episode": key.episode})
         lines: list[bytes] = []
         for _, seq, record in found:
             if seq is None:
@@ -454,7 +456,7 @@ class PostgresStore(Handle):
         return msgspec.structs.replace(found, holder=holder, unread=unread, size=size)
 
     def _do(self, db: Connection, name: str, values: Mapping[str, object]) -> list[Any]:
-        cursor = db.execute(self._sql[name], values)
+        cursor = db.execute(self._sql[name], values, binary=True)  # a record as text has twice its bytes
         return cursor.fetchall() if cursor.description else []
 
     def _rows_of(self, doing: str, name: str, values: Mapping[str, object]) -> list[Any]:

@@ -136,9 +136,10 @@ SELECT seq FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %
 SELECT seq, posts FROM {s}.runs WHERE run = %(run)s AND epoch = %(epoch)s AND owner = %(owner)s FOR UPDATE
 
 -- name: read
+-- A part of a journal is told by where it ends: with LIMIT the server would sort all that follows, for every part.
 SELECT r.seq, j.seq, CASE WHEN octet_length(j.record) <= {record} THEN j.record END
-FROM {s}.runs r LEFT JOIN {s}.journal j ON j.run = r.run AND j.seq > %(after)s
-WHERE r.goal = %(goal)s AND r.episode = %(episode)s ORDER BY j.seq LIMIT %(most)s::bigint
+FROM {s}.runs r LEFT JOIN {s}.journal j ON j.run = r.run AND j.seq > %(after)s AND j.seq <= %(till)s
+WHERE r.goal = %(goal)s AND r.episode = %(episode)s ORDER BY j.seq
 
 -- name: runs
 SELECT run, goal, episode, CASE WHEN octet_length(meta) <= {row} THEN meta ELSE '' END, epoch, owner, pid, host, since, posts - taken, size,
