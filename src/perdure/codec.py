@@ -150,14 +150,24 @@ def loads(payload: Payload, blobs: Mapping[str, bytes] = {}, guard: Guard = OPEN
     Raises CodecError, and nothing else, if the payload is not what ``dumps`` writes, if it names a type that is not
     registered, or if a blob is missing.
     """
-    if payload.codec == CODEC_VERSION and 0 < len(payload.value) <= BLOB_THRESHOLD and not payload.whole:
+    raw = bytes(payload.value)
+    if _is_itself(raw) and payload.codec == CODEC_VERSION and not payload.whole:  # as most are
         try:
-            stored = _from_json(payload.value)  # most values are texts, and need no walk
-            if type(stored) in ATOMS:
-                return stored
+            return _from_json(raw)
         except ValueError:  # told below
             pass
     return load(payload, blobs, guard).value
+
+
+def _is_itself(raw: bytes) -> bool:
+    """Whether JSON, if it is any, has no tags and is too short to be beyond a limit: at a glance, so not of all."""
+    if not 0 < len(raw) <= BLOB_THRESHOLD:
+        return False
+    if raw[0] in b'"-0123456789tfn':
+        return True
+    return (
+        raw[0] in b"{[" and b"~" not in raw and b"\\u007" not in raw and raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH
+    )
 
 
 def load(payload: Payload, blobs: Mapping[str, bytes] = {}, guard: Guard = OPEN) -> Loaded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -53,7 +54,7 @@ def test_cycles_and_deep_values_are_refused() -> None:  # rel:R10 B4
 
 
 def test_sizes_are_limited_on_save_and_on_load(monkeypatch: pytest.MonkeyPatch) -> None:  # rel:B1 B4
-    big, many = dumps(["x" * 9000] * 3), dumps(list(range(1000)))
+    big, many = dumps(["x" * 9000] * 3), dumps(list(range(3000)))
     bomb: list[Any] = []
     for _ in range(90):
         bomb = [bomb] * 10
@@ -193,6 +194,43 @@ def test_damaged_bytes_give_a_value_or_a_codec_error(value: Any, data: Any) -> N
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     with suppress(CodecError):
         loads(_raw(bytes(raw)), blobs)
+
+
+_PIECES = [
+    *"[]{},:1 ",
+    '"a"',
+    '"~"',
+    '"\\u007e"',
+    '"\\u007E"',
+    '"v"',
+    '"set"',
+    '"tuple"',
+    "null",
+    "true",
+    "-1.5",
+    "1e999",
+    "NaN",
+]
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=12).map("".join) | st.recursive(st.integers(), st.lists).map(str))
+def test_the_quick_way_to_load_gives_what_the_long_one_does(text: str) -> None:  # rel:S2
+    assert outcome(loads, text) == outcome(lambda payload: codec.load(payload).value, text)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"~":"set","v":[1]}', ' {"~":"set","v":[1]}', '{"\\u007e":"set","v":[1]}', "[[1],{}]"]
+)
+def test_no_tag_is_taken_for_data(text: str) -> None:  # rel:S2 S3
+    assert outcome(loads, text) == outcome(lambda payload: codec.load(payload).value, text)
+    assert outcome(loads, text) == (repr({1}) if "set" in text else repr([[1], {}]))
+
+
+def outcome(load: Callable[[Payload], Any], text: str) -> str:
+    try:
+        return repr(load(_raw(text)))
+    except CodecError as refused:
+        return f"refused: {refused}"
 
 
 def test_a_newer_codec_is_refused_and_says_so() -> None:  # rel:R6
