@@ -35,7 +35,7 @@ requests has *finished* is not noticed, since nothing overlaps.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final
 
 from perdure import codec, states
@@ -60,6 +60,7 @@ from perdure.errors import (
     StoreError,
 )
 from perdure.life import Cursor, Life, Request, idempotency_key
+from perdure.model import ArgInfo
 from perdure.record import Identity, Step, Unread, code_changed
 from perdure.redaction import discreet
 from perdure.retry import retry_after
@@ -68,7 +69,7 @@ from perdure.retry import retry_after
 def execute(life: Life | None, cursor: Cursor, request: Request, by: Hashable) -> Machine:
     """Run one step, or reuse its record. Returns the value; raises what the body raised when no attempt is left."""
     if life is None:
-        return (yield from _Work(None, Identity(cursor.scope, request.name, "", 0), request, 0).run())
+        return (yield from _Work(None, _NOWHERE, request, 0).run())
     claimed = request.n is not None
     n = request.n if request.n is not None else cursor.claim(request, by)
     try:
@@ -284,7 +285,8 @@ class _Work:
                 continue
             error, payload, blobs = self.judge(outcome)
             if error is None:
-                yield from self.complete(payload, blobs, outcome.seconds)
+                if self.life is not None:
+                    yield from self.complete(payload, blobs, outcome.seconds)
                 return outcome.value
             pause = retry_after(error)
             if pause is not None:
@@ -377,7 +379,8 @@ class _Work:
         if outcome.error is not None:
             return outcome.error, None, {}
         try:
-            _refuse_changed_arguments(self.request)
+            if self.request.look_again is not None:
+                _refuse_changed_arguments(self.request, self.request.look_again)
             error = refusal(self.request.name, self.request.options.check, outcome.value)
             payload, blobs = self.dumps(outcome.value) if self.life else (_NOTHING, {})
         except NO_OUTCOME:
@@ -454,12 +457,10 @@ class _Work:
             yield Wait(until)
 
 
-def _refuse_changed_arguments(request: Request) -> None:
+def _refuse_changed_arguments(request: Request, look_again: Callable[[], tuple[ArgInfo, ...]]) -> None:
     """Raises MutatedInput if the body changed an argument: on resume the body does not run, and the change is gone."""
-    if request.look_again is None:
-        return
     try:
-        now = {info.name: info.digest for info in request.look_again()}
+        now = {info.name: info.digest for info in look_again()}
     except CodecError:  # something that cannot be stored was put into it
         now = {}
     changed = [info.name for info in request.args if info.digest and now.get(info.name) != info.digest]
@@ -484,6 +485,8 @@ again, or where there is more memory"""
 NO_FAULT = (StoreError, FencedError, RunPaused, RunStopped)
 """errors that say nothing about the step's own work"""
 _NOTHING = codec.Payload(codec=codec.CODEC_VERSION)
+_NOWHERE: Final = Identity("", "", "", 0)
+"""of a step without a run"""
 
 
 def _outcome_word(error: Exception) -> str:

@@ -195,17 +195,18 @@ class Frame:
         return self.run.life.guard if self.run is not None else OPEN
 
 
-_FRAME: ContextVar[Frame | None] = ContextVar("perdure_frame", default=None)
+FRAME: ContextVar[Frame | None] = ContextVar("perdure_frame", default=None)
+"""of the running code"""
 
 
 def current() -> Frame | None:
     """The frame of the running code; None outside of any flow or step."""
-    return _FRAME.get()
+    return FRAME.get()
 
 
 def enter(frame: Frame) -> None:
     """From now on the running context is inside ``frame``: for a context made for one branch."""
-    _FRAME.set(frame)
+    FRAME.set(frame)
 
 
 class entered:  # by hand: contextlib's costs as much as all else around a body
@@ -217,15 +218,15 @@ class entered:  # by hand: contextlib's costs as much as all else around a body
         self._frame = frame
 
     def __enter__(self) -> None:
-        self._token = _FRAME.set(self._frame)
+        self._token = FRAME.set(self._frame)
 
     def __exit__(self, *_: object) -> None:
-        _FRAME.reset(self._token)
+        FRAME.reset(self._token)
 
 
 def context() -> StepContext:
     """The context of the running step. Raises ConfigError outside of steps."""
-    frame = _FRAME.get()
+    frame = FRAME.get()
     if frame is None or frame.step is None:
         raise ConfigError("perdure.context() was called outside of a step.", hint="Call it in the body of a step.")
     return frame.step

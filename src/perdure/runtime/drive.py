@@ -21,9 +21,9 @@ from perdure.errors import ConfigError, Halted, RunCancelled, RunStopped, StepTi
 from perdure.journal import Entry, Posted
 from perdure.life import Cursor
 from perdure.runtime import past
-from perdure.runtime.context import Frame, StepContext, entered
+from perdure.runtime.context import FRAME, Frame, StepContext
 from perdure.runtime.live import LiveRun
-from perdure.runtime.strands import Loan, deeper
+from perdure.runtime.strands import Deeper, Loan
 from perdure.runtime.threads import in_thread
 from perdure.runtime.tickets import Ticket
 from perdure.runtime.transact import transact
@@ -50,7 +50,8 @@ NOBODY: Final = Body("", False, None, lambda: None, None)
 def drive(machine: Machine, run: LiveRun | None, body: Body) -> Any:
     """Run the machine to its end in this thread."""
     reply, error = None, None
-    with deeper(run):
+    deeper = Deeper(run) if run is not None else None
+    try:
         while True:
             try:
                 command = machine.throw(error) if error is not None else machine.send(reply)
@@ -61,13 +62,17 @@ def drive(machine: Machine, run: LiveRun | None, body: Body) -> Any:
                 error = None
             except BaseException as raised:
                 reply, error = None, raised
+    finally:
+        if deeper is not None:
+            deeper.end()
 
 
 async def drive_async(machine: Machine, run: LiveRun | None, body: Body) -> Any:
     """Run the machine to its end in this task."""
     reply: object = None
     error: BaseException | None = None
-    with deeper(run):
+    deeper = Deeper(run) if run is not None else None
+    try:
         while True:
             try:
                 command = machine.throw(error) if error is not None else machine.send(reply)
@@ -85,6 +90,9 @@ async def drive_async(machine: Machine, run: LiveRun | None, body: Body) -> Any:
                 error = None
             except BaseException as raised:
                 reply, error = None, raised
+    finally:
+        if deeper is not None:
+            deeper.end()
 
 
 def _emit(command: Append, run: LiveRun | None) -> Ticket:
@@ -198,19 +206,21 @@ def _call(call: Call, run: LiveRun | None, body: Body) -> Outcome:
 
 def _execute(call: Call, run: LiveRun | None, body: Body, connection: Any = None) -> Outcome:
     context, frame = _frame(call, run, body)
-    context.lend(connection)
+    if connection is not None:
+        context.lend(connection)
     work = body.verify if call.what == "verify" and body.verify else body.run
     clock = run.clock if run else SYSTEM
     began = clock.monotonic()
     value, error = None, None
+    token = FRAME.set(frame)
     try:
-        with entered(frame):
-            value = _within(work, call.step, body, run) if body.timeout is not None and call.what == "body" else work()
+        value = _within(work, call.step, body, run) if body.timeout is not None and call.what == "body" else work()
     except replay.NO_OUTCOME:
         raise
     except Exception as raised:
         error = _own(raised, run)
     finally:
+        FRAME.reset(token)
         context.end(keep_text=error is not None and connection is None)
     return Outcome(value, error, round(clock.monotonic() - began, 6), *context.kept)
 
@@ -222,19 +232,20 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     began = clock.monotonic()
     value, error = None, None
     finished = False
+    token = FRAME.set(frame)
     try:
-        with entered(frame):
-            if body.timeout is not None and call.what == "body":
-                value = await _within_async(work, body)
-            else:
-                value = work()
-                value = await value if isinstance(value, (CoroutineType, Awaitable)) else value
+        if body.timeout is not None and call.what == "body":
+            value = await _within_async(work, body)
+        else:
+            value = work()
+            value = await value if isinstance(value, (CoroutineType, Awaitable)) else value
         finished = True
     except replay.NO_OUTCOME:
         raise
     except Exception as raised:
         error = _own(raised, run)
     finally:
+        FRAME.reset(token)
         context.end(keep_text=not finished)
     return Outcome(value, error, round(clock.monotonic() - began, 6), *context.kept)
 

@@ -204,9 +204,11 @@ class Step(Function[P, R]):
 
     def run_body(self, invocation: Invocation) -> Any:
         frame = current() or _outside(self)
-        by = requester()
         request = invocation.request = invocation.request or self.request(frame, invocation)
-        machine = execute(frame.run.life if frame.run else None, invocation.cursor or frame.cursor, request, by)
+        if frame.run is None:
+            machine = execute(None, frame.cursor, request, None)
+        else:
+            machine = execute(frame.run.life, invocation.cursor or frame.cursor, request, requester())
         body = Body(
             self.name,
             self.is_async,

@@ -239,26 +239,23 @@ def is_late(run: LiveRun) -> bool:
     return loan is not None and loan.strand.run is run and loan.is_late
 
 
-class deeper:
-    """The block, in this task, executes a step of ``run``, and records it."""
+class Deeper:
+    """From when it is made until ``end``, this task executes a step of ``run``, and records it."""
 
-    def __init__(self, run: LiveRun | None) -> None:
-        self._run = run
+    __slots__ = ("_before", "_run", "_strand", "_token")
 
-    def __enter__(self) -> None:
-        if self._run is not None:
-            self._strand, before = strand_of(self._run), _DEPTH.get()
-            self._token = _DEPTH.set(before + 1)
-            self._before, self._strand.depth = min(self._strand.depth, before), before + 1
+    def __init__(self, run: LiveRun) -> None:
+        self._run, self._strand, before = run, strand_of(run), _DEPTH.get()
+        self._token = _DEPTH.set(before + 1)
+        self._before, self._strand.depth = min(self._strand.depth, before), before + 1
 
-    def __exit__(self, *_: object) -> None:
-        if self._run is not None:
-            _DEPTH.reset(self._token)
-            # a body that is too late ends after those around it
-            self._strand.depth = min(self._strand.depth, self._before)
-            if self._run.strands.parked:
-                with self._run.lock:
-                    self._run.strands.changed()
+    def end(self) -> None:
+        _DEPTH.reset(self._token)
+        # a body that is too late ends after those around it
+        self._strand.depth = min(self._strand.depth, self._before)
+        if self._run.strands.parked:
+            with self._run.lock:
+                self._run.strands.changed()
 
 
 def _task() -> asyncio.Task[object] | None:
