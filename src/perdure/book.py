@@ -12,7 +12,6 @@ import sys
 from array import array
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -232,13 +231,15 @@ class Steps(Mapping[int, Step]):
     def __contains__(self, number: object) -> bool:
         return number in self._made or (isinstance(number, int) and self._index.place(number) is not None)
 
-    def unknown(self, numbers: Iterator[int]) -> int | None:
-        """One of the numbers that no step has; None if there is none. There may be many, or far too many."""
-        while some := set(islice(numbers, 2**16)):
-            missing = some - self._made.keys() - self._index.by_number.keys()
-            if missing:
-                return min(missing)
-        return None
+    def unknown(self, numbers: Iterable[int], spans: Iterable[tuple[int, int]]) -> int | None:
+        """The first of the numbers that no step has; None if there is none. ``spans``: first and last of many more."""
+        made, place = self._made, self._index.place
+        found = next((number for number in numbers if number not in made and place(number) is None), None)
+        if found is not None or not spans:
+            return found
+        packed = self._index.by_number
+        told = (number for first, last in spans for number in range(first, last + 1))
+        return next((number for number in told if number not in made and number not in packed), None)
 
     def __iter__(self) -> Iterator[int]:
         return iter(dict.fromkeys((*self._packed.number, *self._made)))

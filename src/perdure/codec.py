@@ -154,7 +154,7 @@ def loads(payload: Payload, blobs: Mapping[str, bytes] = {}, guard: Guard = OPEN
     if _is_itself(raw) and payload.codec == CODEC_VERSION and not payload.whole:  # as most are
         try:
             return _from_json(raw)
-        except ValueError:  # told below
+        except (ValueError, RecursionError):  # told below
             pass
     return load(payload, blobs, guard).value
 

@@ -448,7 +448,7 @@ class State(Facts, kw_only=False):
         self.steps.completed(step)
 
     def _steps_reused(self, entry: j.StepsReused) -> None:
-        unknown = self.steps.unknown(entry.numbers)
+        unknown = self.steps.unknown(entry.steps, entry.spans)
         if unknown is not None:
             self._step(unknown)
 

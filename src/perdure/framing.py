@@ -30,7 +30,8 @@ from perdure.model import RunKey
 
 FRAME = 43
 """bytes of a record besides its entry"""
-BEGINNING = 41  # len('{"crc":"01234567","len":01234567,"entry":')
+ENTRY_AT = 41  # len('{"crc":"01234567","len":01234567,"entry":')
+"""where in a record its entry begins"""
 
 
 def frame(key: RunKey, entry: bytes) -> bytes:
@@ -47,7 +48,7 @@ def frame(key: RunKey, entry: bytes) -> bytes:
 
 def unframe(key: RunKey, line: bytes) -> bytes:
     """The entry inside one record. Raises ValueError with the reason if the record is not whole and sound."""
-    entry = line[BEGINNING:-2]
+    entry = line[ENTRY_AT:-2]
     if len(entry) > MAX_RECORD or frame(key, entry) != line:
         _parts(line)
         raise ValueError("the checksum does not match: bytes were changed, or the record belongs to another run")
@@ -58,11 +59,11 @@ def _parts(line: bytes) -> tuple[bytes, bytes]:
     """The entry inside one record, and its checksum as written. Raises ValueError if the record is not whole."""
     if not line.endswith(b"}\n"):
         raise ValueError("the record is cut short")
-    if line[:8] != b'{"crc":"' or line[16:24] != b'","len":' or line[32:BEGINNING] != b',"entry":':
+    if line[:8] != b'{"crc":"' or line[16:24] != b'","len":' or line[32:ENTRY_AT] != b',"entry":':
         raise ValueError("this is not a record of a Perdure journal")
     if len(line) > MAX_RECORD + FRAME:
         raise ValueError(f"the record has {len(line):,} bytes, and the limit is {MAX_RECORD:,}")
-    entry = line[BEGINNING:-2]
+    entry = line[ENTRY_AT:-2]
     if line[24:32] != b"%8d" % len(entry):
         raise ValueError(f"the record says {line[24:32].decode('ascii', 'replace').strip()} bytes and has {len(entry)}")
     return entry, line[8:16]

@@ -249,7 +249,8 @@ class Life:
     def saved_usage(self) -> Usage:
         """What had been used for the results that this life reused."""
         inside = self._inside_reused(n for n in self.state.steps if n not in self.reused)
-        return self.state.steps.usage(self.reused.keys() | inside)
+        with self.lock:
+            return self.state.steps.usage(self.reused.keys() | inside)
 
     def _inside_reused(self, among: Iterable[int]) -> set[int]:
         """Those of the steps that were executed inside a step whose result this life reused."""

@@ -99,7 +99,7 @@ def restore(key: RunKey, content: bytes, record: bytes) -> State | None:
         if not unpacking.eof:  # else its checksum is right, and no more would come
             return None
         end = written.index(b"\n")
-        body, steps = _decoder().decode(memoryview(written)[:end]), from_columns(written, end + 1)
+        body, steps = _decoder().decode(written[:end]), from_columns(written, end + 1)
     except (zlib.error, msgspec.MsgspecError, ValueError, RecursionError):
         return None
     if not _is_sound(body):

@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 import perdure
 from perdure import journal as j
 from perdure import snapshot
+from perdure.book import Kind, Packed, Steps
 from perdure.errors import PerdureError
 from perdure.fold import State
 from perdure.life import Life
 from perdure.model import RunKey
+from perdure.record import Attempt, Identity
+from perdure.record import Step as Step_
 from perdure.runners import Agent, Reply, ToolCall, tool
 from perdure.runners.transcript import transcript
 from perdure.runtime import past
@@ -319,6 +322,25 @@ def test_a_snapshot_that_is_damaged_or_of_another_journal_is_not_believed(url: s
         writer.call(lambda: (kept.save(lease, seq, content[:-7]), store.release(lease))).result()
         assert manager.run_sync(flow, goal="g") == 66
     assert max(RAN.values()) == 1
+
+
+def test_to_take_in_that_few_steps_were_reused_takes_no_look_at_all_others() -> None:  # X8
+    steps = Steps(packed(1000))
+    assert steps.unknown((7, 1000), ()) is None
+    assert "by_number" not in steps._index.__dict__
+    assert steps.unknown((7, 0), ()) == 0
+    assert steps.unknown((), ((1, 1000),)) is None
+    assert steps.unknown((3,), ((1, 10**12),)) == 1001
+
+
+def packed(count: int) -> Packed:
+    """So many steps in columns, numbered from 1."""
+    made = Packed()
+    for number in range(1, count + 1):
+        step = Step_(number, Identity("", "work", f"{number:032x}", 0), (), "", begun=number, at=number + 1)
+        step.attempts = [Attempt(1, 0.0, 1.0, "completed")]
+        made.add(step, {Kind("", "work", "", False, False): 0} if made.kinds else {})
+    return made
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), max_size=8))

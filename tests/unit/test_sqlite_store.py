@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perdure.errors import ConfigError, CorruptStore, NewerFormat, PerdureError, StoreBusy, StoreError
+from perdure.errors import ConfigError, CorruptStore, LeaseLost, NewerFormat, PerdureError, StoreBusy, StoreError
 from perdure.framing import frame
 from perdure.model import RunKey
 from perdure.stores import sqlite_setup
@@ -72,6 +72,39 @@ def test_a_batch_that_needs_several_statements_is_kept_whole_but_for_what_is_fen
         assert len(store.read(lease.key)) == (0 if n == fenced else 2)
         assert (lease.key in rows) == (n != fenced)
     store.close()
+
+
+def test_what_is_looked_for_is_written_again_if_the_batch_it_came_with_was_not(tmp_path: Path) -> None:  # X13
+    store = SqliteStore(tmp_path / "runs.db")
+    first, second = (item(store.claim(RunKey(goal)), 0) for goal in ("first", "second"))
+    first = msgspec.structs.replace(first, meta=msgspec.structs.replace(first.meta, flow="wanted"))
+    unwritable = msgspec.structs.replace(second, meta=msgspec.structs.replace(second.meta, reason="\udc80"))
+    with pytest.raises(UnicodeEncodeError):
+        store.append([first, unwritable])
+    assert store.append([first]) == [None]
+    assert store._select("SELECT flow FROM perdure_runs WHERE goal = 'first'") == [("wanted",)]
+    store.close()
+
+
+def test_what_a_transaction_set_of_the_connection_does_not_take_the_fence_down(tmp_path: Path) -> None:  # rel:C1 X7
+    store, other = SqliteStore(tmp_path / "runs.db"), SqliteStore(tmp_path / "runs.db")
+    stale = store.claim(KEY)
+    assert store.append([item(stale, 0)]) == [None]
+    lend = store.capabilities.transaction
+    assert lend is not None
+    with lend(stale) as lent:
+        lent.connection.authorizer = lambda what, *_: (
+            apsw.SQLITE_IGNORE if what == apsw.SQLITE_FUNCTION else apsw.SQLITE_OK
+        )
+        lent.check(None)
+    row = store._rows[KEY]
+    store.release(stale)
+    assert other.append([item(other.claim(KEY), 1)]) == [None]
+    store._rows[KEY] = row  # as if it had not noticed
+    assert isinstance(store.append([item(stale, 2)])[0], LeaseLost)
+    assert len(other.read(KEY)) == 2
+    store.close()
+    other.close()
 
 
 # -- settings (rel:D3) ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pytest
 from perdure.clock import SYSTEM
 from perdure.errors import PerdureError, StoreError
 from perdure.model import Lease, RunKey, RunMeta
+from perdure.runtime import writer as writer_module
 from perdure.runtime.tickets import Item, Ticket
 from perdure.runtime.undisturbed import undisturbed
 from perdure.runtime.writer import Writer
@@ -307,17 +308,35 @@ def test_what_somebody_keeps_locked_is_read_by_the_thread_which_waits(tmp_path: 
     writer.close()
 
 
-def test_verbs_that_follow_one_another_are_done_before_anybody_goes_on(writer: Writer, store: Counting) -> None:  # X8
+def test_verbs_that_may_be_done_together_are_done_before_anybody_goes_on(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:  # X8
+    monkeypatch.setattr(writer_module, "_TOGETHER", 60.0)
     done: list[int] = []
+    seen: list[int] = []
+
+    def raises(_: object) -> None:
+        seen.append(len(done))
+        raise SystemExit  # whatever somebody makes of it, the others are told
+
     with writer._at_store:
-        futures = [writer.call(partial(done.append, n)) for n in range(3)]
-        seen: list[int] = []
-        futures[0].add_done_callback(lambda _: seen.append(len(done)))
-        failing = writer.call(lambda: 1 // 0)
-        last = writer.call(lambda: len(done))
+        futures = [writer.call(partial(done.append, n), together=True) for n in range(4)]
+        futures[0].add_done_callback(raises)
+        failing = writer.call(lambda: 1 // 0, together=True)
         assert futures[1].cancel(), "what has not begun can be taken back"
-    assert last.result(DEADLINE) == 2 and seen == [2] and done == [0, 2]
+    assert [future.result(DEADLINE) for future in (futures[0], futures[2], futures[3])] == [None] * 3
     assert isinstance(failing.exception(DEADLINE), ZeroDivisionError)
+    assert seen == [3] and done == [0, 2, 3]
+    assert writer.call(lambda: 1).result(DEADLINE) == 1
+
+
+def test_nobody_waits_for_a_verb_that_follows_his_own(writer: Writer) -> None:
+    told = threading.Event()
+    with writer._at_store:
+        first = writer.call(lambda: None, together=True)
+        first.add_done_callback(lambda _: told.set())
+        other = writer.call(lambda: told.wait(DEADLINE))
+    assert other.result(DEADLINE)
 
 
 def test_who_is_called_back_does_not_care_in_which_context_is_committed(writer: Writer, store: Counting) -> None:

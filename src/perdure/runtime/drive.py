@@ -176,7 +176,7 @@ def post(run: LiveRun, entry: Posted) -> Future[None]:
 
 def fetch(run: LiveRun, digests: tuple[str, ...]) -> dict[str, bytes]:
     """Blobs of a run's store. Raises CorruptStore when one is missing or damaged."""
-    return run.writer.look_up(_blobs(run, digests))
+    return run.writer.call(_blobs(run, digests)).result()
 
 
 def _blobs(run: LiveRun, digests: tuple[str, ...]) -> Callable[[], dict[str, bytes]]:
@@ -220,8 +220,10 @@ def _execute(call: Call, run: LiveRun | None, body: Body, connection: Any = None
     except Exception as raised:
         error = _own(raised, run)
     finally:
-        FRAME.reset(token)
-        context.end(keep_text=error is not None and connection is None)
+        try:
+            context.end(keep_text=error is not None and connection is None)
+        finally:
+            FRAME.reset(token)
     return Outcome(value, error, round(clock.monotonic() - began, 6), *context.kept)
 
 
@@ -245,8 +247,10 @@ async def _call_async(call: Call, run: LiveRun | None, body: Body) -> Outcome:
     except Exception as raised:
         error = _own(raised, run)
     finally:
-        FRAME.reset(token)
-        context.end(keep_text=not finished)
+        try:
+            context.end(keep_text=not finished)
+        finally:
+            FRAME.reset(token)  # last: where a coroutine is closed from somewhere else it is refused
     return Outcome(value, error, round(clock.monotonic() - began, 6), *context.kept)
 
 

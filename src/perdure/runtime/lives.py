@@ -108,7 +108,7 @@ class Lives:
             nothing: Future[LiveRun | Finished | None] = Future()
             nothing.set_result(None)
             return nothing
-        return self.writer.call(partial(self._begin, self.writer.store, start))
+        return self.writer.call(partial(self._begin, self.writer.store, start), together=True)
 
     def _begin(self, store: Store, start: Start) -> LiveRun | Finished:
         key, row = _which(store, start)

@@ -15,7 +15,7 @@ from perdure import journal as j
 from perdure import snapshot
 from perdure.errors import ConfigError, CorruptStore, PerdureError
 from perdure.fold import State, fold
-from perdure.framing import BEGINNING
+from perdure.framing import ENTRY_AT
 from perdure.life import Life
 from perdure.model import Lease, RunKey
 from perdure.runtime.threads import in_thread
@@ -59,7 +59,7 @@ def read(store: Store, life: Life, seq: int) -> j.Entry:
             hint="perdure check tells what is damaged. Restore the store from a copy.",
         )
     first = j.decode(key, lines[0], seq)
-    results = [(n, line) for n, line in enumerate(lines, seq) if line.startswith(_RESULT, BEGINNING)]
+    results = [(n, line) for n, line in enumerate(lines, seq) if line.startswith(_RESULT, ENTRY_AT)]
     entries = [j.decode(key, line, n) for n, line in results]
     life.read_ahead = {entry.seq: entry.output for entry in entries if isinstance(entry, j.StepCompleted)}
     return first

@@ -250,12 +250,12 @@ class Deeper:
         self._before, self._strand.depth = min(self._strand.depth, before), before + 1
 
     def end(self) -> None:
-        _DEPTH.reset(self._token)
         # a body that is too late ends after those around it
         self._strand.depth = min(self._strand.depth, self._before)
         if self._run.strands.parked:
             with self._run.lock:
                 self._run.strands.changed()
+        _DEPTH.reset(self._token)
 
 
 def _task() -> asyncio.Task[object] | None:

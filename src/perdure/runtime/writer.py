@@ -9,8 +9,9 @@ now and later, carries the error (rel:D4).
 Who is at the store? Handing work to another thread, and being woken by it, costs more than a commit does where the
 device is quick. So whoever waits, and finds nobody at the store, commits by itself what is queued: a thread at once; an
 event loop when all its tasks that can run have run, if commits have been so quick lately that the loop is not held up,
-and only where a commit waits for nobody else. All the rest is done by the writer's own thread: the other verbs, what
-queues up while somebody is at the store, and records that nobody waits for.
+and only where a commit waits for nobody else. So does a thread that waits for a few records to be read. All the rest
+is done by the writer's own thread: the other verbs, what queues up while somebody is at the store, and records that
+nobody waits for.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from math import inf, isinf
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from perdure.clock import SYSTEM
 from perdure.errors import Bug, ConfigError, PerdureError, RetryError, StoreBusy, StoreError
@@ -38,7 +39,7 @@ _T = TypeVar("_T")
 _LINGER: Final = 0.002
 """seconds that records nobody waits for may stay queued"""
 _TOGETHER: Final = 0.005
-"""seconds after which somebody is told what came of his verb, even if others follow"""
+"""seconds after which no more verbs are done before those who wait for the first are told"""
 _QUICK: Final = 0.001
 """seconds for which a commit may hold up an event loop: about what two changes of threads take"""
 _FORGETS: Final = 0.9
@@ -46,7 +47,12 @@ _FORGETS: Final = 0.9
 log = logging.getLogger("perdure")
 
 
-_Verb: TypeAlias = tuple[Callable[[], Any], Future[Any]]
+class _Verb(NamedTuple):
+    do: Callable[[], Any]
+    future: Future[Any]
+    together: bool
+
+
 _Work: TypeAlias = Item | _Verb | None
 """records, a verb of the store, or the order to end"""
 
@@ -100,17 +106,18 @@ class Writer:
             self._ring()
         return item
 
-    def call(self, verb: Callable[[], _T]) -> Future[_T]:
-        """Run any other verb of the store on the writer's thread, in order with the appends."""
+    def call(self, verb: Callable[[], _T], together: bool = False) -> Future[_T]:
+        """Run any other verb of the store on the writer's thread, in order with the appends. ``together``: it is brief,
+        and may be answered when others that follow it are done too."""
         self.check()
         future: Future[_T] = Future()
-        self._queue.append((verb, future))
+        self._queue.append(_Verb(verb, future, together))
         self.ring()
         return future
 
     def look_up(self, verb: Callable[[], _T]) -> _T:
-        """Do a verb that only reads, and wait for it: in this thread where nobody is at the store, and nobody else can
-        keep it waiting, as it is with commits."""
+        """Do a verb that only reads, and not much, and wait for it: in this thread where nobody is at the store, and
+        nobody else can keep it waiting, as it is with commits. It may be begun twice."""
         self.check()
         with undisturbed():
             if self.can.hurry is not None and not self._queue and self._at_store.acquire(blocking=False):
@@ -227,7 +234,9 @@ class Writer:
                     self._look_around()
                 self._urgent = False
                 self._commit_queued()
-                if self._obey():
+                self._obey()
+                if self._queue and self._queue[0] is None:
+                    self._queue.popleft()
                     self.store.close()
                     return
                 if self._queue:
@@ -309,24 +318,28 @@ class Writer:
             self._error = self._error or error
         resolve([(item, error) for item in items])
 
-    def _obey(self) -> bool:
-        """At the store: do the verbs that come next. Those who wait are told afterwards: while they go on, they keep
-        the interpreter's lock from the verbs that follow. Whether the order to end was reached."""
-        done: list[tuple[Future[Any], Any, BaseException | None]] = []
+    def _obey(self) -> None:
+        """At the store: do the verb that comes next, or those that may be done together. Who waits for one of these is
+        told afterwards: while he goes on, he keeps the interpreter's lock from the verbs that follow."""
+        done: list[tuple[Future[Any], Any]] = []
         end = SYSTEM.monotonic() + _TOGETHER
-        ends = False
-        while self._queue and not isinstance(self._queue[0], Item) and SYSTEM.monotonic() < end and not ends:
-            verb = cast(_Verb | None, self._queue.popleft())
-            if verb is None:
-                ends = True
-            elif verb[1].set_running_or_notify_cancel():
+        try:
+            while self._queue and isinstance(self._queue[0], _Verb):
+                if done and (not self._queue[0].together or SYSTEM.monotonic() > end):
+                    break
+                verb = cast(_Verb, self._queue.popleft())
+                if not verb.future.set_running_or_notify_cancel():
+                    continue
                 try:
-                    done.append((verb[1], verb[0](), None))
+                    value = verb.do()
                 except BaseException as error:
-                    done.append((verb[1], None, error))
-        for future, value, problem in done:
-            future.set_exception(problem) if problem is not None else future.set_result(value)
-        return ends
+                    verb.future.set_exception(error)
+                    break
+                done.append((verb.future, value))
+                if not verb.together:
+                    break
+        finally:
+            _tell(done)
 
     def _commit(self, batch: list[Item], in_hurry: bool) -> None:
         groups = _by_run(batch)
@@ -354,6 +367,18 @@ class Writer:
         resolve(told)
         if ended is not None and not isinstance(ended, Exception):
             raise ended
+
+
+def _tell(done: list[tuple[Future[Any], Any]]) -> None:
+    """Tell all of them, whatever somebody makes of it."""
+    ended: BaseException | None = None
+    for future, value in done:
+        try:
+            future.set_result(value)
+        except BaseException as error:
+            ended = error
+    if ended is not None:
+        raise ended
 
 
 def _broken(error: BaseException) -> PerdureError:

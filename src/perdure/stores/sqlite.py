@@ -174,19 +174,20 @@ class SqliteStore(Handle):
     def append(self, batch: Sequence[Append]) -> list[PerdureError | None]:
         self._check()
         values = [value for item in batch for value in self._values(item)]
-        blobs = [item for item in batch if item.blobs]
-        if len(values) <= MOST and not blobs and not self._lent:  # as most do
+        one = len(values) <= MOST and not self._lent and not any(item.blobs for item in batch)
+        if one:  # statement is enough, as it mostly is
             with self._guard("append to"):
-                if self._insert(values):
+                if self._insert(batch, values):
                     return [None] * len(batch)
         with self._transaction("append to"):
             results: list[PerdureError | None] = [None] * len(batch)
-            if not self._insert(values):
+            if one or not self._insert(batch, values):
                 if self._lent:
                     raise lost(batch[0].lease)
-                self._db.execute("ROLLBACK")  # some item is fenced or wrong: one after the other, to tell which
-                self._db.execute("BEGIN IMMEDIATE")
-                results = [self._append_one(item) for item in batch]
+                if not one:
+                    self._db.execute("ROLLBACK")
+                    self._db.execute("BEGIN IMMEDIATE")
+                results = [self._append_one(item) for item in batch]  # some are fenced or wrong: this tells which
             for item, problem in zip(batch, results, strict=True):
                 if item.blobs and problem is None:
                     self._keep(self._rows[item.lease.key], item.blobs)
@@ -323,33 +324,34 @@ class SqliteStore(Handle):
         noted: tuple[float | str | None, ...] = looked_for(meta)
         if noted == self._noted.get(lease.key):
             noted = _AS_BEFORE
-        else:
-            self._noted[lease.key] = noted
         first = records[0] if records else None
         values = [row, item.seq + 1, first, lease.epoch, owner, last, meta.status, told, item.size, *noted]
         for seq, record in enumerate(records[1:], item.seq + 2):
             values += (row, seq, record, *_NO_MOVE)
         return values
 
-    def _insert(self, values: list[int | float | str | bytes | None]) -> bool:
-        """Append what ``_values`` gave. False, and in this statement nothing is changed, if some item is fenced."""
+    def _insert(self, items: Sequence[Append], values: list[int | float | str | bytes | None]) -> bool:
+        """Append items, of which ``_values`` are given. False if one is fenced; of the last statement nothing is there
+        then."""
         try:
             for sql, some in statements(values):
                 self._db.execute(sql, some)
-        except BaseException as error:
-            self._noted.clear()
-            if isinstance(error, apsw.ConstraintError) and FENCED in str(error):
-                return False
-            raise
+        except apsw.ConstraintError as error:
+            if FENCED not in str(error):
+                raise
+            return False
+        for item in items:
+            self._noted[item.lease.key] = looked_for(item.meta)
         return True
 
     def _append_one(self, item: Append) -> PerdureError | None:
         """In a transaction: append an item, or tell why it cannot be."""
-        if self._insert(self._values(item)):
+        values = self._values(item)
+        if self._insert((item,), values):
             return None
         found = self._select(
             "SELECT seq FROM perdure_runs WHERE run = ? AND epoch = ? AND owner = ?",
-            (self._rows.get(item.lease.key, -1), item.lease.epoch, item.lease.owner),
+            (values[0], item.lease.epoch, item.lease.owner),
         )
         return wrong_seq(item, found[0][0]) if found else lost(item.lease)
 
@@ -511,7 +513,7 @@ class SqliteStore(Handle):
             self._db.set_busy_timeout(0 if hurried else int(self._wait * 1000))
 
     def _check_lent(self, raised: Exception | None) -> None:
-        self._db.row_trace = self._db.exec_trace = None
+        self._db.row_trace = self._db.exec_trace = self._db.authorizer = None
         if isinstance(raised, apsw.IOError | apsw.FullError | apsw.CorruptError):
             raise raised  # it is the store that fails
         if raised is not None:

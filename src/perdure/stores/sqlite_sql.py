@@ -2,8 +2,8 @@
 
 Each statement gives up the interpreter's lock, and gets it back up to 5 ms later while a flow computes; a transaction
 of six was late that often, and the device idle meanwhile. So a batch is inserted into a view of the connection, whose
-trigger does in SQLite what there is to do for each row: in one statement, which is all or nothing and begins with the
-write lock.
+trigger does in SQLite what there is to do for each row: in one statement, which is all or nothing, and begins with the
+write lock where there is no transaction around it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ MOST: Final = 256 * len(COLUMNS)
 BATCHES: Final = f"""
 CREATE TEMP VIEW perdure_batch ({", ".join(COLUMNS)}) AS SELECT {", ".join(["NULL"] * len(COLUMNS))};
 
--- The first record of a run has an epoch, and moves the run's row on by all of them. Where nothing is looked for that
--- has changed, begun is NULL.
+-- The first row of a run has an epoch, and moves the run on by all its records. Where nothing is looked for that has
+-- changed, begun is NULL; where there is no record, that is.
 CREATE TEMP TRIGGER perdure_append INSTEAD OF INSERT ON perdure_batch WHEN NEW.run IS NOT NULL BEGIN
     UPDATE perdure_runs SET seq = NEW.last, status = NEW.status, meta = NEW.meta, size = size + NEW.grown
     WHERE run = NEW.run AND epoch = NEW.epoch AND owner = NEW.owner AND seq = NEW.seq - 1;
-    SELECT raise(ABORT, '{FENCED}') WHERE NEW.epoch IS NOT NULL AND changes() <> 1;
+    SELECT raise(ABORT, '{FENCED}') WHERE NEW.epoch IS NOT NULL AND changes() IS NOT 1;
     UPDATE perdure_runs SET begun = NEW.begun, flow = NEW.flow, queue = NEW.queue, priority = NEW.priority,
         taken = NEW.taken, wake = NEW.wake
     WHERE run = NEW.run AND NEW.begun IS NOT NULL;
