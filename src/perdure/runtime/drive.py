@@ -212,7 +212,7 @@ def _execute(call: Call, run: LiveRun | None, body: Body, connection: Any = None
     clock = run.clock if run else SYSTEM
     began = clock.monotonic()
     value, error = None, None
-    token = FRAME.set(frame)
+    token = FRAME.set(frame)  # as ``entered`` does, without three calls a step
     try:
         value = _within(work, call.step, body, run) if body.timeout is not None and call.what == "body" else work()
     except replay.NO_OUTCOME:
