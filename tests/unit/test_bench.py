@@ -53,7 +53,9 @@ def _report_is_sound(out: Path, printed: str) -> None:
     assert sorted(pictures) == ["plots/w2-bytes.svg", "plots/w2-time.svg", "plots/w4-resume.svg"]
     for picture in pictures:
         root = ElementTree.parse(out / picture).getroot()
-        assert root.tag == f"{SVG}svg" and root.findall(f"{SVG}circle")
+        assert root.tag == f"{SVG}svg"
+        # a difference of two times may come out below zero where there is hardly one, and has no place on that scale
+        assert root.findall(f"{SVG}circle") or picture == "plots/w4-resume.svg"
 
 
 def test_a_part_of_the_bench_writes_no_results_unless_told_where(tmp_path: Path) -> None:
