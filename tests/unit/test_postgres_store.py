@@ -164,6 +164,36 @@ def test_a_listing_of_what_is_due_uses_indexes(url: str, schema: str) -> None:
     store.close()
 
 
+def test_a_store_that_is_closed_while_its_heartbeat_connects_leaves_nothing_open(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # X3
+    store = PostgresStore(url)
+    store.claim(KEY)
+    connecting, closed = threading.Event(), threading.Event()
+    made: list[postgres_link.Connection] = []
+    real = postgres_link.connected
+
+    def slowly(place: postgres_link.Place) -> postgres_link.Connection:
+        connecting.set()
+        assert closed.wait(20)
+        made.append(real(place))
+        return made[0]
+
+    monkeypatch.setattr(postgres_link, "connected", slowly)
+
+    def beat() -> None:
+        with suppress(LeaseLost):  # its owner is gone
+            store.heartbeat()
+
+    beating = threading.Thread(target=beat, daemon=True)
+    beating.start()
+    assert connecting.wait(20)
+    store.close()
+    closed.set()
+    beating.join(20)
+    assert made and made[0].closed
+
+
 def test_to_read_a_part_of_a_journal_takes_no_look_at_what_follows(url: str) -> None:  # X8
     store = PostgresStore(url)
     lease = store.claim(KEY)

@@ -160,6 +160,9 @@ class PostgresStore(Handle):
             except psycopg.Error as error:
                 problem = failure("tell", self.place, error)
                 raise StoreBusy(problem.args[0], hint="It is tried again until the leases end.") from error
+            finally:
+                if self._closed or self._broken is not None:  # meanwhile, and what was connected since is still open
+                    link.drop()
             if not found or self._late:
                 self._owner, self._late = "", False
                 self._rows.clear()
