@@ -75,8 +75,15 @@ def _asked(messages: list[Any]) -> int:
 def _agent(shape: str) -> Agent:
     if shape == "agent":
         return Agent(model, [look], max_iterations=10**6, retries=0)
-    limit = {"transcript_limit": 20_000, "on_overflow": "compact", "compact": lambda said: str(_asked(said))}
-    return Agent(model, [look], max_iterations=10**6, retries=0, **limit)  # type: ignore[arg-type]
+    return Agent(
+        model,
+        [look],
+        max_iterations=10**6,
+        retries=0,
+        transcript_limit=20_000,
+        on_overflow="compact",
+        compact=lambda messages: str(_asked(messages)),
+    )
 
 
 def _execute(job: Job, durability: str) -> object:

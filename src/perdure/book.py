@@ -308,10 +308,10 @@ class Steps(Mapping[int, Step]):
     def usage(self, numbers: Container[int]) -> Usage:
         """What the attempts used that gave steps their results."""
         packed, made = self._packed, self._made
-        metered = {k for k, kind in enumerate(packed.kinds) if kind.metered}
+        usual = [_usual(kind).calls for kind in packed.kinds]
         places = zip(packed.number, packed.kind, strict=True)
         asked = [(number, kind) for number, kind in places if number in numbers and number not in made]
-        calls = sum(kind in metered for number, kind in asked if number not in packed.used)
+        calls = sum(usual[kind] for number, kind in asked if number not in packed.used)
         used = [packed.used[number] for number, _ in asked if number in packed.used]
         used += [step.attempts[-1].usage for step in made.values() if step.number in numbers]
         return sum(used, Usage(calls=calls))

@@ -271,17 +271,16 @@ def test_a_locked_store_is_not_waited_for_in_an_event_loop(tmp_path: Path, kind:
 
 
 def test_whoever_waits_for_what_is_only_read_reads_it_unless_somebody_is_at_the_store(
-    writer: Writer, store: Counting
+    writer: Writer, store: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # X8
     assert writer.look_up(threading.get_ident) == threading.get_ident()
-    with writer._at_store:
-        reads: list[int] = []
-        reading = threading.Thread(target=lambda: reads.append(writer.look_up(threading.get_ident)), daemon=True)
-        reading.start()
-        while not writer._queue:
-            SYSTEM.sleep(0.0005)
-    reading.join(DEADLINE)
-    assert reads == [writer._thread.ident]
+    there, leaves = threading.Event(), threading.Event()
+    writer.call(lambda: (there.set(), leaves.wait(DEADLINE)))
+    assert there.wait(DEADLINE)
+    with monkeypatch.context() as patched:
+        ring = writer.ring
+        patched.setattr(writer, "ring", lambda: (leaves.set(), ring()))  # what is asked for is queued by now
+        assert writer.look_up(threading.get_ident) == writer._thread.ident
     run = begin(writer)
     ticket = run.put()
     assert len(writer.look_up(lambda: store.read(run.lease.key))) == 1, "what is queued comes first"

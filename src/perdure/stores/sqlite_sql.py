@@ -15,25 +15,9 @@ from typing import Final
 from perdure.framing import FRAME
 from perdure.limits import MAX_RECORD
 
-COLUMNS: Final = (
-    "run",
-    "seq",
-    "record",
-    "epoch",
-    "owner",
-    "last",
-    "status",
-    "meta",
-    "grown",
-    "begun",
-    "flow",
-    "queue",
-    "priority",
-    "taken",
-    "wake",
-)
+COLUMNS: Final = "run seq record epoch owner last status meta grown begun flow queue priority taken wake".split()
 NOTED: Final = 6
-"""of them, the last ones, are looked for and hardly ever change: to write what an index has costs another page"""
+"""the last so many of them are looked for and hardly ever change: to write what an index has costs another page"""
 FENCED: Final = "perdure: fenced"
 """what the trigger says of a row whose lease is not current, or whose record is not the next one"""
 MOST: Final = 256 * len(COLUMNS)
