@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv/oldest/bin
 DOC ?=
 JOBS ?= auto
 SECONDS ?= 60
 BENCH ?=
 FUZZ := journal_file entry post value blob toml url name schema reply
 
-.PHONY: help setup demo test test-long fuzz check format bench lock clean
+.PHONY: help setup demo test test-long test-oldest fuzz check format bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -24,6 +25,9 @@ test: .venv/dev.stamp ## the tests (under 8 minutes on 2 cores)
 
 test-long: .venv/dev.stamp .venv/faults.stamp ## whole matrices of what `make test` samples (tens of minutes)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m long
+
+test-oldest: .venv/oldest.stamp ## that the oldest versions of other packages which pyproject.toml allows are enough
+	$(OLDEST)/python -m pytest -q -n $(JOBS) tests/unit tests/conformance
 
 fuzz: .venv/fuzz.stamp ## everything that reads bytes, SECONDS=60 each, with atheris
 	@for target in $(FUZZ); do echo "== $$target"; $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$(SECONDS) \
@@ -81,6 +85,17 @@ clean: ## remove what the targets made, but no runs
 	@echo "Setting up .venv/peers ..."
 	@test -x .venv/peers/bin/python || $(PYTHON) -m venv .venv/peers
 	@.venv/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/peers.txt
+	@touch $@
+
+# An environment of its own; the oldest there are of what is needed directly, with the tools for tests as they are now.
+.venv/oldest.stamp: pyproject.toml .venv/dev.stamp
+	@echo "Setting up .venv/oldest ..."
+	@test -x $(OLDEST)/python || $(PYTHON) -m venv .venv/oldest
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip compile --quiet --all-extras --resolution lowest-direct --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links --python $(OLDEST)/python -o .venv/oldest/versions.txt pyproject.toml
+	@$(BIN)/uv pip install --quiet --python $(OLDEST)/python -c .venv/oldest/versions.txt -e '.[postgres,redis,encryption]' \
+		--group dev
 	@touch $@
 
 # Not in the lock: it is there for few platforms, and only this target needs it.

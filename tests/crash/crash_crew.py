@@ -24,8 +24,15 @@ STEPS: Final = ("load", "split", *EXPERTS, "meta")
 PAPER: Final = "It was a dark and stormy night; the figures fell in torrents. " * 600  # large enough to be a blob
 WORDS: Final = 12
 
-mark: Callable[[str], None] = lambda text: None  # noqa: E731
-"""told of everything that is said; for the timeline of a power cut"""
+
+class Timeline:
+    """Told of everything that is said: for power cuts. An object, since who listens is no part of the code of a step
+    that says something."""
+
+    note: Callable[[str], object] = str
+
+
+timeline = Timeline()
 _tokens = itertools.count(1)
 _witness = -1
 _life = 0
@@ -40,7 +47,7 @@ def listen(path: str, life: int) -> None:
 def say(event: str, name: str) -> None:
     if _witness >= 0:
         os.writev(_witness, [f"{_life} {event} {name}\n".encode()])  # a call that no fault is injected into
-        mark(f"{event} {name}")
+        timeline.note(f"{event} {name}")
 
 
 def token(name: str) -> str:

@@ -68,7 +68,7 @@ def forked(root: str, store: str, at: int, when: str, verbs: bool = False, recor
             return when
 
         spying = spy.install(Path(root), plan)
-        crew.mark = spying.mark
+        crew.timeline.note = spying.mark
     with perdure.Client(spying if verbs else place(root, store)) as client:
         _fork(client)
         crew.say("acknowledged", "fork")

@@ -69,7 +69,7 @@ def recorded(root: str, store: str, job: str, life: int, drop: list[str]) -> int
         return "drop" if any(_matches(op, root, pattern) for pattern in drop) else None
 
     spying = _begin(root, life, plan)
-    crew.mark = spying.mark
+    crew.timeline.note = spying.mark
     run(root, store, job)
     Path(f"{root}.ops").write_bytes(msgspec.msgpack.encode(spying.ops))
     return spying.count

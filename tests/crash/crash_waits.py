@@ -219,7 +219,7 @@ def answered(root: str, store: str, at: int, when: str, record: bool = False) ->
         return when
 
     spying = spy.install(Path(root), plan)
-    crew.mark = spying.mark
+    crew.timeline.note = spying.mark
     with perdure.Client(url(root, store)) as client:
         client.answer("waits", None, "first", by="first")
         crew.say("acknowledged", "first")

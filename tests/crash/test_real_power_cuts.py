@@ -46,7 +46,7 @@ def begin(case: Case, root: Path, forgetful: bool) -> Child:
     def work(say: Callable[[str], None], hear: Callable[[], str]) -> None:
         if forgetful:
             spy.install(root, lambda number, op: "drop" if op.kind.startswith("sync") else None)
-        crew.mark = lambda text: say(text + "\n")
+        crew.timeline.note = lambda text: say(text + "\n")
         crew.listen(f"{root}.witness", 1)
         jobs.run(str(root), case.store, case.job)
         hear()  # stay, so that there is somebody to be frozen
