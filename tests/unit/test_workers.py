@@ -30,7 +30,7 @@ from perdure.model import OWN, Lease, Limits, RunKey, RunMeta
 from perdure.runtime.manager import CheckpointManager
 from perdure.runtime.queues import Offer, Search, room
 from perdure.runtime.settle import write
-from perdure.stores.base import EVERY, Which
+from perdure.stores.base import EVERY, Capabilities, Which
 from perdure.stores.memory import MemoryBackend, MemoryStore
 
 Open = Callable[[], CheckpointManager]
@@ -595,6 +595,24 @@ def test_a_run_that_somebody_else_took_up_first_keeps_its_queue_open() -> None:
     store = Raced([_row_of("raced", queue="one"), _row_of("b", queue="one", limits=Limits(concurrency=1))])
     taken = Search(Clock(), Offer({"adder": adder})).take(store, 9, busy=False)
     assert [row.goal for _, row in taken.runs] == ["b"]
+
+
+def test_a_lease_that_ends_while_a_worker_looks_is_not_overlooked() -> None:  # B2
+    class Ending(Listed):
+        """Its run is held by a dead process until it has been asked once."""
+
+        @property
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities, lease=1.5)
+
+        def runs(self, which: Which = EVERY) -> list[RunMeta]:
+            found = super().runs(which)
+            self.rows = [replace(row, holder=None) for row in self.rows]
+            return found
+
+    dead = Lease(RunKey("a"), 1, "o", 1, "h", 1.0)
+    taken = Search(Clock(), Offer({"adder": adder})).take(Ending([_row_of("a", holder=dead)]), 9, busy=False)
+    assert taken.held or taken.runs, "it was neither held by anybody nor free"
 
 
 def test_a_damaged_suspect_is_left_alone_and_others_are_executed() -> None:  # X4

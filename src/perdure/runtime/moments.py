@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
 from perdure import journal as j
@@ -45,7 +45,7 @@ def duration(text: str) -> timedelta:
 def date(text: str) -> float:
     """Seconds since 1970 of an ISO date or time; of a place without a zone by the clocks here. Raises ConfigError."""
     try:
-        return datetime.fromisoformat(text).astimezone(UTC).timestamp()
+        return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         raise ConfigError(f"{text[:40]!r} is no date.", hint="Write 2026-11-21, or 2026-11-21T08:00+01:00.") from None
 

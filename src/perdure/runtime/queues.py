@@ -103,6 +103,7 @@ class Search:
             raise
 
     def _take(self, store: Store, limit: int, busy: bool, runs: list[tuple[Lease, RunMeta]]) -> Taken:
+        held = self._are_held(store)  # looked at first: whatever ends after this is among those that are free now
         now = self._clock.now()
         rows = self._fitting(store, limit, now)
         suspects = {row.key for row in rows if self._is_suspect(row, now)}
@@ -122,7 +123,7 @@ class Search:
                 return Taken(runs, 0.0, alone=True)
         if len(runs) == limit:
             return Taken(runs, 0.0)
-        return self._rest(store, runs, pause, now)
+        return self._rest(store, runs, pause, now, held)
 
     def _claim(self, store: Store, row: RunMeta, runs: list[tuple[Lease, RunMeta]]) -> float:
         """Claim a run; if that cannot be now, when to look again."""
@@ -139,13 +140,15 @@ class Search:
                 self.leave(row.key, row.seq, damage)
         return 0.0
 
-    def _rest(self, store: Store, runs: list[tuple[Lease, RunMeta]], pause: float, now: float) -> Taken:
+    def _rest(self, store: Store, runs: list[tuple[Lease, RunMeta]], pause: float, now: float, held: bool) -> Taken:
         """There is room for more: how long until a run may be due by a date, or its holder found dead."""
-        lease = store.capabilities.lease
         soon = store.runs(replace(self._wanted, later=now, limit=1))
         pause = min(pause, *(row.wake - now for row in soon), _LONGEST)
-        held = lease < inf and bool(store.runs(replace(self._wanted, active=inf, limit=1)))
-        return Taken(runs, max(0.0, min(pause, lease / 4 if held else inf)), held=held)
+        return Taken(runs, max(0.0, min(pause, store.capabilities.lease / 4 if held else inf)), held=held)
+
+    def _are_held(self, store: Store) -> bool:
+        """Whether somebody holds runs that this worker could execute, and would tell nobody of his death."""
+        return store.capabilities.lease < inf and bool(store.runs(replace(self._wanted, active=inf, limit=1)))
 
     def _fitting(self, store: Store, limit: int, now: float) -> list[RunMeta]:
         """Runs that the worker may execute, the most urgent first: more than ``limit``, or all there are."""

@@ -116,9 +116,9 @@ class Worker:
         try:
             while not self._stopping:
                 self._news.clear()
-                idle = not self._works
+                idle, passed = not self._works, clock.monotonic() - began
                 taken = await self._take()
-                dying = taken.held and clock.monotonic() - began < can.lease  # what a dead one held is free after that
+                dying = taken.held and passed < can.lease  # what a dead one held is free after that
                 if self._until_idle and idle and not self._works and taken.pause > _ASK and not dying:
                     break
                 await self._sleep(taken.pause if deaf is not None else min(taken.pause, _ASK))
