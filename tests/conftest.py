@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from perdure import snapshot
 from perdure.testing.servers import Postgres, Valkey
@@ -16,6 +17,11 @@ from perdure.testing.servers import Postgres, Valkey
 # A shell that starts the suite in the background has it ignore Ctrl-C, and with it every process that the suite starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long an example takes depends on the machine.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

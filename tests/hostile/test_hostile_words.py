@@ -225,7 +225,7 @@ def test_any_text_is_the_url_of_a_store_or_our_error_and_makes_nothing(
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "mine"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=60), st.sampled_from(["", "file:", "sqlite:", "redis://", "postgresql://h/d?"]))
 def test_hypothesis_finds_no_url_either(text: str, scheme: str) -> None:
     url = scheme + text
@@ -248,7 +248,7 @@ def test_a_url_longer_than_any_is_refused() -> None:
 # -- names and the command line ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=40) | st.text("#0\u0663 ab/.\\", max_size=12))
 def test_any_text_is_a_name_or_our_error_and_what_names_a_run_names_one(text: str) -> None:  # rel:B6
     try:

@@ -523,7 +523,7 @@ _values = st.one_of(
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_entries_that_were_changed_anyhow_are_taken_or_refused(
     shapes: list[tuple[str, bytes]], data: st.DataObject
 ) -> None:
@@ -577,7 +577,7 @@ def _json(entry: dict[str, Any]) -> bytes:
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_bytes_that_were_changed_anyhow_are_taken_or_refused(sound: bytes, data: st.DataObject) -> None:
     tar = bytearray(gzip.decompress(sound))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -588,14 +588,14 @@ def test_bytes_that_were_changed_anyhow_are_taken_or_refused(sound: bytes, data:
 
 
 @given(data=st.binary(max_size=3000), tarred=st.booleans())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_any_bytes_are_refused(data: bytes, tarred: bool) -> None:  # rel:B3
     refused(gzip.compress(plain([HEAD]) + data) if tarred else data)
 
 
 @pytest.mark.long
 @given(data=st.data())
-@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
 def test_ten_thousand_changed_archives_are_taken_or_refused(
     shapes: list[tuple[str, bytes]], data: st.DataObject
 ) -> None:

@@ -102,7 +102,7 @@ _acts = st.one_of(
 
 
 @given(acts=st.lists(_acts, max_size=5), broken=st.sampled_from([None, "0", "1"]), signals=st.integers(0, 2))
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_any_run_goes_on_elsewhere_as_it_would_have_here(
     acts: list[tuple[str, Any]], broken: str | None, signals: int
 ) -> None:

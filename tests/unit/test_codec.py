@@ -165,13 +165,13 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(values)
 def test_values_come_back_with_their_exact_types(value: Any) -> None:  # W8, rel:R10
     assert same(trip(value), value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sets(keys), st.randoms())
 def test_sets_come_back_and_their_order_has_no_influence(value: set[Any], random: Any) -> None:  # W8
     shuffled = list(value)
@@ -181,13 +181,13 @@ def test_sets_come_back_and_their_order_has_no_influence(value: set[Any], random
     assert digest(value, "v") == digest(set(shuffled), "v")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(keys, values, max_size=5))
 def test_digest_ignores_the_order_of_keys(value: dict[Any, Any]) -> None:
     assert digest(value, "v") == digest(dict(reversed(value.items())), "v")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.recursive(
         texts | st.integers(), lambda inner: st.dictionaries(st.sampled_from(["~", "v", "type", "b64"]), inner)

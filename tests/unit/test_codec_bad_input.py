@@ -178,14 +178,14 @@ json_like = st.recursive(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(json_like)
 def test_loading_anything_gives_a_value_or_a_codec_error(stored: Any) -> None:  # rel:S2 B3
     with suppress(CodecError):
         loads(_raw(msgspec.json.encode(stored)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(SOUND), st.data())
 def test_damaged_bytes_give_a_value_or_a_codec_error(value: Any, data: Any) -> None:  # rel:B3
     payload, blobs = dumps(value)

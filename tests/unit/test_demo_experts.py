@@ -77,7 +77,7 @@ def test_clean_text_has_nothing_to_note(name: str) -> None:
     assert "Nothing to note." in EXPERTS[name](CLEAN)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text() | st.text(alphabet="#[]().,| \n\r`*-1aA5%\"'"))
 def test_no_text_upsets_an_expert(text: str) -> None:
     reviews = {name: expert(text) for name, expert in EXPERTS.items()}

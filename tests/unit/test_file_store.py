@@ -356,7 +356,7 @@ def test_leftovers_of_the_desktop_and_of_the_dead_are_nobodys_runs(root: Path) -
     store.close()
 
 
-@settings(max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_bytes_in_any_file_give_an_error_of_ours_or_none(root: Path, data: st.DataObject) -> None:  # rel:B3
     runs = journal(root).parent

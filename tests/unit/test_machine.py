@@ -248,6 +248,6 @@ def told(state: State) -> object:
 
 
 TestStrict = World.TestCase  # C2 X8 C3 C6 C10 X9
-TestStrict.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestStrict.settings = settings(max_examples=150, stateful_step_count=30)
 TestPipelined = Pipelined.TestCase
-TestPipelined.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestPipelined.settings = settings(max_examples=100, stateful_step_count=30)

@@ -93,7 +93,7 @@ def _after(name: str, forward: list[tuple[str, str, Any]]) -> set[str]:
     return found
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(drawings(), st.integers(1, 12))
 def test_random_graphs_end_alike_without_a_store_with_one_and_after_a_failure(drawn: dict[str, Any], at: int) -> None:
     # G1 G4 G7 rel:R1

@@ -183,7 +183,7 @@ def test_rows_are_counted_alike_with_pages_of_any_size(monkeypatch: pytest.Monke
     count=st.integers(0, 3),
     size=st.none() | st.integers(0, 3000),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_of_any_runs_only_those_go_that_may_and_the_limits_hold_then(
     runs: Sequence[tuple[str, int, int, str, str]], age: int | None, count: int, size: int | None
 ) -> None:  # K5 W3

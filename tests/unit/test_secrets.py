@@ -176,7 +176,7 @@ anything = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(value=anything, rules=st.sampled_from([None, Redaction()]))
 def test_no_value_shows_the_secrets_in_it(value: Any, rules: Redaction | None) -> None:  # rel:S8
     guard = Guard(RUN.key, rules)
@@ -403,7 +403,7 @@ ruled = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(value=ruled)
 def test_redacting_what_was_redacted_changes_nothing(value: Any) -> None:
     for guard in (RULES, Guard(RUN.key, Redaction())):
@@ -428,7 +428,7 @@ def test_what_is_no_rule_is_refused(wrong: Mapping[str, Any]) -> None:
         Redaction(**wrong)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cuts=st.lists(st.integers(0, 2000), max_size=6), place=st.integers(0, 900), key=st.sampled_from(KEYS))
 def test_a_key_that_is_streamed_in_pieces_is_hidden(cuts: list[int], place: int, key: str) -> None:
     text = "word " * (place // 5) + key + " and so on" * 80

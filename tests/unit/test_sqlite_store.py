@@ -420,7 +420,7 @@ def test_the_log_does_not_grow_with_the_number_of_commits(path: Path) -> None:
     assert not log.exists()
 
 
-@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=40)), min_size=1, max_size=4))
 def test_random_damage_gives_an_error_of_ours_or_none(path: Path, changes: list[tuple[int, bytes]]) -> None:  # rel:B3
     sound = path.read_bytes()

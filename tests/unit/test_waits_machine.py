@@ -209,4 +209,4 @@ class World(RuleBasedStateMachine):
 
 
 TestWaits = World.TestCase
-TestWaits.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestWaits.settings = settings(max_examples=150, stateful_step_count=40)
