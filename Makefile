@@ -12,7 +12,7 @@ FUZZ := journal_file entry post value blob toml url name schema reply
 .PHONY: help setup demo test test-long test-oldest fuzz check format bench lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/dev.stamp ## everything for working on Perdure, into .venv
 
@@ -26,7 +26,7 @@ test: .venv/dev.stamp ## the tests (under 8 minutes on 2 cores)
 test-long: .venv/dev.stamp .venv/faults.stamp ## whole matrices of what `make test` samples (tens of minutes)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m long
 
-test-oldest: .venv/oldest.stamp ## that the oldest versions of other packages which pyproject.toml allows are enough
+test-oldest: .venv/oldest.stamp ## unit and conformance tests with the oldest packages that pyproject.toml allows
 	$(OLDEST)/python -m pytest -q -n $(JOBS) tests/unit tests/conformance
 
 fuzz: .venv/fuzz.stamp ## everything that reads bytes, SECONDS=60 each, with atheris
